@@ -1,0 +1,445 @@
+"""The command line: options, and wiring the modules together. Nothing is decided here.
+
+What a command needs is imported when it runs: `--help` and a worker's start pay only for what they use.
+"""
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from workers import config as configuration
+from workers.config import ClientConfig, ConfigError, Default, Rank, Setting
+from workers.lifecycle import LEFT_BEHIND, ExitCode, Shutdown, WorkerError, set_up_logging
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+
+    from workers.server import Check, Server
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+DEFAULT_METRICS_PORT = 8000
+DEFAULT_COUNT = 100
+DEFAULT_SIZE = 100
+
+
+class Option(click.Option):
+    """An option that is an environment variable too: `--some-option` is KAFKA_SOME_OPTION."""
+
+    def __init__(self, *arguments: Any, **attributes: Any) -> None:
+        attributes.setdefault("show_envvar", True)
+        super().__init__(*arguments, **attributes)
+        if self.envvar is None and self.name is not None:
+            long_name = max(self.opts, key=len).lstrip("-")
+            self.envvar = "KAFKA_" + long_name.replace("-", "_").upper()
+
+
+def option(*arguments: Any, **attributes: Any) -> Callable[[_Command], _Command]:
+    return click.option(*arguments, cls=Option, **attributes)
+
+
+def _apply(command: _Command, options: Sequence[Callable[[_Command], _Command]]) -> _Command:
+    for each in reversed(options):
+        command = each(command)
+    return command
+
+
+POSITIVE = click.IntRange(min=1)
+SECONDS = click.FloatRange(min=0)
+POSITIVE_NUMBER = click.FloatRange(min=0, min_open=True)
+
+# Options that are one librdkafka property each.
+CONNECTION = {
+    "bootstrap_servers": "bootstrap.servers",
+    "client_id": "client.id",
+    "security_protocol": "security.protocol",
+    "sasl_mechanism": "sasl.mechanism",
+    "sasl_username": "sasl.username",
+    "ssl_ca_location": "ssl.ca.location",
+    "ssl_certificate_location": "ssl.certificate.location",
+    "ssl_key_location": "ssl.key.location",
+}
+# Secrets: the option with the file's name, the variable with the secret itself, and the property.
+SECRETS = (
+    ("sasl_password_file", "KAFKA_SASL_PASSWORD", "sasl.password"),
+    ("ssl_key_password_file", "KAFKA_SSL_KEY_PASSWORD", "ssl.key.password"),
+)
+
+
+def connection_options(command: _Command) -> _Command:
+    """How to reach the brokers, for every command that does."""
+    protocols = click.Choice(["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"], case_sensitive=False)
+    return _apply(
+        command,
+        [
+            option("--bootstrap-servers", default="localhost:9092", show_default=True, help="Brokers to begin with."),
+            option("--security-protocol", type=protocols, help="How to talk to the brokers.  [default: plaintext]"),
+            option("--sasl-mechanism", help="SCRAM-SHA-512, SCRAM-SHA-256, PLAIN, OAUTHBEARER or GSSAPI."),
+            option("--sasl-username", help="User of SASL."),
+            option("--sasl-password-file", type=Path, help="File with its password; or variable KAFKA_SASL_PASSWORD."),
+            option("--ssl-ca-location", help="File or directory of CA certificates that brokers are checked with."),
+            option("--ssl-certificate-location", help="Our certificate (PEM), for mTLS."),
+            option("--ssl-key-location", help="Its private key (PEM)."),
+            option("--ssl-key-password-file", type=Path, help="File with its password; or KAFKA_SSL_KEY_PASSWORD."),
+            option("--client-id", default="kafka-workers", show_default=True, help="Our name in the brokers' logs."),
+            option("--property", "properties", multiple=True, metavar="NAME=VALUE",
+                   help="Any librdkafka property; repeatable."),
+            option("--properties-file", type=Path, help="File of NAME=VALUE lines with librdkafka properties."),
+            option("--timeout", type=POSITIVE_NUMBER, help="Give up when no broker answers for so many seconds."),
+            option("--show-config", is_flag=True, help="Print what is in force and where it comes from, and exit."),
+            option("--log-format", type=click.Choice(["text", "json"]), help="[default: text on a terminal]"),
+            option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info",
+                   show_default=True),
+        ],
+    )  # fmt: skip
+
+
+def worker_options(command: _Command) -> _Command:
+    """What both workers have."""
+    return _apply(
+        command,
+        [
+            option("--metrics-port", type=click.IntRange(0, 65535), default=DEFAULT_METRICS_PORT, show_default=True,
+                   help="Port of /metrics, /livez and /readyz; 0 for any free one."),
+            option("--metrics-host", default="0.0.0.0", show_default=True, help="Address it listens on."),  # noqa: S104
+            option("--no-metrics", is_flag=True, help="Do not listen at all."),
+            option("--shutdown-timeout", type=SECONDS, default=25.0, show_default=True,
+                   help="Seconds that stopping may take after SIGTERM."),
+            option("--summary", type=click.Choice(["text", "json"]), default="text", show_default=True,
+                   help="Form of the account at the end."),
+        ],
+    )  # fmt: skip
+
+
+class Context:
+    """The parameters of the command that runs, with the places they came from."""
+
+    def __init__(self) -> None:
+        self._click = click.get_current_context()
+        self.values: dict[str, Any] = self._click.params
+
+    def given(self, name: str) -> bool:
+        return self._source(name) in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+
+    def rank(self, name: str) -> Rank:
+        match self._source(name):
+            case ParameterSource.COMMANDLINE:
+                return Rank.COMMAND_LINE
+            case ParameterSource.ENVIRONMENT:
+                return Rank.ENVIRONMENT
+        return Rank.DEFAULT
+
+    def origin(self, name: str) -> str:
+        """Where the user finds the value: the option, the variable, or that it is a default."""
+        parameter = next(each for each in self._click.command.params if each.name == name)
+        match self._source(name):
+            case ParameterSource.COMMANDLINE:
+                return max(parameter.opts, key=len)
+            case ParameterSource.ENVIRONMENT:
+                return f"variable {parameter.envvar}"
+        return "default"
+
+    def _source(self, name: str) -> ParameterSource | None:
+        return self._click.get_parameter_source(name)
+
+    def client_config(self, defaults: Sequence[Default], extra: Sequence[Setting] = ()) -> ClientConfig:
+        """The librdkafka configuration that the options, the environment and the properties file make."""
+        settings = list(extra)
+        path: Path | None = self.values["properties_file"]
+        if path is not None:
+            settings += configuration.read_properties_file(path)
+        for text in self.values["properties"]:
+            settings.append(configuration.parse_property(text, self.rank("properties"), self.origin("properties")))
+        for name, key in CONNECTION.items():
+            if self.values[name] is not None:
+                settings.append(Setting(key, str(self.values[name]).strip(), self.rank(name), self.origin(name)))
+        for name, variable, key in SECRETS:
+            path = self.values[name]
+            if path is not None:
+                settings.append(
+                    Setting(key, configuration.read_secret(path), self.rank(name), f"{self.origin(name)} {path}")
+                )
+            elif variable in os.environ:
+                settings.append(Setting(key, os.environ[variable], Rank.ENVIRONMENT, f"variable {variable}"))
+        return ClientConfig(defaults, settings)
+
+    def show_config(self, config: ClientConfig) -> None:
+        """With --show-config: prints it and ends the command."""
+        if not self.values["show_config"]:
+            return
+        connection = {*CONNECTION, "properties", "properties_file", "show_config", *(name for name, _, _ in SECRETS)}
+        rows = [
+            (max(parameter.opts, key=len), str(self.values[parameter.name]), self.origin(parameter.name))
+            for parameter in self._click.command.params
+            if parameter.name in self.values and parameter.name not in connection
+        ]
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        lines = [f"{name:{widths[0]}}  {value:{widths[1]}}  {origin}" for name, value, origin in rows]
+        click.echo("\n".join(["# options", *lines, "", "# librdkafka properties", config.show()]))
+        raise SystemExit(ExitCode.OK)
+
+    def set_up_logging(self) -> None:
+        set_up_logging(self.values["log_format"], self.values["log_level"])
+
+    @contextmanager
+    def serve(self, collector: "Collector", ready: "Check", live: "Check") -> Iterator["Server | None"]:
+        """The metrics port, while the worker runs."""
+        from prometheus_client import CollectorRegistry, ProcessCollector
+
+        from workers.server import Server
+
+        if self.values["no_metrics"]:
+            yield None
+            return
+        registry = CollectorRegistry()
+        registry.register(collector)
+        ProcessCollector(registry=registry)
+        with Server(registry, ready, live) as server:
+            # Two workers on one laptop must not need an option; a port that was asked for must be that port.
+            host, port = self.values["metrics_host"], self.values["metrics_port"]
+            bound = server.start(host, port, any_port_if_taken=not self.given("metrics_port"))
+            logging.getLogger("workers").info("metrics on port %d: /metrics, /livez, /readyz", bound)
+            yield server
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="kafka-workers", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Kafka workers that account for every message.
+
+    Every option is an environment variable too: --some-option is KAFKA_SOME_OPTION.
+    Exit codes: 0 all well, 1 something failed to deliver or a fatal Kafka error, 2 wrong usage or configuration, 3 a
+    verification found loss.
+    """
+
+
+@cli.command()
+@option("--topic", default="teste", show_default=True, help="Topic to write to.")
+@option("--count", type=POSITIVE, help=f"Messages to send.  [default: {DEFAULT_COUNT}, or all of the input]")
+@option("--rate", type=POSITIVE_NUMBER, help="Messages per second.  [default: as fast as it goes]")
+@option(
+    "--size", type=click.IntRange(57, 100_000_000), help=f"Bytes of a test message's value.  [default: {DEFAULT_SIZE}]"
+)
+@option("--duration", type=POSITIVE_NUMBER, help="Stop after so many seconds.")
+@option("--forever", is_flag=True, help="Send until stopped.")
+@option("--input", "input_path", metavar="FILE|-", help="Send the lines of a file, or of standard input.")
+@option("--key-separator", help="Lines are KEY<separator>VALUE.")
+@option("--key-field", help="Lines are JSON objects; this field is the key.")
+@option(
+    "--on-invalid",
+    type=click.Choice(["stop", "dead-letter"]),
+    default="stop",
+    show_default=True,
+    help="What happens with a line that is not such JSON.",
+)
+@option("--dead-letter-topic", help="Where invalid lines go.  [default: TOPIC.dlq]")
+@option("--source", metavar="MODULE:FUNCTION", help="Send what this function yields.")
+@option("--stamp", is_flag=True, help="Give messages of --input or --source a stamp in a header, for `verify`.")
+@option("--run", "run_name", help="Name of this run in the stamps.  [default: a new one]")
+@option(
+    "--producer-index",
+    type=click.IntRange(0, 9999),
+    default=None,
+    help="Number of this producer in the stamps.  [default: JOB_COMPLETION_INDEX, or 0]",
+)
+@option("--verbose", is_flag=True, help="Print each delivery on standard output.")
+@option(
+    "--linger",
+    type=SECONDS,
+    default=0.0,
+    show_default=True,
+    help="Stay up at the end until the metrics have been scraped once, at most so many seconds.",
+)
+@worker_options
+@connection_options
+def produce(**_options: object) -> None:
+    """Send messages, and account for every delivery.
+
+    Without --input or --source they are stamped test messages, so that `verify` can tell what became of each.
+    """
+    from workers import commands
+
+    commands.produce(Context())
+
+
+@cli.command()
+@option("--topic", "topics", multiple=True, default=["teste"], show_default=True, help="Topic to read; repeatable.")
+@option("--group-id", default="kafka-workers", show_default=True, help="Consumer group to join.")
+@option(
+    "--group-protocol",
+    type=click.Choice(["classic", "consumer"]),
+    default="classic",
+    show_default=True,
+    help="Rebalance protocol; consumer is KIP-848, for brokers from 4.0 on.",
+)
+@option(
+    "--format",
+    "format_name",
+    type=click.Choice(["text", "json", "value"]),
+    default="text",
+    show_default=True,
+    help="How messages are printed.",
+)
+@option("--handler", metavar="MODULE:NAME", help="Call this instead of printing.")
+@option(
+    "--on-error",
+    type=click.Choice(["retry", "dead-letter", "stop"]),
+    default="dead-letter",
+    show_default=True,
+    help="When the handler raises: retry for ever, or after --max-attempts write a dead letter or stop.",
+)
+@option("--max-attempts", type=POSITIVE, default=5, show_default=True, help="Calls of the handler for one message.")
+@option(
+    "--retry-backoff",
+    type=POSITIVE_NUMBER,
+    default=0.1,
+    show_default=True,
+    help="Seconds before the second call; then doubled.",
+)
+@option(
+    "--retry-backoff-max", type=POSITIVE_NUMBER, default=30.0, show_default=True, help="Seconds between calls at most."
+)
+@option("--dead-letter-topic", help="Where messages go that the handler never takes.  [default: TOPIC.dlq]")
+@option("--from-beginning", is_flag=True, help="Begin at the oldest message where the group has committed nothing.")
+@option("--max-messages", type=POSITIVE, help="Stop after so many messages.")
+@option("--idle-timeout", type=POSITIVE_NUMBER, help="Stop when none came for so many seconds.")
+@option(
+    "--stall-timeout",
+    type=POSITIVE_NUMBER,
+    default=300.0,
+    show_default=True,
+    help="Seconds without progress after which /livez fails.",
+)
+@worker_options
+@connection_options
+def consume(**_options: object) -> None:
+    """Read topics as a member of a group, at least once; print each message or have a handler called."""
+    from workers import commands
+
+    commands.consume(Context())
+
+
+@cli.command()
+@option("--group-id", default="kafka-workers", show_default=True, help="Consumer group.")
+@option("--topic", "topics", multiple=True, help="Only this topic; repeatable.  [default: all of the group]")
+@option("--watch", is_flag=True, help="Show it again every --interval seconds until stopped.")
+@option("--interval", type=POSITIVE_NUMBER, default=2.0, show_default=True, help="Seconds between two looks.")
+@option("--json", "as_json", is_flag=True, help="One JSON document for each look.")
+@option("--max-lag", type=click.IntRange(min=0), help="Exit 1 when the group is further behind, in messages.")
+@connection_options
+def lag(**_options: object) -> None:
+    """Show a consumer group as the brokers see it: members, their partitions, lag, idle members."""
+    from workers import commands
+
+    commands.lag(Context())
+
+
+@cli.command()
+@option("--topic", default="teste", show_default=True, help="Topic to read.")
+@option("--account", metavar="FILE|-", help="What `produce --summary json` wrote: tells lost from failed and unknown.")
+@option("--run", "runs", multiple=True, help="Only this run; repeatable.")
+@option("--json", "as_json", is_flag=True, help="One JSON document for each run.")
+@connection_options
+def verify(**_options: object) -> None:
+    """Read a topic to its end and account for the stamped messages in it; exit 3 when one was lost.
+
+    Without --account every gap below the highest sequence counts as lost.
+    """
+    from workers import commands
+
+    commands.verify(Context())
+
+
+@cli.command()
+@option("--brokers", type=click.IntRange(1, 9), default=3, show_default=True, help="How many brokers.")
+@option("--create-topic", "topics", multiple=True, default=["teste"], show_default=True, help="Topics to create.")
+@option("--partitions", type=POSITIVE, default=3, show_default=True, help="Partitions of each.")
+@option(
+    "--heap",
+    "heap_mb",
+    type=click.IntRange(min=128),
+    default=256,
+    show_default=True,
+    help="Java heap of a broker, MiB.",
+)
+def cluster(brokers: int, topics: tuple[str, ...], partitions: int, heap_mb: int) -> None:
+    """Run a real Apache Kafka cluster on loopback until Ctrl-C; leaves nothing behind."""
+    from workers.cluster import Cluster
+
+    shutdown = Shutdown(0)
+    shutdown.install()
+    with Cluster(brokers, heap_mb=heap_mb, say=_say) as running:
+        for topic in topics:
+            running.create_topic(topic, partitions)
+        # On standard output, alone on its line: scripts read it.
+        click.echo(running.bootstrap_servers)
+        _say(f"topics {', '.join(topics)}; to use it: export KAFKA_BOOTSTRAP_SERVERS={running.bootstrap_servers}")
+        while not shutdown.requested:
+            running.check()
+            time.sleep(0.1)
+
+
+@cli.command()
+@click.option("--quick", is_flag=True, help="Fewer messages: under 25 s instead of under 60.")
+@click.option("--plain", is_flag=True, help="Lines instead of a live table, as where there is no terminal.")
+def demo(quick: bool, plain: bool) -> None:
+    """See it work: three brokers, a producer, four consumers on three partitions, and a broker that is killed."""
+    from workers.demo import run
+
+    shutdown = Shutdown(10)
+    shutdown.install()
+    raise SystemExit(run(quick=quick, live=not plain and sys.stdout.isatty(), shutdown=shutdown, say=_say))
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def main() -> None:
+    """Runs the command; every error is one line on standard error and an exit code."""
+    command = " ".join(["kafka-workers", *[word for word in sys.argv[1:2] if not word.startswith("-")]])
+    code: int = ExitCode.OK
+    try:
+        cli.main(prog_name="kafka-workers", standalone_mode=False)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else ExitCode.FAILED
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        code = ExitCode.USAGE
+    except click.ClickException as error:
+        code = _complain(command, f"{error.format_message()} (see {command} --help)", ExitCode.USAGE)
+    except ConfigError as error:
+        code = _complain(command, str(error), ExitCode.USAGE)
+    except WorkerError as error:
+        code = _complain(command, str(error), error.code)
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except BrokenPipeError:
+        code = ExitCode.OK
+    _end(code)
+
+
+def _complain(command: str, text: str, code: ExitCode) -> ExitCode:
+    click.echo(f"{command}: {' '.join(text.split())}", err=True)
+    return code
+
+
+def _end(code: int) -> None:
+    """Ends, at once where something was left behind: the interpreter would wait for it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.stderr.flush()
+    if any(thread.name in LEFT_BEHIND for thread in threading.enumerate()):
+        os._exit(code)
+    sys.exit(code)

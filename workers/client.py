@@ -1,0 +1,140 @@
+"""What both workers do with their librdkafka client: make it, hear its events, wait for its brokers.
+
+librdkafka reports through callbacks that run inside `poll`. They only take notes here; the worker's loop looks at the
+notes and decides, because an exception raised in a callback gets lost or surfaces in the wrong place.
+"""
+
+import logging
+import time
+from typing import Any, TypeVar
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient
+
+from workers.config import ClientConfig, ConfigError
+from workers.lifecycle import ExitCode, Shutdown, WorkerError
+from workers.statistics import Statistics, parse
+
+log = logging.getLogger("workers")
+
+# How long a topic may be missing at the start when no --timeout is given: a KafkaTopic that was just applied takes
+# seconds.
+TOPIC_GRACE_S = 10.0
+# The same complaint again only after this long.
+REPEAT_S = 10.0
+
+_Client = TypeVar("_Client", Consumer, Producer, AdminClient)
+
+
+class Events:
+    """What librdkafka said last: its statistics, whether brokers answer, and what ends the worker."""
+
+    def __init__(self) -> None:
+        self.statistics: Statistics | None = None
+        self.fatal: WorkerError | None = None
+        self._connected = False
+        self._said: dict[str, float] = {}
+
+    @property
+    def brokers_up(self) -> bool:
+        return self.statistics is not None and self.statistics.brokers_up > 0
+
+    def callbacks(self) -> dict[str, Any]:
+        return {"error_cb": self.on_error, "stats_cb": self.on_statistics, "logger": logging.getLogger("librdkafka")}
+
+    def on_statistics(self, text: str) -> None:
+        self.statistics = parse(text)
+        self._connected = self._connected or self.statistics.brokers_up > 0
+
+    def on_error(self, error: KafkaError) -> None:
+        reason = error.str()
+        if error.fatal():
+            self.fatal = WorkerError(f"fatal Kafka error {error.name()}: {reason}")
+        elif error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL) and _is_refusal(reason):
+            # Trying again with the same secrets cannot help; a restarted pod reads them anew.
+            code = ExitCode.FAILED if self._connected else ExitCode.USAGE
+            self.fatal = WorkerError(
+                f"the brokers refuse us, check the password, the CA and the certificates: {reason}", code
+            )
+        else:
+            self.say(error.name(), reason)
+
+    def say(self, name: str, reason: str) -> None:
+        """Logs a warning, unless the same `name` was said a moment ago."""
+        now = time.monotonic()
+        if now - self._said.get(name, -REPEAT_S) >= REPEAT_S:
+            self._said[name] = now
+            log.warning("%s: %s", name, reason)
+
+    def check(self) -> None:
+        """Raises WorkerError when the worker cannot go on."""
+        if self.fatal is not None:
+            raise self.fatal
+
+
+def _is_refusal(reason: str) -> bool:
+    """A handshake that failed for what we are, not for a broker that went away in its middle."""
+    return any(word in reason.lower() for word in ("authentication failed", "credential", "certificate", "verify"))
+
+
+def make(kind: type[_Client], config: ClientConfig, extra: dict[str, Any]) -> _Client:
+    """A client; raises ConfigError naming the property that librdkafka refuses."""
+    try:
+        return kind({**config.properties(), **extra})
+    except KafkaException as error:
+        raise config.explain(error) from None
+
+
+def wait_for_topics(
+    client: Consumer | Producer | AdminClient,
+    topics: list[str],
+    config: ClientConfig,
+    events: Events,
+    *,
+    timeout_s: float | None,
+    shutdown: Shutdown | None = None,
+) -> dict[str, int]:
+    """The number of partitions of each topic, as soon as brokers answer; says so while they do not.
+
+    Raises WorkerError when `timeout_s` is over (None waits for ever) and ConfigError when the brokers answer that a
+    topic does not exist. Returns an empty dictionary when a stop was asked for meanwhile.
+    """
+    servers = config.get("bootstrap.servers")
+    started = time.monotonic()
+    answered_at: float | None = None
+    while shutdown is None or not shutdown.requested:
+        partitions: dict[str, int] | None
+        try:
+            partitions = {
+                topic: len(client.list_topics(topic, timeout=1.0).topics[topic].partitions) for topic in topics
+            }
+            if not topics:
+                client.list_topics(timeout=1.0)
+        except KafkaException as error:
+            partitions = None
+            events.say("waiting", f"no answer from {servers} yet, still trying: {error.args[0].str()}")
+        _poll(client)
+        events.check()
+        now = time.monotonic()
+        if partitions is not None:
+            answered_at = answered_at or now
+            missing = ", ".join(topic for topic, count in partitions.items() if not count)
+            if not missing:
+                return partitions
+            events.say("waiting", f"topic {missing} does not exist at {servers} yet")
+            if now - answered_at >= (TOPIC_GRACE_S if timeout_s is None else timeout_s):
+                raise ConfigError(f"--topic: {missing} does not exist at {servers}; create it, or correct the name")
+        elif timeout_s is not None and now - started >= timeout_s:
+            raise WorkerError(
+                f"no answer from {servers} within {timeout_s:g} s; check --bootstrap-servers and that Kafka runs"
+            )
+        time.sleep(0.2)
+    return {}
+
+
+def _poll(client: Consumer | Producer | AdminClient) -> None:
+    """Serves the callbacks. A consumer that has no subscription yet has no message to lose."""
+    if isinstance(client, Consumer):
+        client.consume(0, 0)
+    else:
+        client.poll(0)

@@ -1,0 +1,325 @@
+"""What the commands do, put together from the modules that do it."""
+
+import itertools
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from confluent_kafka import KafkaError, Message
+from confluent_kafka.admin import AdminClient
+
+from workers import groups
+from workers import verify as verification
+from workers.accounts import as_text, read_accounts, summarize
+from workers.client import Events, make, wait_for_topics
+from workers.config import (
+    CLASSIC_DEFAULTS,
+    COMMON_DEFAULTS,
+    CONSUMER_DEFAULTS,
+    PRODUCER_DEFAULTS,
+    ClientConfig,
+    ConfigError,
+    Rank,
+    Setting,
+    read_text,
+)
+from workers.consumer import Consumer, ErrorPolicy
+from workers.deadletters import DeadLetters
+from workers.handlers import load_handler, printer
+from workers.lifecycle import ExitCode, Shutdown, WorkerError
+from workers.loading import load
+from workers.messages import check_run, new_run, stream_of
+from workers.metrics import ConsumerCollector, ProducerCollector
+from workers.producer import Producer, outcome_of
+from workers.sources import LineFormat, Source, SourceError, StampedSource, ThreadedSource, call_source, read_file
+
+if TYPE_CHECKING:
+    from workers.cli import Context
+    from workers.server import Server
+
+log = logging.getLogger("workers")
+
+DEFAULT_COUNT = 100
+DEFAULT_SIZE = 100
+
+
+def produce(context: "Context") -> None:
+    """Runs the producer; raises WorkerError when a message was not acknowledged."""
+    values = context.values
+    config = context.client_config(PRODUCER_DEFAULTS)
+    context.show_config(config)
+    context.set_up_logging()
+    _check_combinations(context)
+    run, index = _run_and_index(context)
+    shutdown = Shutdown(values["shutdown_timeout"])
+    records = _records(context)
+    producer = Producer(
+        config,
+        values["topic"],
+        shutdown,
+        rate=values["rate"],
+        dead_letter_topic=values["dead_letter_topic"],
+        report=_delivery_printer(shutdown) if values["verbose"] else None,
+    )
+    shutdown.install()
+    collector = ProducerCollector(producer, config.get("client.id"))
+    with context.serve(collector, producer.ready, producer.live) as server:
+        producer.start(values["timeout"])
+        source: Source
+        if records is None:
+            size = values["size"] or DEFAULT_SIZE
+            source = StampedSource(run, index, size, _count(values), producer.partitions)
+        else:
+            stamp = stream_of(run, index, None) if values["stamp"] else None
+            source = ThreadedSource(itertools.islice(records, values["count"]), stamp)
+        trouble = _send_all(producer, source, values, shutdown)
+        _show_account(producer, run, values["summary"])
+        _linger(server, values["linger"], shutdown)
+    producer.close()
+    if trouble is not None:
+        raise trouble
+    undelivered = producer.deliveries.failed + producer.deliveries.unknown + producer.dead_letters.failed
+    if undelivered + producer.dead_letters.unknown:
+        raise WorkerError(f"{undelivered} of {producer.deliveries.enqueued} messages were not acknowledged")
+
+
+def _check_combinations(context: "Context") -> None:
+    values = context.values
+    if values["input_path"] is not None and values["source"] is not None:
+        raise ConfigError("--input and --source exclude each other; give one")
+    if values["forever"] and values["count"] is not None:
+        raise ConfigError("--forever and --count exclude each other; give one")
+    own = values["input_path"] is not None or values["source"] is not None
+    for name in ("key_separator", "key_field"):
+        if values[name] is not None and values["input_path"] is None:
+            raise ConfigError(f"{context.origin(name)} is about the lines of --input; give that too")
+    if values["key_separator"] is not None and values["key_field"] is not None:
+        raise ConfigError("--key-separator and --key-field exclude each other; give one")
+    if values["key_separator"] == "":
+        raise ConfigError("--key-separator is empty; give the characters between key and value")
+    if values["size"] is not None and own:
+        raise ConfigError("--size is about test messages; --input and --source have sizes of their own")
+    if values["stamp"] and not own:
+        raise ConfigError("--stamp is about --input and --source; test messages always carry a stamp")
+
+
+def _run_and_index(context: "Context") -> tuple[str, int]:
+    values = context.values
+    try:
+        run = check_run(values["run_name"]) if values["run_name"] is not None else new_run()
+    except ValueError as error:
+        raise ConfigError(f"{context.origin('run_name')}: {error}") from None
+    if values["producer_index"] is not None:
+        return run, values["producer_index"]
+    # Kubernetes tells each pod of an Indexed Job its number in this variable.
+    index = os.environ.get("JOB_COMPLETION_INDEX", "0")
+    if not index.isdecimal() or int(index) > 9999:
+        raise ConfigError(f"variable JOB_COMPLETION_INDEX: expected a number from 0 to 9999, got {index!r}")
+    return run, int(index)
+
+
+def _records(context: "Context") -> Iterator[dict[str, Any]] | None:
+    """The user's own messages, or None for test messages. Opened now: a mistake must show before anything is sent."""
+    values = context.values
+    if values["source"] is not None:
+        return call_source(load("--source", values["source"]), values["source"])
+    if values["input_path"] is None:
+        return None
+    separator = values["key_separator"]
+    line_format = LineFormat(
+        separator.encode() if separator is not None else None,
+        values["key_field"],
+        values["on_invalid"] == "dead-letter",
+    )
+    return read_file(values["input_path"], line_format)
+
+
+def _count(values: dict[str, Any]) -> int | None:
+    if values["forever"] or (values["count"] is None and values["duration"] is not None):
+        return None
+    return values["count"] or DEFAULT_COUNT
+
+
+def _send_all(producer: Producer, source: Source, values: dict[str, Any], shutdown: Shutdown) -> WorkerError | None:
+    """Runs the producer; what went wrong is returned, because the account comes first."""
+    length = values["count"] or (None if values["input_path"] or values["source"] else _count(values))
+    show = length is not None and sys.stderr.isatty() and not values["verbose"]
+    bar = click.progressbar(length=length or 1, label="sending", file=sys.stderr, show_pos=True) if show else None
+    try:
+        with bar if bar is not None else nullcontext():
+            producer.run(source, values["duration"], bar.update if bar is not None else lambda _: None)
+    except SourceError as error:
+        return WorkerError(f"{error}; what came before it was sent", ExitCode.USAGE)
+    except WorkerError as error:
+        return error
+    if shutdown.requested and producer.deliveries.unsettled:
+        return WorkerError(f"stopped before {producer.deliveries.unsettled} messages were acknowledged")
+    return None
+
+
+def _delivery_printer(shutdown: Shutdown) -> Callable[[KafkaError | None, Message], None]:
+    def show(error: KafkaError | None, message: Message) -> None:
+        if error is None:
+            line = f"delivered {message.topic()}[{message.partition()}]@{message.offset()}"
+        else:
+            line = f"{outcome_of(error)} {message.topic()}: {error.name()}: {error.str()}"
+        try:
+            print(line)
+        except BrokenPipeError:
+            # Nobody reads any more; an exception here would end up inside librdkafka.
+            shutdown.request()
+
+    return show
+
+
+def _show_account(producer: Producer, run: str, form: str) -> None:
+    summary = summarize(producer.deliveries, run, producer.finished_at - producer.started_at)
+    if producer.dead_letters.enqueued:
+        summary["dead_letters"] = producer.dead_letters.acknowledged
+    click.echo(json.dumps(summary) if form == "json" else as_text(summary))
+
+
+def _linger(server: "Server | None", linger_s: float, shutdown: Shutdown) -> None:
+    """A Job's last numbers must be scraped before its pod is gone."""
+    if server is None or not linger_s:
+        return
+    server.scraped.clear()
+    deadline = time.monotonic() + linger_s
+    while time.monotonic() < deadline and not shutdown.requested:
+        if server.scraped.wait(0.1):
+            return
+
+
+def consume(context: "Context") -> None:
+    """Runs the consumer."""
+    values = context.values
+    config = _consumer_config(context)
+    context.show_config(config)
+    context.set_up_logging()
+    shutdown = Shutdown(values["shutdown_timeout"])
+    handler = load_handler(values["handler"]) if values["handler"] is not None else printer(values["format_name"])
+    # The consumer's own properties mean nothing to the producer of dead letters, so it gets what is about the
+    # connection.
+    dead_letter_config = context.client_config(PRODUCER_DEFAULTS)
+    consumer = Consumer(
+        config,
+        values["topics"],
+        handler,
+        shutdown,
+        policy=ErrorPolicy(
+            values["on_error"], values["max_attempts"], values["retry_backoff"], values["retry_backoff_max"]
+        ),
+        dead_letters=DeadLetters(dead_letter_config, values["dead_letter_topic"], config.get("group.id")),
+        max_messages=values["max_messages"],
+        idle_timeout_s=values["idle_timeout"],
+        stall_timeout_s=values["stall_timeout"],
+    )
+    shutdown.install()
+    with context.serve(ConsumerCollector(consumer, config.get("client.id")), consumer.ready, consumer.live):
+        consumer.start(values["timeout"])
+        try:
+            consumer.run()
+        finally:
+            _show_consumed(consumer, values["summary"])
+    if not consumer.left_cleanly:
+        raise WorkerError("the group was not left in time; what was not committed is redelivered")
+
+
+def _consumer_config(context: "Context") -> ClientConfig:
+    values = context.values
+    settings = [
+        Setting(key, values[name], context.rank(name), context.origin(name))
+        for name, key in (("group_id", "group.id"), ("group_protocol", "group.protocol"))
+    ]
+    if values["from_beginning"]:
+        name = "from_beginning"
+        settings.append(Setting("auto.offset.reset", "earliest", context.rank(name), context.origin(name)))
+    config = context.client_config(CONSUMER_DEFAULTS, settings)
+    if config.get("group.protocol") == "classic":
+        return context.client_config((*CONSUMER_DEFAULTS, *CLASSIC_DEFAULTS), settings)
+    return config
+
+
+def _show_consumed(consumer: Consumer, form: str) -> None:
+    """On standard error: standard output belongs to the messages."""
+    topics = {
+        topic.name: {
+            "handled": topic.handled,
+            "retried": topic.retried,
+            "dead_lettered": topic.dead_lettered,
+            **asdict(topic.order),
+        }
+        for topic in consumer.topics.values()
+    }
+    if form == "json":
+        click.echo(json.dumps({"group": consumer.group_id, "topics": topics}), err=True)
+        return
+    for name, counts in topics.items():
+        log.info("%s: %s", name, ", ".join(f"{count} {what.replace('_', '-')}" for what, count in counts.items()))
+
+
+def lag(context: "Context") -> None:
+    """Shows a group; raises WorkerError when it is further behind than allowed."""
+    values = context.values
+    config = context.client_config(COMMON_DEFAULTS)
+    context.show_config(config)
+    context.set_up_logging()
+    shutdown = Shutdown(0)
+    shutdown.install()
+    events = Events()
+    admin = make(AdminClient, config, events.callbacks())
+    wait_for_topics(admin, [], config, events, timeout_s=values["timeout"], shutdown=shutdown)
+    while True:
+        group = groups.describe(admin, values["group_id"], list(values["topics"]))
+        if values["as_json"]:
+            click.echo(json.dumps(groups.as_document(group)))
+        else:
+            if values["watch"] and sys.stdout.isatty():
+                click.clear()
+            click.echo(groups.as_table(group))
+        until = time.monotonic() + values["interval"]
+        while values["watch"] and not shutdown.requested and time.monotonic() < until:
+            time.sleep(0.1)
+        if not values["watch"] or shutdown.requested:
+            break
+    if values["max_lag"] is not None and group.total_lag > values["max_lag"]:
+        raise WorkerError(
+            f"group {group.group_id} is {group.total_lag} messages behind, --max-lag is {values['max_lag']}"
+        )
+
+
+def verify(context: "Context") -> None:
+    """Verifies a topic; raises WorkerError with the code for loss when something acknowledged is not there."""
+    values = context.values
+    group = Setting("group.id", "kafka-workers-verify", Rank.DEFAULT, "default: nothing is committed to it")
+    config = context.client_config(CONSUMER_DEFAULTS, [group])
+    context.show_config(config)
+    context.set_up_logging()
+    shutdown = Shutdown(0)
+    shutdown.install()
+    accounts = None
+    if values["account"] == "-":
+        accounts = read_accounts(sys.stdin.read(), "standard input")
+    elif values["account"] is not None:
+        accounts = read_accounts(read_text(Path(values["account"])), values["account"])
+    observations = verification.read_topic(config, values["topic"], shutdown, values["timeout"])
+    reports = observations.report(accounts, values["runs"])
+    if not reports:
+        wanted = f"run {', '.join(values['runs'])}" if values["runs"] else "any run"
+        raise ConfigError(f"no stamped message of {wanted} in {values['topic']}, so nothing is verified")
+    if values["as_json"]:
+        for report in reports:
+            click.echo(json.dumps(asdict(report)))
+    else:
+        click.echo(verification.as_table(reports, observations.unstamped))
+    lost = sum(report.lost for report in reports)
+    if lost:
+        raise WorkerError(f"{lost} messages are lost: they should be in {values['topic']} and are not", ExitCode.LOSS)

@@ -1,0 +1,188 @@
+"""What a worker is told about its connection, checked once, and the librdkafka configuration that it makes.
+
+A property can be set in several places; the strongest wins: command line, then environment, then the properties
+file, then the default here, then librdkafka's own. Every value remembers where it came from, so that a mistake can
+be named and `--show-config` can say it. Secrets come from files or from variables, and are never shown.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from confluent_kafka import KafkaException
+
+
+class ConfigError(Exception):
+    """Something the worker was told cannot be used; the text names it and says what to do."""
+
+
+class Rank(IntEnum):
+    """How strong a place is; a setting of a higher rank replaces one of a lower."""
+
+    DEFAULT = 0
+    FILE = 1
+    ENVIRONMENT = 2
+    COMMAND_LINE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One librdkafka property: `origin` is where it came from, in the user's words."""
+
+    name: str
+    value: str
+    rank: Rank
+    origin: str
+
+    @property
+    def shown(self) -> str:
+        return "********" if _SECRET.search(self.name) else self.value
+
+
+# ssl.key.location, ssl.keystore.location and enable.ssl.certificate.verification are no secrets; what they point to is.
+_SECRET = re.compile(
+    r"password|secret|jaas|oauthbearer\.config|ssl\.key\.pem|assertion\.private\.key\.(pem|passphrase)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Default:
+    """A property that we set otherwise than librdkafka does, and why."""
+
+    name: str
+    value: str
+    reason: str
+
+
+COMMON_DEFAULTS = (
+    Default("statistics.interval.ms", "1000", "lag, round trips and readiness are read from the statistics"),
+    Default("socket.keepalive.enable", "true", "a peer that vanished behind a load balancer is noticed"),
+    Default("reconnect.backoff.max.ms", "2000", "a broker that is back is used within 2 s instead of 10 s"),
+    Default("topic.metadata.refresh.interval.ms", "60000", "added partitions are seen within a minute"),
+)
+
+PRODUCER_DEFAULTS = (
+    *COMMON_DEFAULTS,
+    Default("acks", "all", "acknowledged means: written by every replica in sync"),
+    Default("enable.idempotence", "true", "retries neither duplicate nor reorder"),
+    Default("linger.ms", "5", "batches at high rates for at most 5 ms of latency at low rates"),
+    Default("delivery.timeout.ms", "120000", "as the Java client; after it the outcome is unknown"),
+    Default("batch.num.messages", "10000", "a full request at high rates"),
+    Default("queue.buffering.max.messages", "200000", "above our own bound, so the client never refuses a message"),
+    Default("queue.buffering.max.kbytes", "1048576", "above our own bound, so the client never refuses a message"),
+)
+
+CONSUMER_DEFAULTS = (
+    *COMMON_DEFAULTS,
+    Default("enable.auto.offset.store", "false", "an offset is stored after its message was handled"),
+    Default("enable.auto.commit", "true", "stored offsets are committed on a timer, without a call for each batch"),
+    Default("auto.commit.interval.ms", "1000", "a crash redelivers at most a second of messages"),
+    Default("auto.offset.reset", "latest", "as Kafka; --from-beginning says earliest"),
+    Default("fetch.queue.backoff.ms", "10", "librdkafka's 1000 throttles a fast consumer ten times"),
+    Default("queued.max.messages.kbytes", "16384", "bounds the memory of a consumer with a backlog"),
+    Default("allow.auto.create.topics", "false", "a misspelt topic is an error, not a new topic"),
+    Default("isolation.level", "read_committed", "what a transaction aborted is not handled"),
+)
+
+# Neither does a heart-beat for the member's own good, nor is it accepted with KIP-848, where the broker decides.
+CLASSIC_DEFAULTS = (
+    Default("partition.assignment.strategy", "cooperative-sticky", "a rebalance stops only the partitions that move"),
+)
+
+# The promises rest on these: a worker that silently ran with another value would break them.
+_PROMISED = {
+    "acks": {"all", "-1"},
+    "request.required.acks": {"all", "-1"},
+    "enable.idempotence": {"true"},
+    "enable.auto.offset.store": {"false"},
+    "enable.auto.commit": {"true"},
+    "delivery.report.only.error": {"false"},
+}
+_NOT_SUPPORTED = {"transactional.id": "transactions", "enable.partition.eof": "end-of-partition events"}
+
+
+class ClientConfig:
+    """The properties of one client, each with its origin."""
+
+    def __init__(self, defaults: Iterable[Default], settings: Iterable[Setting]) -> None:
+        ours = [Setting(each.name, each.value, Rank.DEFAULT, f"default: {each.reason}") for each in defaults]
+        chosen = {each.name: each for each in sorted([*ours, *settings], key=lambda each: each.rank)}
+        for setting in chosen.values():
+            _check_promise(setting)
+        self.settings: Mapping[str, Setting] = chosen
+
+    def get(self, name: str, default: str = "") -> str:
+        setting = self.settings.get(name)
+        return default if setting is None else setting.value
+
+    def properties(self) -> dict[str, str]:
+        return {name: setting.value for name, setting in self.settings.items()}
+
+    def explain(self, error: KafkaException) -> ConfigError:
+        """What librdkafka did not like, with the place it came from."""
+        text = str(error.args[0].str())
+        named = re.search(r'"([a-z0-9._]+)"', text) or re.search(r"`([a-z0-9._]+)`", text)
+        setting = self.settings.get(named.group(1)) if named else None
+        if setting is None:
+            return ConfigError(f"{text}; --show-config shows what is in force")
+        if "No such configuration property" in text:
+            return ConfigError(
+                f"{setting.origin}: librdkafka has no property {setting.name!r}; its CONFIGURATION.md lists them"
+            )
+        return ConfigError(f"{setting.origin}: {text}")
+
+    def show(self) -> str:
+        """A line for each property: name, value, origin; secrets masked."""
+        rows = [(each.name, each.shown, each.origin) for _, each in sorted(self.settings.items())]
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        return "\n".join(f"{name:{widths[0]}}  {value:{widths[1]}}  {origin}" for name, value, origin in rows)
+
+
+def _check_promise(setting: Setting) -> None:
+    if setting.name in _NOT_SUPPORTED:
+        raise ConfigError(
+            f"{setting.origin}: {_NOT_SUPPORTED[setting.name]} are not supported; leave {setting.name} out"
+        )
+    allowed = _PROMISED.get(setting.name)
+    if allowed is not None and setting.value not in allowed:
+        raise ConfigError(
+            f"{setting.origin}: {setting.name} must stay {min(allowed)!r}, delivery rests on it; leave it out"
+        )
+
+
+def parse_property(text: str, rank: Rank, origin: str) -> Setting:
+    """Reads `name=value`; raises ConfigError naming `origin`."""
+    name, separator, value = text.partition("=")
+    name = name.strip()
+    if not separator or not name:
+        raise ConfigError(f"{origin}: expected name=value, got {text!r}")
+    return Setting(name, value.strip(), rank, f"{origin} {name}" if rank > Rank.FILE else origin)
+
+
+def read_properties_file(path: Path) -> list[Setting]:
+    """Reads a file of `name=value` lines; blank lines and lines that begin with # or ! are passed over.
+
+    Raises ConfigError with the file and line.
+    """
+    lines = read_text(path).splitlines()
+    return [
+        parse_property(line, Rank.FILE, f"{path} line {number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip() and line.strip()[0] not in "#!"
+    ]
+
+
+def read_secret(path: Path) -> str:
+    """The content of a file that holds one secret, without the line end that editors add."""
+    return read_text(path).rstrip("\r\n")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; raises ConfigError when it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"{path} cannot be read: {reason}") from None

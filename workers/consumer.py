@@ -1,0 +1,551 @@
+"""The consumer: takes messages from its partitions, has them handled, and commits what was handled.
+
+At least once: an offset is stored only after the handler returned for its message, librdkafka commits stored
+offsets on a timer, and a revoked partition is committed before it is given up. A message whose handler fails is
+tried again after a growing pause; meanwhile its partition is paused and the others go on. The loop keeps polling
+however long a handler takes, so the group does not lose this member.
+"""
+
+import logging
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+import confluent_kafka
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+
+from workers.client import Events, make, wait_for_topics
+from workers.config import ClientConfig
+from workers.deadletters import DeadLetters, Letter
+from workers.handlers import Lifespan, OutputClosedError, Reject, Retry
+from workers.handling import HandlerThread, Job
+from workers.latency import Latencies
+from workers.ledger import OrderCounts, OrderLedger
+from workers.lifecycle import Shutdown, WorkerError, bounded
+
+log = logging.getLogger(__name__)
+
+BATCH_MESSAGES = 500
+# A signal is noticed when a poll returns.
+POLL_S = 0.2
+# A handler that takes longer than this has its partitions paused, and the loop polls meanwhile.
+PATIENCE_S = 0.1
+# How long a rebalance waits for the message at hand; then it is redelivered to the next owner.
+REVOKE_WAIT_S = 10.0
+# librdkafka learns the end of a partition from fetching it, so that of a paused one is asked for.
+PAUSED_LAG_INTERVAL_S = 5.0
+# Committed offsets are asked for when partitions are assigned; without an answer librdkafka asks again by itself.
+COMMITTED_TIMEOUT_S = 5.0
+STATISTICS_AGE_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorPolicy:
+    """What happens when a handler raises: `on_error` is retry (for ever), dead-letter or stop after `max_attempts`
+    calls.
+
+    The pause before call n+1 is `backoff_s` doubled n-1 times, at most `backoff_max_s`, and half of it is random.
+    """
+
+    on_error: str = "dead-letter"
+    max_attempts: int = 5
+    backoff_s: float = 0.1
+    backoff_max_s: float = 30.0
+
+    def pause_s(self, tries: int) -> float:
+        # 2.0 ** 1024 would overflow; the bound is reached long before.
+        longest = min(self.backoff_max_s, self.backoff_s * 2.0 ** min(tries - 1, 60))
+        return longest * random.uniform(0.5, 1.0)  # noqa: S311  (jitter, not a secret)
+
+
+class Topic:
+    """What was done with the messages of one topic, over all partitions this member ever owned."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.handled = 0
+        self.retried = 0
+        self.dead_lettered = 0
+        self.order = OrderCounts()
+        self.latencies = Latencies()
+
+
+class Partition:
+    """A partition while this member owns it.
+
+    Invariant: every message of it before `next_offset` was handled, and `pending` begins with the message at
+    `next_offset`. `next_offset` is None until the first message tells it.
+    """
+
+    def __init__(self, topic: Topic, number: int, committed: TopicPartition | None) -> None:
+        self.topic = topic
+        self.number = number
+        self.owned = True
+        self.pending: list[Message] = []
+        self.next_offset = committed.offset if committed is not None and committed.offset >= 0 else None
+        self.ledger = OrderLedger(topic.order, committed.metadata if committed is not None else None)
+        self.paused = False
+        # The message at the head of `pending` failed: how often it was called, and when it is called again.
+        self.tries = 0
+        self.attempts = 0
+        self.retry_at = 0.0
+        self.letter: Letter | None = None
+        self.letter_error: BaseException | None = None
+        # A batch failed: so many messages are handled one by one, to find the one that fails.
+        self.singly = 0
+        # For lag and liveness, read by the server's threads.
+        self.end_offset = 0
+        self.waiting_since_ms = 0
+        self.last_timestamp_ms = 0
+        self.progress_at = time.monotonic()
+        self.assigned_at_s = time.time()
+
+    def __str__(self) -> str:
+        return f"{self.topic.name}[{self.number}]"
+
+    @property
+    def blocked(self) -> bool:
+        """Whether its next message waits for a pause to end or for its dead letter."""
+        return self.letter is not None or self.retry_at > time.monotonic()
+
+    def at(self, offset: int = -1001, metadata: str | None = None, epoch: int | None = None) -> TopicPartition:
+        if epoch is None:
+            return TopicPartition(self.topic.name, self.number, offset, metadata)
+        return TopicPartition(self.topic.name, self.number, offset, metadata, epoch)
+
+
+class Lag(NamedTuple):
+    """How far an owned partition is behind."""
+
+    topic: str
+    partition: int
+    messages: int
+    seconds: float
+
+
+class Consumer:
+    """One member of a group: `start`, then `run`. The accounts are there at any time, for whoever watches."""
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        topics: Sequence[str],
+        lifespan: Lifespan,
+        shutdown: Shutdown,
+        *,
+        policy: ErrorPolicy,
+        dead_letters: DeadLetters,
+        max_messages: int | None = None,
+        idle_timeout_s: float | None = None,
+        stall_timeout_s: float = 300.0,
+    ) -> None:
+        self.events = Events()
+        self.group_id = config.get("group.id")
+        self.topics = {name: Topic(name) for name in topics}
+        self.partitions: dict[tuple[str, int], Partition] = {}
+        self.rebalances = {"assign": 0, "revoke": 0, "lost": 0}
+        self.commits = {"success": 0, "failure": 0}
+        self.handled = 0
+        self.left_cleanly = True
+        self._config = config
+        self._handler = HandlerThread(lifespan)
+        self._shutdown = shutdown
+        self._policy = policy
+        self._dead_letters = dead_letters
+        self._max_messages = max_messages
+        self._idle_timeout_s = idle_timeout_s
+        self._stall_timeout_s = stall_timeout_s
+        self._joined = False
+        self._jobs: list[Job] = []
+        self._turned_at = self._last_message_at = time.monotonic()
+        self._paused_lag_at = 0.0
+        # Strategies other than cooperative-sticky take everything away in a rebalance and give it back.
+        strategy = config.get("partition.assignment.strategy", "cooperative-sticky")
+        self._eager = config.get("group.protocol", "classic") == "classic" and strategy != "cooperative-sticky"
+        self._client = make(confluent_kafka.Consumer, config, {**self.events.callbacks(), "on_commit": self._on_commit})
+
+    def start(self, timeout_s: float | None) -> None:
+        """Waits for the brokers and the topics, and starts the handler; raises as `wait_for_topics` does."""
+        wait_for_topics(
+            self._client, list(self.topics), self._config, self.events, timeout_s=timeout_s, shutdown=self._shutdown
+        )
+        self._handler.start()
+
+    def run(self) -> None:
+        """Handles messages until a stop is asked for or the limits are reached; raises WorkerError when it cannot
+        go on.
+        """
+        self._last_message_at = time.monotonic()
+        self._client.subscribe(
+            list(self.topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+        try:
+            while not self._finished():
+                self._fetch()
+                self._work()
+                self._look_after()
+        finally:
+            self._leave()
+
+    def close(self) -> None:
+        """For a consumer that did not run."""
+        bounded(self._client.close, 2.0)
+
+    # What others ask from their threads
+
+    def ready(self) -> str | None:
+        """Why this member is not ready, or None: it knows its brokers and has joined its group, even with no
+        partition.
+        """
+        statistics = self.events.statistics
+        if statistics is None:
+            return "no statistics yet"
+        if time.time() - statistics.timestamp_s > STATISTICS_AGE_S:
+            return "the poll loop is not turning"
+        if not statistics.brokers_up:
+            return "no broker can be reached"
+        if not self._joined:
+            return f"has not joined group {self.group_id} yet"
+        return None
+
+    def live(self) -> str | None:
+        """Which partition is stuck, or None. Waiting for brokers or for a pause to end is not being stuck."""
+        now = time.monotonic()
+        if now - self._turned_at > self._stall_timeout_s:
+            return f"the poll loop has not turned for {now - self._turned_at:.0f} s"
+        for partition in list(self.partitions.values()):
+            stuck_s = now - partition.progress_at
+            if partition.waiting_since_ms and not partition.blocked and stuck_s > self._stall_timeout_s:
+                return f"{partition} has made no progress for {stuck_s:.0f} s at offset {partition.next_offset}"
+        return None
+
+    def lags(self) -> list[Lag]:
+        """The lag of the partitions owned now, of those whose end is known."""
+        statistics = self.events.statistics
+        known = statistics.partitions if statistics is not None else {}
+        lags = []
+        for key, partition in list(self.partitions.items()):
+            seen = known.get(key)
+            end = max(partition.end_offset, seen.end_offset if seen is not None else -1)
+            handled = partition.next_offset
+            if handled is None:
+                handled = seen.fetch_offset if seen is not None else -1
+            if (seen is None and not partition.end_offset) or handled < 0:
+                continue
+            messages = max(0, end - handled)
+            lags.append(Lag(*key, messages, _age_s(partition) if messages else 0.0))
+        return lags
+
+    # The loop
+
+    def _finished(self) -> bool:
+        self._turned_at = now = time.monotonic()
+        if self._shutdown.requested:
+            return True
+        if self._max_messages is not None and self.handled >= self._max_messages:
+            return True
+        idle = not any(partition.pending for partition in self.partitions.values())
+        return self._idle_timeout_s is not None and idle and now - self._last_message_at > self._idle_timeout_s
+
+    def _fetch(self) -> None:
+        """Takes what has arrived. `consume` alone would wait for a full batch, so the first message is polled for."""
+        first = self._client.poll(self._poll_timeout_s())
+        if first is None:
+            return
+        messages = [first, *self._client.consume(BATCH_MESSAGES - 1, 0)]
+        errors = [message for message in messages if message.error() is not None]
+        if errors:
+            self._on_errors(errors)
+            messages = [message for message in messages if message.error() is None]
+        if not messages:
+            return
+        self._last_message_at = time.monotonic()
+        for number, of_number in groupby(messages, Message.partition):
+            for topic, of_topic in groupby(of_number, Message.topic):
+                self._received(topic, number, list(of_topic))
+
+    def _poll_timeout_s(self) -> float:
+        now = time.monotonic()
+        timeout_s = POLL_S
+        for partition in self.partitions.values():
+            if partition.pending:
+                wait_s = 0.01 if partition.letter is not None else partition.retry_at - now
+                timeout_s = min(timeout_s, max(0.0, wait_s))
+        return timeout_s
+
+    def _received(self, topic: str | None, number: int | None, messages: list[Message]) -> None:
+        partition = self.partitions.get((topic or "", number if number is not None else -1))
+        if partition is None:
+            return
+        if not partition.pending:
+            partition.waiting_since_ms = messages[0].timestamp()[1]
+            partition.progress_at = time.monotonic()
+        partition.pending += messages
+        partition.end_offset = max(partition.end_offset, (messages[-1].offset() or 0) + 1)
+
+    def _on_errors(self, messages: list[Message]) -> None:
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                self.events.on_error(error)
+
+    def _work(self) -> None:
+        """Has the pending messages handled that may be handled now."""
+        jobs = []
+        room = self._max_messages - self.handled if self._max_messages is not None else None
+        for partition in self.partitions.values():
+            if not partition.pending or partition.blocked:
+                continue
+            messages: Sequence[Message] = partition.pending
+            if partition.singly:
+                messages = messages[:1]
+            if room is not None:
+                messages = messages[:room]
+                room -= len(messages)
+            if messages:
+                jobs.append(Job(partition, list(messages)))
+        if not jobs:
+            return
+        self._jobs = jobs
+        self._handler.submit(jobs)
+        while not self._handler.wait(PATIENCE_S):
+            self._keep_alive()
+        for job in jobs:
+            self._account(job)
+        self._jobs = []
+        for job in jobs:
+            if job.error is not None and isinstance(job.partition, Partition) and job.partition.owned:
+                self._on_failure(job.partition, job.error, len(job.messages))
+
+    def _keep_alive(self) -> None:
+        """One turn while the handler is busy: the group hears from us, and progress is stored."""
+        self._turned_at = time.monotonic()
+        self._pause([partition for partition in self.partitions.values() if not partition.paused])
+        message = self._client.poll(0)
+        if message is not None and message.error() is None:
+            self._received(message.topic(), message.partition(), [message])
+        for job in self._jobs:
+            self._account(job)
+        self._dead_letters.poll()
+        self.events.check()
+        if self._shutdown.requested:
+            self._handler.cancel()
+            if self._shutdown.remaining_s() == 0:
+                raise WorkerError("the handler did not finish its message in time; it will be redelivered")
+
+    def _account(self, job: Job) -> None:
+        """Books what a job has handled since the last time: ledger, counters, stored offset."""
+        partition = job.partition
+        handled = job.handled
+        if handled == job.accounted or not isinstance(partition, Partition) or not partition.owned:
+            return
+        self._advance(partition, job.messages[job.accounted : handled])
+        partition.topic.handled += handled - job.accounted
+        job.accounted = handled
+
+    def _advance(self, partition: Partition, messages: Sequence[Message]) -> None:
+        """These messages are done with: the next offset is behind them."""
+        count = len(messages)
+        last = messages[-1]
+        partition.ledger.observe([message.value() for message in messages])
+        self.handled += count
+        del partition.pending[:count]
+        partition.next_offset = (last.offset() or 0) + 1
+        partition.last_timestamp_ms = last.timestamp()[1]
+        partition.waiting_since_ms = partition.pending[0].timestamp()[1] if partition.pending else 0
+        partition.progress_at = time.monotonic()
+        partition.tries = partition.attempts = 0
+        partition.singly = max(0, partition.singly - count)
+        partition.topic.latencies.add(time.time() - partition.last_timestamp_ms / 1000)
+        at = partition.at(partition.next_offset, partition.ledger.memo(), last.leader_epoch())
+        try:
+            self._client.store_offsets(offsets=[at])
+        except KafkaException as error:
+            # The partition went while the handler was busy; its next owner begins at what was committed.
+            log.debug("%s: offset %d not stored: %s", partition, at.offset, error)
+
+    def _on_failure(self, partition: Partition, error: Exception, count: int) -> None:
+        """Decides what becomes of the message at the head of `pending`, for which the handler raised."""
+        if isinstance(error, OutputClosedError):
+            self._shutdown.request()
+            return
+        if self._handler.batch and count > 1:
+            partition.singly = count
+            log.info("%s: a batch of %d failed (%s), trying its messages one by one", partition, count, error)
+            return
+        where = f"{partition} offset {partition.pending[0].offset()}"
+        what = f"{type(error).__name__}: {error}"
+        partition.tries += 1
+        if not isinstance(error, Retry):
+            partition.attempts += 1
+        hopeless = isinstance(error, Reject)
+        if hopeless or (self._policy.on_error != "retry" and partition.attempts >= self._policy.max_attempts):
+            if self._policy.on_error == "stop":
+                raise WorkerError(
+                    f"stopping as --on-error says: handler failed at {where}, attempt {partition.attempts}: {what}"
+                )
+            log.warning("%s: to the dead-letter topic after %d attempts: %s", where, partition.attempts, what)
+            partition.letter_error = error
+            self._send_letter(partition)
+            return
+        partition.topic.retried += 1
+        asked = error.after_s if isinstance(error, Retry) else None
+        pause_s = asked if asked is not None else self._policy.pause_s(partition.tries)
+        log.warning("%s: attempt %d failed, next in %.1f s: %s", where, partition.tries, pause_s, what)
+        self._block(partition, pause_s)
+
+    def _block(self, partition: Partition, pause_s: float) -> None:
+        partition.retry_at = time.monotonic() + pause_s
+        self._pause([partition] if not partition.paused else [])
+
+    def _send_letter(self, partition: Partition) -> None:
+        assert partition.letter_error is not None
+        self._pause([partition] if not partition.paused else [])
+        partition.letter = self._dead_letters.send(partition.pending[0], partition.letter_error, partition.attempts)
+
+    def _look_after(self) -> None:
+        """What does not come from a message: dead letters, paused partitions, the client's events."""
+        self.events.check()
+        self._dead_letters.poll()
+        for partition in self.partitions.values():
+            if partition.letter is not None:
+                self._on_letter(partition, partition.letter)
+            elif partition.letter_error is not None and not partition.blocked:
+                self._send_letter(partition)
+        done = [each for each in self.partitions.values() if each.paused and not each.pending and not each.blocked]
+        if done:
+            self._client.resume([partition.at() for partition in done])
+            for partition in done:
+                partition.paused = False
+        statistics = self.events.statistics
+        self._joined = self._joined or (statistics is not None and statistics.group_joined)
+        self._refresh_paused_ends()
+
+    def _on_letter(self, partition: Partition, letter: Letter) -> None:
+        if letter.delivered is None:
+            return
+        partition.letter = None
+        if letter.delivered:
+            partition.letter_error = None
+            partition.topic.dead_lettered += 1
+            self._advance(partition, partition.pending[:1])
+        else:
+            partition.tries += 1
+            pause_s = self._policy.pause_s(partition.tries)
+            topic = self._dead_letters.topic_for(partition.pending[0])
+            log.error(
+                "%s offset %s: not written to the dead-letter topic %s, next try in %.1f s, nothing is skipped: %s",
+                partition, partition.pending[0].offset(), topic, pause_s, letter.error,
+            )  # fmt: skip
+            self._block(partition, pause_s)
+
+    def _pause(self, partitions: list[Partition]) -> None:
+        if partitions:
+            self._client.pause([partition.at() for partition in partitions])
+            for partition in partitions:
+                partition.paused = True
+
+    def _refresh_paused_ends(self) -> None:
+        now = time.monotonic()
+        paused = [partition for partition in self.partitions.values() if partition.paused]
+        if not paused or now - self._paused_lag_at < PAUSED_LAG_INTERVAL_S:
+            return
+        self._paused_lag_at = now
+        try:
+            for partition in paused:
+                partition.end_offset = self._client.get_watermark_offsets(partition.at(), timeout=0.5)[1]
+        except KafkaException as error:
+            log.debug("the end of paused partitions is not known: %s", error)
+
+    # Rebalances: called from inside poll and close
+
+    def _on_assign(self, client: confluent_kafka.Consumer, partitions: list[TopicPartition]) -> None:
+        self.rebalances["assign"] += 1
+        assigned = partitions
+        if partitions:
+            try:
+                assigned = client.committed(partitions, timeout=COMMITTED_TIMEOUT_S)
+            except KafkaException as error:
+                log.warning("committed offsets are not known yet: %s", error)
+        for each in assigned:
+            topic = self.topics.setdefault(each.topic, Topic(each.topic))
+            known = None if each.error is not None else each
+            self.partitions[each.topic, each.partition] = Partition(topic, each.partition, known)
+        if self._eager:
+            client.assign(assigned)
+        else:
+            client.incremental_assign(assigned)
+        log.info("assigned %s", _names(partitions) or "nothing: idle")
+
+    def _on_revoke(self, client: confluent_kafka.Consumer, partitions: list[TopicPartition]) -> None:
+        self.rebalances["revoke"] += 1
+        revoked = self._take_away(partitions)
+        deadline = time.monotonic() + min(REVOKE_WAIT_S, max(0.5, self._shutdown.remaining_s()))
+        for job in [job for job in self._jobs if job.partition in revoked]:
+            while not job.finished and time.monotonic() < deadline:
+                time.sleep(0.005)
+            if isinstance(job.partition, Partition):
+                job.partition.owned = True
+                self._account(job)
+                job.partition.owned = False
+        self._commit([partition for partition in revoked if partition.next_offset is not None])
+        self._unassign(client, partitions)
+        log.info("revoked %s", _names(partitions))
+
+    def _on_lost(self, client: confluent_kafka.Consumer, partitions: list[TopicPartition]) -> None:
+        """Others may own them already, so nothing is committed: what was handled since is redelivered there."""
+        self.rebalances["lost"] += 1
+        self._take_away(partitions)
+        self._unassign(client, partitions)
+        log.warning("lost %s: this member did not answer its group in time", _names(partitions))
+
+    def _take_away(self, partitions: list[TopicPartition]) -> list[Partition]:
+        taken = [self.partitions.pop((each.topic, each.partition), None) for each in partitions]
+        gone = [partition for partition in taken if partition is not None]
+        for partition in gone:
+            partition.owned = False
+        return gone
+
+    def _unassign(self, client: confluent_kafka.Consumer, partitions: list[TopicPartition]) -> None:
+        if self._eager:
+            client.unassign()
+        else:
+            client.incremental_unassign(partitions)
+
+    def _commit(self, partitions: list[Partition]) -> None:
+        offsets = [each.at(each.next_offset or 0, each.ledger.memo()) for each in partitions]
+        if not offsets:
+            return
+        try:
+            self._client.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as error:
+            log.warning("offsets of revoked partitions were not committed, their next owner repeats: %s", error)
+
+    def _on_commit(self, error: KafkaError | None, _partitions: list[TopicPartition]) -> None:
+        if error is None:
+            self.commits["success"] += 1
+        elif error.code() != KafkaError._NO_OFFSET:
+            self.commits["failure"] += 1
+            log.warning("commit failed, it is tried again: %s", error.str())
+
+    def _leave(self) -> None:
+        """Ends the handler, commits and leaves the group, within what is left of the time to stop."""
+        self._shutdown.request()
+        handler_ended = self._handler.stop(self._shutdown.remaining_s())
+        for job in self._jobs:
+            self._account(job)
+        self._dead_letters.close(1.0)
+        closed = bounded(self._client.close, max(1.0, self._shutdown.remaining_s()))
+        self.left_cleanly = handler_ended and closed
+
+
+def _names(partitions: Sequence[TopicPartition]) -> str:
+    return ", ".join(f"{each.topic}[{each.partition}]" for each in partitions)
+
+
+def _age_s(partition: Partition) -> float:
+    since_s = (partition.waiting_since_ms or partition.last_timestamp_ms) / 1000 or partition.assigned_at_s
+    return max(0.0, time.time() - since_s)

@@ -1,0 +1,103 @@
+"""The dead-letter topic: where a message goes that its handler will never take, with all that is needed to replay
+it.
+"""
+
+import logging
+from collections.abc import Iterable
+
+import confluent_kafka
+from confluent_kafka import KafkaError, KafkaException, Message
+
+from workers.client import Events, make
+from workers.config import ClientConfig
+from workers.lifecycle import bounded
+from workers.messages import headers_of
+
+log = logging.getLogger(__name__)
+
+PREFIX = "kafka-workers."
+ORIGINAL_TOPIC = PREFIX + "original-topic"
+ORIGINAL_PARTITION = PREFIX + "original-partition"
+ORIGINAL_OFFSET = PREFIX + "original-offset"
+ORIGINAL_TIMESTAMP = PREFIX + "original-timestamp"
+GROUP = PREFIX + "group"
+ERROR_CLASS = PREFIX + "error-class"
+ERROR_MESSAGE = PREFIX + "error-message"
+ATTEMPTS = PREFIX + "attempts"
+
+Header = tuple[str, str | bytes | None]
+
+
+def letter_headers(message: Message, group_id: str, error: BaseException, attempts: int) -> list[Header]:
+    """The message's own headers and those that tell its story. Timestamps are Unix time in milliseconds."""
+    story: dict[str, object] = {
+        ORIGINAL_TOPIC: message.topic(),
+        ORIGINAL_PARTITION: message.partition(),
+        ORIGINAL_OFFSET: message.offset(),
+        ORIGINAL_TIMESTAMP: message.timestamp()[1],
+        GROUP: group_id,
+        ERROR_CLASS: type(error).__name__,
+        ERROR_MESSAGE: str(error)[:1000],
+        ATTEMPTS: attempts,
+    }
+    return [*own_headers(message), *((name, str(value).encode()) for name, value in story.items())]
+
+
+def own_headers(message: Message) -> Iterable[Header]:
+    """The headers that the message had before it became a dead letter."""
+    return [(name, value) for name, value in headers_of(message) if not name.startswith(PREFIX)]
+
+
+class Letter:
+    """One dead letter under way: `delivered` is None until the brokers have answered."""
+
+    def __init__(self) -> None:
+        self.delivered: bool | None = None
+        self.error = ""
+
+    def on_delivery(self, error: KafkaError | None, _message: Message) -> None:
+        self.error = error.str() if error else ""
+        self.delivered = error is None
+
+
+class DeadLetters:
+    """Writes dead letters. Its client is made with the first one: most workers never need it."""
+
+    def __init__(self, config: ClientConfig, topic: str | None, group_id: str) -> None:
+        self._config = config
+        self._topic = topic
+        self._group_id = group_id
+        self._events = Events()
+        self._client: confluent_kafka.Producer | None = None
+
+    def topic_for(self, message: Message) -> str:
+        return self._topic or f"{message.topic()}.dlq"
+
+    def send(self, message: Message, error: BaseException, attempts: int) -> Letter:
+        """Hands the message to the client; look at the letter after later calls of `poll`."""
+        if self._client is None:
+            self._client = make(confluent_kafka.Producer, self._config, self._events.callbacks())
+        letter = Letter()
+        try:
+            self._client.produce(
+                self.topic_for(message),
+                message.value(),
+                message.key(),
+                headers=letter_headers(message, self._group_id, error, attempts),
+                on_delivery=letter.on_delivery,
+            )
+        except (KafkaException, BufferError) as refused:
+            letter.delivered, letter.error = False, str(refused)
+        return letter
+
+    def poll(self) -> None:
+        if self._client is not None:
+            self._client.poll(0)
+            self._events.check()
+
+    def close(self, timeout_s: float) -> None:
+        """What was not delivered by then is redelivered to the group, because its offset was not stored."""
+        if self._client is not None:
+            client = self._client
+            client.purge()
+            bounded(client.close, timeout_s)

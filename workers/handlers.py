@@ -1,0 +1,146 @@
+"""What is done with a message: the contract of a handler, and the built-in ones that print.
+
+A handler is a function of one message, or, marked with `batch`, of a list of messages of one partition in the order of
+their offsets. Returning means handled; raising means not handled. All calls come from one thread. A handler
+that needs something opened before and closed after is yielded by a generator marked with `lifespan`:
+
+    @lifespan
+    def orders():
+        with sqlite3.connect("orders.db") as database:
+            def store(message):
+                database.execute("insert or replace ...", (message.key(), message.value()))
+                database.commit()
+            yield store
+"""
+
+import base64
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeAlias, TypeVar
+
+# confluent-kafka's own message: copying it into one of ours costs more than all else that a consumer does.
+from confluent_kafka import Message as Message
+
+from workers.config import ConfigError
+from workers.loading import load
+from workers.messages import headers_of
+
+Handler: TypeAlias = Callable[[Message], object] | Callable[[Sequence[Message]], object]
+Lifespan: TypeAlias = Callable[[], AbstractContextManager[Handler]]
+_Function = TypeVar("_Function", bound=Callable[..., object])
+
+_BATCH = "_kafka_workers_batch"
+_LIFESPAN = "_kafka_workers_lifespan"
+
+
+class Retry(Exception):  # noqa: N818  (it is a request, not an error)
+    """Raised by a handler: not now, try this message again in `after_s` seconds, or with the usual back-off.
+
+    For a dependency that is away: such a try is not counted, so the message never goes to the dead-letter topic for it.
+    """
+
+    def __init__(self, reason: str = "", after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.after_s = after_s
+
+
+class Reject(Exception):  # noqa: N818
+    """Raised by a handler: this message will never work, so do not try again."""
+
+
+class OutputClosedError(Exception):
+    """Whoever read our standard output has gone; there is nobody left to print for."""
+
+
+def batch(function: _Function) -> _Function:
+    """Marks a handler that takes a list of messages of one partition."""
+    setattr(function, _BATCH, True)
+    return function
+
+
+def lifespan(generator: Callable[[], Iterator[Handler]]) -> Lifespan:
+    """Marks a generator that opens what a handler needs, yields the handler once, and closes it again."""
+    manager = contextmanager(generator)
+    setattr(manager, _LIFESPAN, True)
+    return manager
+
+
+def is_batch(handler: Handler) -> bool:
+    return getattr(handler, _BATCH, False)
+
+
+def load_handler(reference: str) -> Lifespan:
+    """The handler that `--handler` names; raises ConfigError when it cannot be imported."""
+    found = load("--handler", reference)
+    if getattr(found, _LIFESPAN, False):
+        manager: Lifespan = found
+        return manager
+    return lambda: nullcontext(found)
+
+
+def printer(name: str) -> Lifespan:
+    """The handler that prints messages on standard output as text, json or value."""
+    line = FORMATS.get(name)
+    if line is None:
+        raise ConfigError(f"--format {name}: expected one of {', '.join(FORMATS)}")
+
+    @batch
+    def print_batch(messages: Sequence[Message]) -> None:
+        try:
+            sys.stdout.buffer.write(b"".join(map(line, messages)))
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise OutputClosedError from None
+
+    return lambda: nullcontext(print_batch)
+
+
+def _as_value(message: Message) -> bytes:
+    return (message.value() or b"") + b"\n"
+
+
+def _as_text(message: Message) -> bytes:
+    where = f"{message.topic()}[{message.partition()}]@{message.offset()}"
+    return f"{where} key={_readable(message.key())} {_readable(message.value())}\n".encode()
+
+
+def _readable(data: bytes | None) -> str:
+    """One line that a terminal can show, whatever is in it."""
+    if data is None:
+        return "null"
+    text = data.decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def _as_json(message: Message) -> bytes:
+    document: dict[str, Any] = {
+        "topic": message.topic(),
+        "partition": message.partition(),
+        "offset": message.offset(),
+        "timestamp": message.timestamp()[1],
+        **_json_field("key", message.key()),
+        **_json_field("value", message.value()),
+    }
+    headers = headers_of(message)
+    if headers:
+        document["headers"] = [{"name": name, **_json_field("value", value)} for name, value in headers]
+    return json.dumps(document, ensure_ascii=False).encode() + b"\n"
+
+
+def _json_field(name: str, data: bytes | None) -> dict[str, str | None]:
+    """JSON strings hold text; anything else is said to be base64 in the field's name."""
+    if data is None:
+        return {name: None}
+    try:
+        return {name: data.decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": base64.b64encode(data).decode()}
+
+
+FORMATS: dict[str, Callable[[Message], bytes]] = {"text": _as_text, "json": _as_json, "value": _as_value}

@@ -1,0 +1,205 @@
+"""The accounts: what was sent, and what was seen. Pure bookkeeping, without a client or a clock.
+
+Three ledgers, one for each place that sees messages pass:
+
+- `StreamSent` (producer): how many messages of a stream were sent, and which were not acknowledged.
+- `OrderLedger` (consumer, one for each owned partition): gaps, duplicates and order, online and in bounded memory.
+- `StreamSeen` (verification): exactly which sequences are in a log, how often, and in which order.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from workers.messages import MAGIC, SEQUENCE, STREAM, Stamp, is_bound
+
+# Bounds of one partition's OrderLedger. Beyond them an old stream starts anew and an old gap stays counted as missing.
+MAX_STREAMS = 64
+MAX_GAPS = 128
+
+
+class Ranges:
+    """A set of integers as half-open ranges, cheap while they are added in rising order."""
+
+    def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
+        self._ranges = sorted(ranges)
+
+    def add(self, number: int) -> None:
+        if self._ranges and self._ranges[-1][1] == number:
+            self._ranges[-1] = (self._ranges[-1][0], number + 1)
+        else:
+            self._ranges.append((number, number + 1))
+
+    def merged(self) -> list[tuple[int, int]]:
+        """The ranges in order, none touching another."""
+        result: list[tuple[int, int]] = []
+        for start, end in sorted(self._ranges):
+            if result and start <= result[-1][1]:
+                result[-1] = (result[-1][0], max(end, result[-1][1]))
+            else:
+                result.append((start, end))
+        return result
+
+    def __iter__(self) -> Iterator[int]:
+        for start, end in self.merged():
+            yield from range(start, end)
+
+    def __len__(self) -> int:
+        return sum(end - start for start, end in self.merged())
+
+
+@dataclass(slots=True)
+class StreamSent:
+    """What became of the messages of one stream: all of 0 to `sent` - 1 that are neither failed nor unknown are
+    acknowledged.
+    """
+
+    sent: int = 0
+    failed: Ranges = field(default_factory=Ranges)
+    unknown: Ranges = field(default_factory=Ranges)
+
+
+@dataclass(slots=True)
+class _Expected:
+    """The next sequence of a stream, and the gaps before it that a late message may still fill."""
+
+    next: int
+    gaps: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class OrderCounts:
+    """What order ledgers found; the ledgers of a topic's partitions share one."""
+
+    missing: int = 0
+    duplicates: int = 0
+    reordered: int = 0
+
+
+class OrderLedger:
+    """Gaps, duplicates and order of the stamped messages of one partition, as they are read.
+
+    Invariant: a sequence below a stream's `next` was either read or is in one of its gaps. `missing` counts a
+    sequence when it is skipped, and does not shrink when the message comes late: that message counts as `reordered`. A
+    stream starts where it is first seen. Holds at most MAX_STREAMS streams and MAX_GAPS gaps of each.
+    """
+
+    def __init__(self, counts: OrderCounts, memo: str | None = None) -> None:
+        self._counts = counts
+        self._streams: dict[bytes, _Expected] = _from_memo(memo)
+
+    def observe(self, values: Iterable[bytes | None]) -> None:
+        """Accounts for the values of messages in the order of their offsets; what has no stamp is passed over."""
+        streams = self._streams
+        for value in values:
+            if value is None or value[:4] != MAGIC:
+                continue
+            try:
+                sequence = int(value[SEQUENCE])
+            except ValueError:
+                continue
+            expected = streams.get(value[STREAM])
+            if expected is not None and expected.next == sequence:
+                expected.next = sequence + 1
+            else:
+                self._surprise(value[STREAM], expected, sequence)
+
+    def memo(self) -> str:
+        """What the next owner of the partition needs to go on; fits the metadata of a committed offset (4,096
+        bytes).
+        """
+        return ";".join(f"{stream.decode()} {expected.next}" for stream, expected in self._streams.items())
+
+    def _surprise(self, stream: bytes, expected: _Expected | None, sequence: int) -> None:
+        if expected is None:
+            if len(self._streams) >= MAX_STREAMS:
+                del self._streams[next(iter(self._streams))]
+            self._streams[stream] = _Expected(sequence + 1)
+        elif sequence > expected.next:
+            if is_bound(stream):
+                self._counts.missing += sequence - expected.next
+                expected.gaps.append((expected.next, sequence))
+                del expected.gaps[:-MAX_GAPS]
+            expected.next = sequence + 1
+        elif not is_bound(stream):
+            # Its other messages are in other partitions, so an earlier sequence can only be out of order here.
+            self._counts.reordered += 1
+        elif _fill(expected.gaps, sequence):
+            self._counts.reordered += 1
+        else:
+            self._counts.duplicates += 1
+
+
+def _fill(gaps: list[tuple[int, int]], sequence: int) -> bool:
+    for at, (start, end) in enumerate(gaps):
+        if start <= sequence < end:
+            gaps[at : at + 1] = [gap for gap in ((start, sequence), (sequence + 1, end)) if gap[0] < gap[1]]
+            return True
+    return False
+
+
+def _from_memo(memo: str | None) -> dict[bytes, _Expected]:
+    streams = {}
+    for entry in (memo or "").split(";"):
+        stream, _, following = entry.rpartition(" ")
+        # Somebody else's commit may carry any text.
+        if len(stream) == STREAM.stop - STREAM.start and following.isdecimal():
+            streams[stream.encode()] = _Expected(int(following))
+    return streams
+
+
+class StreamSeen:
+    """Every message of one stream found in a log. One byte of memory for each, in pages made as they are needed."""
+
+    _PAGE = 1 << 16
+
+    def __init__(self) -> None:
+        self.present = 0
+        self.duplicated = 0
+        self.reordered = 0
+        self.highest = -1
+        self._pages: dict[int, bytearray] = {}
+        self._last: dict[int, int] = {}
+
+    def add(self, partition: int, stamp: Stamp) -> None:
+        """Accounts for one message; call it in the order of offsets within a partition."""
+        number, at = divmod(stamp.sequence, self._PAGE)
+        page = self._pages.get(number)
+        if page is None:
+            page = self._pages[number] = bytearray(self._PAGE)
+        if page[at]:
+            self.duplicated += 1
+        else:
+            page[at] = 1
+            self.present += 1
+            if stamp.sequence < self._last.get(partition, -1):
+                self.reordered += 1
+            else:
+                self._last[partition] = stamp.sequence
+            self.highest = max(self.highest, stamp.sequence)
+
+    def __contains__(self, sequence: int) -> bool:
+        number, at = divmod(sequence, self._PAGE)
+        page = self._pages.get(number)
+        return page is not None and bool(page[at])
+
+    def missing(self, sent: int) -> Ranges:
+        """Which of the sequences 0 to `sent` - 1 are not there."""
+        found = []
+        for number in range(-(-sent // self._PAGE)):
+            start = number * self._PAGE
+            end = min(start + self._PAGE, sent)
+            page = self._pages.get(number)
+            if page is None:
+                found.append((start, end))
+            else:
+                found += [(start + a, start + b) for a, b in _zeros(page, end - start)]
+        return Ranges(found)
+
+
+def _zeros(page: bytearray, end: int) -> Iterator[tuple[int, int]]:
+    at = page.find(0, 0, end)
+    while at >= 0:
+        stop = page.find(1, at, end)
+        stop = end if stop < 0 else stop
+        yield at, stop
+        at = page.find(0, stop, end)

@@ -1,0 +1,99 @@
+"""How a worker begins and ends: signals, deadlines, exit codes and log lines."""
+
+import enum
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from pythonjsonlogger.json import JsonFormatter
+
+log = logging.getLogger(__name__)
+
+
+# Names of daemon threads that may be stuck for ever: in the user's handler, or in closing a client.
+HANDLER_THREAD = "handler"
+CLOSING_THREAD = "closing"
+LEFT_BEHIND = frozenset({HANDLER_THREAD, CLOSING_THREAD})
+
+
+class ExitCode(enum.IntEnum):
+    """What a command's exit code says."""
+
+    OK = 0
+    FAILED = 1  # something was not delivered, or a fatal Kafka error
+    USAGE = 2  # wrong usage or configuration
+    LOSS = 3  # a verification found that something acknowledged is not there
+
+
+class WorkerError(Exception):
+    """A worker cannot go on; the text is one line for a person, `code` the exit code."""
+
+    def __init__(self, text: str, code: ExitCode = ExitCode.FAILED) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Shutdown:
+    """Whether the worker was asked to stop, and how long it may still take.
+
+    The first SIGTERM or SIGINT asks; the second ends the process at once with 128 + the signal's number, as a shell
+    reports a process that a signal ended.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self.requested = False
+        self._timeout_s = timeout_s
+        self._deadline = float("inf")
+
+    def install(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def request(self) -> None:
+        if not self.requested:
+            self.requested = True
+            self._deadline = time.monotonic() + self._timeout_s
+
+    def remaining_s(self) -> float:
+        """Seconds until the deadline, infinite while nobody asked to stop, never negative."""
+        return max(0.0, self._deadline - time.monotonic())
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self.requested:
+            os._exit(128 + number)
+        self.request()
+
+
+def bounded(call: Callable[[], object], timeout_s: float) -> bool:
+    """Whether `call` returned within `timeout_s`; where it did not, it is left behind in a daemon thread.
+
+    For `close()` of a client, which can wait for brokers that are gone.
+    """
+    thread = threading.Thread(target=call, name=CLOSING_THREAD, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return not thread.is_alive()
+
+
+def set_up_logging(log_format: str | None, level: str) -> None:
+    """One line per event on standard error; text on a terminal and JSON elsewhere unless `log_format` says which."""
+    handler = logging.StreamHandler(sys.stderr)
+    formatter: logging.Formatter
+    if (log_format or ("text" if sys.stderr.isatty() else "json")) == "json":
+        formatter = JsonFormatter(
+            "{levelname}{name}{message}",
+            style="{",
+            timestamp=True,
+            rename_fields={"levelname": "level", "name": "logger"},
+        )
+    else:
+        formatter = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())

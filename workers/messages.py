@@ -1,0 +1,115 @@
+"""The stamp: what makes a message countable.
+
+A stamp names a stream of messages and the place of one message in it, so that whoever reads a topic can tell what
+is missing, duplicated or out of order without asking the sender. It is fixed-width ASCII, readable in any tool, and
+cheap to take apart:
+
+    kw1 3f9c0a7be512 0000 00002 000000000042 1763930001234567 ~~~~~~~~
+        run          |    |     sequence     sent at, us      padding
+                     |    partition the stream is bound to, or -----
+                     producer
+
+The sequence counts from 0 without gaps within a stream. A stream that is bound to a partition lives in that
+partition only, so a gap there is noticed as soon as the next message is read. It travels as the value of the
+messages that the built-in source makes, and in a header of the user's own messages: `produce_batch` drops headers.
+"""
+
+import re
+import secrets
+from typing import NamedTuple
+
+from confluent_kafka import Message
+
+MAGIC = b"kw1 "
+STAMP_HEADER = "kafka-workers-stamp"
+
+# Where each field stands; everything that reads a stamp uses these.
+STREAM = slice(4, 27)
+SEQUENCE = slice(28, 40)
+SENT_AT = slice(41, 57)
+STAMP_BYTES = 57
+
+RUN_CHARACTERS = 12
+MAX_PRODUCERS = 10_000
+_UNBOUND = "-----"
+_RUN = re.compile(rf"[A-Za-z0-9.-]{{1,{RUN_CHARACTERS}}}")
+_STAMP = re.compile(rb"kw1 [A-Za-z0-9._-]{12} \d{4} (?:\d{5}|-----) \d{12} \d{16}")
+
+
+class Stamp(NamedTuple):
+    """One message's place: `sequence` in `stream`, sent at `sent_at_us` microseconds after the epoch."""
+
+    stream: bytes
+    sequence: int
+    sent_at_us: int
+
+
+def new_run() -> str:
+    """A name for a run that no other run has."""
+    return secrets.token_hex(RUN_CHARACTERS // 2)
+
+
+def check_run(name: str) -> str:
+    """Returns `name`; raises ValueError when it cannot stand in a stamp."""
+    if not _RUN.fullmatch(name):
+        raise ValueError(f"a run is named by 1 to {RUN_CHARACTERS} letters, digits, dots or dashes, not {name!r}")
+    return name
+
+
+def stream_of(run: str, producer: int, partition: int | None) -> bytes:
+    """The name of a stream as it stands in a stamp; `partition` is None for a stream spread over partitions."""
+    bound = _UNBOUND if partition is None else f"{partition:05d}"
+    return f"{run.ljust(RUN_CHARACTERS, '_')} {producer:04d} {bound}".encode()
+
+
+class StreamName(NamedTuple):
+    """A stream's name taken apart."""
+
+    run: str
+    producer: int
+    partition: int | None
+
+    @classmethod
+    def of(cls, stream: bytes) -> "StreamName":
+        run, producer, partition = stream.decode().split()
+        return cls(run.rstrip("_"), int(producer), None if partition == _UNBOUND else int(partition))
+
+
+def is_bound(stream: bytes) -> bool:
+    """Whether the stream lives in one partition."""
+    return stream[-1:] != b"-"
+
+
+def encode(stream: bytes, sequence: int, sent_at_us: int) -> bytes:
+    """The stamp of one message, `STAMP_BYTES` long."""
+    return b"%b%b %012d %016d" % (MAGIC, stream, sequence, sent_at_us)
+
+
+def encode_batch(stream: bytes, first: int, count: int, sent_at_us: int, size: int) -> list[dict[str, bytes]]:
+    """`count` stamped messages of `size` bytes from sequence `first` on, as `produce_batch` takes them."""
+    head = MAGIC + stream
+    tail = (b" %016d " % sent_at_us).ljust(size - SEQUENCE.stop, b"~")[: size - SEQUENCE.stop]
+    return [{"value": b"%b %012d%b" % (head, sequence, tail)} for sequence in range(first, first + count)]
+
+
+def decode(data: bytes | None) -> Stamp | None:
+    """The stamp at the beginning of `data`, or None where there is none."""
+    if data is None or data[:4] != MAGIC or not _STAMP.match(data):
+        return None
+    return Stamp(data[STREAM], int(data[SEQUENCE]), int(data[SENT_AT]))
+
+
+def headers_of(message: Message) -> list[tuple[str, bytes | None]]:
+    """The headers of a message, none where it has none; librdkafka has their values as bytes."""
+    headers = message.headers() or []
+    pairs = headers.items() if isinstance(headers, dict) else headers
+    return [(name, value.encode() if isinstance(value, str) else value) for name, value in pairs]
+
+
+def stamp_of(message: Message) -> Stamp | None:
+    """The stamp of a message, in its value or in its header."""
+    stamp = decode(message.value())
+    if stamp is None:
+        values = (decode(value) for name, value in headers_of(message) if name == STAMP_HEADER)
+        stamp = next(values, None)
+    return stamp

@@ -1,0 +1,348 @@
+"""The producer: takes messages from a source, sends them, and accounts for every delivery.
+
+Each message ends as acknowledged, failed with its error, or unknown: an attempt may have been in flight when time was
+up, so it may or may not be in the log. The queue is bounded here, below the client's own bound, so that a full one
+slows the source and nothing is refused or reordered.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import confluent_kafka
+from confluent_kafka import KafkaError, KafkaException, Message
+
+from workers.client import Events, make, wait_for_topics
+from workers.config import ClientConfig
+from workers.latency import Latencies
+from workers.ledger import StreamSent
+from workers.lifecycle import Shutdown, WorkerError, bounded
+from workers.messages import stamp_of
+from workers.sources import BATCH_MESSAGES, Batch, Delivery, Record, Source
+
+log = logging.getLogger(__name__)
+
+# Messages and bytes that may wait for their acknowledgement.
+MAX_QUEUE_MESSAGES = 100_000
+MAX_QUEUE_BYTES = 64 * 1024 * 1024
+# Every 16th delivery is timed.
+LATENCY_SAMPLE = 16
+POLL_S = 0.1
+# The loop turns at least every POLL_S, unless the source's on_delivery hangs.
+STALL_S = 60.0
+# With --rate, messages are let go at this interval.
+TICK_S = 0.001
+
+# Errors after which a message is certainly not in the log. After any other it may be: librdkafka may have sent it
+# and lost the answer (INTRODUCTION.md of librdkafka, "Message reliability"; RD_KAFKA_MSG_STATUS_POSSIBLY_PERSISTED).
+NOT_WRITTEN = frozenset(
+    {
+        KafkaError._PURGE_QUEUE,
+        KafkaError._QUEUE_FULL,
+        KafkaError._INVALID_ARG,
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.RECORD_LIST_TOO_LARGE,
+        KafkaError.INVALID_MSG,
+        KafkaError.INVALID_MSG_SIZE,
+        KafkaError.INVALID_RECORD,
+        KafkaError.INVALID_TIMESTAMP,
+        KafkaError.TOPIC_EXCEPTION,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.POLICY_VIOLATION,
+    }
+)
+
+
+class Deliveries:
+    """What became of the messages sent to one topic. Plain integers: they are counted at every message.
+
+    Once nothing is queued, `enqueued == acknowledged + failed + unknown`.
+    """
+
+    def __init__(self, topic: str) -> None:
+        self.topic = topic
+        self.enqueued = 0
+        self.acknowledged = 0
+        self.unknown = 0
+        self.failed = 0
+        self.errors: Counter[str] = Counter()
+        self.latencies = Latencies()
+        self.streams: dict[bytes, StreamSent] = {}
+
+    @property
+    def unsettled(self) -> int:
+        """Messages without an acknowledgement, whatever the reason."""
+        return self.enqueued - self.acknowledged
+
+    @property
+    def outstanding(self) -> int:
+        return self.enqueued - self.acknowledged - self.failed - self.unknown
+
+    def on_delivery(self, error: KafkaError | None, message: Message) -> None:
+        """The delivery report, once for each message, from inside `poll`."""
+        if error is None:
+            self.acknowledged += 1
+            if not self.acknowledged % LATENCY_SAMPLE or self.acknowledged == 1:
+                self.latencies.add(message.latency() or 0.0)
+        else:
+            self._not_acknowledged(error, message)
+
+    def _not_acknowledged(self, error: KafkaError, message: Message) -> None:
+        self.errors[error.name()] += 1
+        certain = error.code() in NOT_WRITTEN
+        if certain:
+            self.failed += 1
+        else:
+            self.unknown += 1
+        stamp = stamp_of(message)
+        if stamp is not None:
+            stream = self.streams[stamp.stream]
+            (stream.failed if certain else stream.unknown).add(stamp.sequence)
+
+
+class Pace:
+    """How many messages may go now. Time lost to a full queue is not made up for in a burst longer than a second."""
+
+    def __init__(self, rate: float | None) -> None:
+        self._rate = rate
+        self._next = time.monotonic()
+
+    def allowance(self) -> int:
+        if self._rate is None:
+            return BATCH_MESSAGES
+        now = time.monotonic()
+        self._next = max(self._next, now - 1.0)
+        return int((now - self._next) * self._rate) + 1 if now >= self._next else 0
+
+    def took(self, count: int) -> None:
+        if self._rate is not None:
+            self._next += count / self._rate
+
+    def wait_s(self) -> float:
+        return min(POLL_S, max(TICK_S, self._next - time.monotonic()))
+
+
+class Producer:
+    """One run of the producer: `start`, then `run`; the accounts are there at any time, for whoever watches."""
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        topic: str,
+        shutdown: Shutdown,
+        *,
+        rate: float | None = None,
+        dead_letter_topic: str | None = None,
+        report: Callable[[KafkaError | None, Message], None] | None = None,
+    ) -> None:
+        self.events = Events()
+        self.deliveries = Deliveries(topic)
+        self.dead_letters = Deliveries(dead_letter_topic or f"{topic}.dlq")
+        self.buffer_full = 0
+        self.last_success_s = 0.0
+        self.turned_at = time.monotonic()
+        self.started_at = self.finished_at = time.monotonic()
+        self.running = False
+        self._config = config
+        self._shutdown = shutdown
+        self._pace = Pace(rate)
+        self._on_delivery = self.deliveries.on_delivery if report is None else partial(_both, self.deliveries, report)
+        self._client = make(confluent_kafka.Producer, config, self.events.callbacks())
+        self._partitions = 1
+
+    def partitions(self) -> int:
+        """How many partitions the topic has, as far as the client knows."""
+        return self._partitions
+
+    def start(self, timeout_s: float | None) -> None:
+        """Waits for the brokers and the topic; raises as `wait_for_topics` does."""
+        topic = self.deliveries.topic
+        found = wait_for_topics(
+            self._client, [topic], self._config, self.events, timeout_s=timeout_s, shutdown=self._shutdown
+        )
+        self._partitions = found.get(topic, 1)
+        self.running = True
+
+    def ready(self) -> str | None:
+        """Why this producer is not ready, or None."""
+        if self.events.statistics is None:
+            return "no statistics yet"
+        return None if self.events.brokers_up else "no broker can be reached"
+
+    def live(self) -> str | None:
+        """A stuck producer, or None. Waiting for brokers or for the source is not being stuck."""
+        stuck_s = time.monotonic() - self.turned_at
+        return f"the loop has not turned for {stuck_s:.0f} s" if self.running and stuck_s > STALL_S else None
+
+    def run(
+        self, source: Source, duration_s: float | None = None, progress: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """Sends what the source gives until it ends, `duration_s` is over or a stop is asked for, then waits for
+        the outcomes.
+
+        Raises WorkerError on a fatal client error and SourceError when the source fails, in both cases after the
+        outcome of every message is known.
+        """
+        self.started_at = time.monotonic()
+        until = self.started_at + duration_s if duration_s is not None else float("inf")
+        try:
+            while not self._shutdown.requested and time.monotonic() < until:
+                allowed = self._pace.allowance()
+                if allowed == 0:
+                    self._poll(self._pace.wait_s())
+                    continue
+                batch = source.take(allowed, POLL_S)
+                if batch is None:
+                    break
+                if batch.records:
+                    self._pace.took(len(batch.records))
+                    self._send(batch)
+                    progress(len(batch.records))
+                self._poll(0)
+        finally:
+            source.close()
+            self._finish()
+        self.events.check()
+
+    def close(self) -> None:
+        bounded(self._client.close, 2.0)
+
+    def _send(self, batch: Batch) -> None:
+        self._account_for(batch)
+        if not self._wait_for_room(batch):
+            # Asked to stop, and no room came up: these were never handed to the client.
+            self._refuse(batch.records)
+        elif batch.plain:
+            self._send_plain(batch)
+        else:
+            for record in batch.records:
+                self._send_one(record)
+
+    def _account_for(self, batch: Batch) -> None:
+        self.deliveries.enqueued += len(batch.records)
+        if batch.stream is not None:
+            self.deliveries.streams.setdefault(batch.stream, StreamSent()).sent += len(batch.records)
+
+    def _wait_for_room(self, batch: Batch) -> bool:
+        """Blocks while the queue is full. Returns False when the time to stop ran out first."""
+        limit = min(MAX_QUEUE_MESSAGES, max(1, MAX_QUEUE_BYTES // max(1, batch.largest_bytes)))
+        waiting = self._outstanding() - len(batch.records)
+        if waiting > 0 and waiting + len(batch.records) > limit:
+            self.buffer_full += 1
+            while self._outstanding() > max(limit, len(batch.records)):
+                self._poll(POLL_S)
+                if self._shutdown.remaining_s() == 0 or self.events.fatal:
+                    return False
+        return True
+
+    def _outstanding(self) -> int:
+        return self.deliveries.outstanding + self.dead_letters.outstanding
+
+    def _send_plain(self, batch: Batch) -> None:
+        sent = self._client.produce_batch(
+            self.deliveries.topic, batch.records, partition=batch.partition, on_delivery=self._on_delivery
+        )
+        if sent != len(batch.records):
+            for record in batch.records:
+                if "_error" in record:
+                    self._report(record["_error"], record)
+
+    def _send_one(self, record: Record) -> None:
+        headers = record.get("headers", [])
+        deliveries = self.deliveries
+        on_delivery: Callable[[KafkaError | None, Message], None] = self._on_delivery
+        if "invalid" in record:
+            # It goes to another topic, so the account of the main one must not wait for it.
+            deliveries.enqueued -= 1
+            deliveries = self.dead_letters
+            deliveries.enqueued += 1
+            on_delivery = deliveries.on_delivery
+            headers = [*headers, ("kafka-workers.error-message", record["invalid"].encode())]
+        if "on_delivery" in record:
+            on_delivery = partial(self._tell_source, on_delivery, record["on_delivery"])
+        try:
+            self._client.produce(
+                deliveries.topic,
+                record["value"],
+                record["key"],
+                partition=record.get("partition", -1),
+                timestamp=record.get("timestamp", 0),
+                headers=headers,
+                on_delivery=on_delivery,
+            )
+        except (KafkaException, BufferError) as error:
+            reason = error.args[0] if isinstance(error, KafkaException) else KafkaError(KafkaError._QUEUE_FULL)
+            on_delivery(reason, _message(deliveries.topic, record))
+
+    def _refuse(self, records: list[Record]) -> None:
+        for record in records:
+            self._report(KafkaError(KafkaError._PURGE_QUEUE), record)
+
+    def _report(self, error: KafkaError, record: Record) -> None:
+        """The delivery report of a message that the client never took."""
+        self._on_delivery(error, _message(self.deliveries.topic, record))
+
+    def _poll(self, timeout_s: float) -> None:
+        self.turned_at = time.monotonic()
+        before = self.deliveries.acknowledged
+        self._client.poll(timeout_s)
+        if self.deliveries.acknowledged != before:
+            self.last_success_s = time.time()
+        statistics = self.events.statistics
+        if statistics is not None:
+            self._partitions = statistics.topic_partitions.get(self.deliveries.topic, 0) or self._partitions
+        self.events.check()
+
+    def _tell_source(
+        self,
+        account: Callable[[KafkaError | None, Message], None],
+        tell: Callable[[Delivery], None],
+        error: KafkaError | None,
+        message: Message,
+    ) -> None:
+        account(error, message)
+        reason = error.str() if error else None
+        try:
+            tell(Delivery(outcome_of(error), message.topic() or "", message.partition(), message.offset(), reason))
+        except Exception as raised:  # the user's code may raise anything, and librdkafka would swallow it
+            self.events.fatal = WorkerError(f"the source's on_delivery raised {type(raised).__name__}: {raised}")
+
+    def _finish(self) -> None:
+        """Waits until every message has its outcome; what has none at the deadline is purged, which gives it one."""
+        while len(self._client) and self._shutdown.remaining_s() and not self.events.fatal:
+            self.turned_at = time.monotonic()
+            self._client.poll(min(POLL_S, self._shutdown.remaining_s()))
+        if len(self._client):
+            log.warning("giving up on %d messages that were not acknowledged in time", len(self._client))
+            self._client.purge()
+            self._client.flush(2.0)
+        self.finished_at = time.monotonic()
+        self.running = False
+
+
+def _both(
+    deliveries: Deliveries,
+    report: Callable[[KafkaError | None, Message], None],
+    error: KafkaError | None,
+    message: Message,
+) -> None:
+    deliveries.on_delivery(error, message)
+    report(error, message)
+
+
+def outcome_of(error: KafkaError | None) -> str:
+    """success, failure or unknown, as in the metrics."""
+    if error is None:
+        return "success"
+    return "failure" if error.code() in NOT_WRITTEN else "unknown"
+
+
+def _message(topic: str, record: dict[str, Any]) -> Message:
+    return Message(topic=topic, value=record["value"], key=record.get("key"), headers=record.get("headers"))
