@@ -28,9 +28,9 @@ format: $(READY) ## Format the code
 
 lock: $(READY) ## Write the hashed lock files anew from pyproject.toml
 	$(BIN)/pip install -q 'uv>=0.9'
-	env -u PIP_FIND_LINKS $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header --upgrade pyproject.toml -o requirements.txt
-	env -u PIP_FIND_LINKS $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header --upgrade --extra local --group dev pyproject.toml -o requirements-dev.txt
 
 clean: ## Remove what the other targets made here

@@ -80,7 +80,7 @@ def produce(context: "Context") -> None:
         else:
             stamp = stream_of(run, index, None) if values["stamp"] else None
             source = ThreadedSource(itertools.islice(records, values["count"]), stamp)
-        trouble = _send_all(producer, source, values, shutdown)
+        trouble = _send_all(producer, source, values)
         _show_account(producer, run, values["summary"])
         _linger(server, values["linger"], shutdown)
     producer.close()
@@ -148,7 +148,7 @@ def _count(values: dict[str, Any]) -> int | None:
     return values["count"] or DEFAULT_COUNT
 
 
-def _send_all(producer: Producer, source: Source, values: dict[str, Any], shutdown: Shutdown) -> WorkerError | None:
+def _send_all(producer: Producer, source: Source, values: dict[str, Any]) -> WorkerError | None:
     """Runs the producer; what went wrong is returned, because the account comes first."""
     length = values["count"] or (None if values["input_path"] or values["source"] else _count(values))
     show = length is not None and sys.stderr.isatty() and not values["verbose"]
@@ -160,8 +160,9 @@ def _send_all(producer: Producer, source: Source, values: dict[str, Any], shutdo
         return WorkerError(f"{error}; what came before it was sent", ExitCode.USAGE)
     except WorkerError as error:
         return error
-    if shutdown.requested and producer.deliveries.unsettled:
-        return WorkerError(f"stopped before {producer.deliveries.unsettled} messages were acknowledged")
+    if producer.interrupted and not values["forever"]:
+        # A Job that is stopped half way must count as failed, or nobody sends the rest.
+        return WorkerError("stopped before the source was at its end; what was sent is accounted for above")
     return None
 
 

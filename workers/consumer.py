@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 import confluent_kafka
-from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, Message, TopicPartition
 
 from workers.client import Events, make, wait_for_topics
 from workers.config import ClientConfig
@@ -25,6 +25,7 @@ from workers.handling import HandlerThread, Job
 from workers.latency import Latencies
 from workers.ledger import OrderCounts, OrderLedger
 from workers.lifecycle import Shutdown, WorkerError, bounded
+from workers.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ class Partition:
         """Whether its next message waits for a pause to end or for its dead letter."""
         return self.letter is not None or self.retry_at > time.monotonic()
 
-    def at(self, offset: int = -1001, metadata: str | None = None, epoch: int | None = None) -> TopicPartition:
+    def at(self, offset: int = OFFSET_INVALID, metadata: str = "", epoch: int | None = None) -> TopicPartition:
         if epoch is None:
             return TopicPartition(self.topic.name, self.number, offset, metadata)
         return TopicPartition(self.topic.name, self.number, offset, metadata, epoch)
@@ -162,9 +163,10 @@ class Consumer:
         self._jobs: list[Job] = []
         self._turned_at = self._last_message_at = time.monotonic()
         self._paused_lag_at = 0.0
+        self._broker_assigns = config.get("group.protocol") == "consumer"
         # Strategies other than cooperative-sticky take everything away in a rebalance and give it back.
         strategy = config.get("partition.assignment.strategy", "cooperative-sticky")
-        self._eager = config.get("group.protocol", "classic") == "classic" and strategy != "cooperative-sticky"
+        self._eager = not self._broker_assigns and strategy != "cooperative-sticky"
         self._client = make(confluent_kafka.Consumer, config, {**self.events.callbacks(), "on_commit": self._on_commit})
 
     def start(self, timeout_s: float | None) -> None:
@@ -421,8 +423,12 @@ class Consumer:
             for partition in done:
                 partition.paused = False
         statistics = self.events.statistics
-        self._joined = self._joined or (statistics is not None and statistics.group_joined)
+        self._joined = self._joined or (statistics is not None and self._has_joined(statistics))
         self._refresh_paused_ends()
+
+    def _has_joined(self, statistics: Statistics) -> bool:
+        # A KIP-848 member that never owned a partition stays in the join state "init".
+        return statistics.coordinator_up and (statistics.group_steady or self._broker_assigns)
 
     def _on_letter(self, partition: Partition, letter: Letter) -> None:
         if letter.delivered is None:

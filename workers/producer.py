@@ -77,11 +77,6 @@ class Deliveries:
         self.streams: dict[bytes, StreamSent] = {}
 
     @property
-    def unsettled(self) -> int:
-        """Messages without an acknowledgement, whatever the reason."""
-        return self.enqueued - self.acknowledged
-
-    @property
     def outstanding(self) -> int:
         return self.enqueued - self.acknowledged - self.failed - self.unknown
 
@@ -150,6 +145,7 @@ class Producer:
         self.turned_at = time.monotonic()
         self.started_at = self.finished_at = time.monotonic()
         self.running = False
+        self.interrupted = False
         self._config = config
         self._shutdown = shutdown
         self._pace = Pace(rate)
@@ -193,14 +189,17 @@ class Producer:
         self.started_at = time.monotonic()
         until = self.started_at + duration_s if duration_s is not None else float("inf")
         try:
-            while not self._shutdown.requested and time.monotonic() < until:
+            while time.monotonic() < until:
+                if self._shutdown.requested:
+                    self.interrupted = True
+                    break
                 allowed = self._pace.allowance()
                 if allowed == 0:
                     self._poll(self._pace.wait_s())
                     continue
                 batch = source.take(allowed, POLL_S)
                 if batch is None:
-                    break
+                    return
                 if batch.records:
                     self._pace.took(len(batch.records))
                     self._send(batch)
@@ -209,7 +208,7 @@ class Producer:
         finally:
             source.close()
             self._finish()
-        self.events.check()
+            self.events.check()
 
     def close(self) -> None:
         bounded(self._client.close, 2.0)

@@ -27,7 +27,8 @@ class Statistics:
     broker_rtt_s: dict[str, dict[str, float]]
     queue_messages: int
     queue_bytes: int
-    group_joined: bool = False
+    coordinator_up: bool = False
+    group_steady: bool = False
     topic_partitions: dict[str, int] = field(default_factory=dict)
     partitions: dict[tuple[str, int], PartitionStatistics] = field(default_factory=dict)
 
@@ -49,7 +50,8 @@ def parse(text: str) -> Statistics:
         },
         queue_messages=data["msg_cnt"],
         queue_bytes=data["msg_size"],
-        group_joined=group.get("state") == "up" and group.get("join_state") == "steady",
+        coordinator_up=group.get("state") == "up",
+        group_steady=group.get("join_state") == "steady",
         topic_partitions={
             topic: sum(int(number) >= 0 for number in entry["partitions"]) for topic, entry in data["topics"].items()
         },

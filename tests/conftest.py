@@ -1,0 +1,121 @@
+"""One real three-broker cluster for the whole suite, and a fresh topic for each test.
+
+With KAFKA_BOOTSTRAP_SERVERS set, tests run against that cluster; those that need a hand on the brokers or the
+listener with TLS skip.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+from confluent_kafka.admin import AdminClient, NewTopic
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from tests.processes import Processes
+from workers.cluster import Cluster
+
+USER, PASSWORD = "worker", "correct-horse"
+
+
+class Certificates:
+    """A CA, the brokers' certificate, and a CA that nobody trusts."""
+
+    def __init__(self, directory: Path) -> None:
+        authority = trustme.CA()
+        self.ca = str(directory / "ca.pem")
+        authority.cert_pem.write_to_path(self.ca)
+        self.other_ca = str(directory / "other-ca.pem")
+        trustme.CA().cert_pem.write_to_path(self.other_ca)
+        issued = authority.issue_cert("localhost")
+        # Kafka reads PKCS #8 only.
+        key = load_pem_private_key(issued.private_key_pem.bytes(), None)
+        pkcs8 = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        self.broker = str(directory / "broker.pem")
+        Path(self.broker).write_bytes(pkcs8 + b"".join(pem.bytes() for pem in issued.cert_chain_pems))
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def own_cluster(certificates: Certificates) -> Iterator[Cluster | None]:
+    if "KAFKA_BOOTSTRAP_SERVERS" in os.environ:
+        yield None
+        return
+    secure = {
+        "listener.name.secure.sasl.enabled.mechanisms": "SCRAM-SHA-512",
+        "sasl.enabled.mechanisms": "SCRAM-SHA-512",
+        "listener.name.secure.scram-sha-512.sasl.jaas.config": (
+            "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+        ),
+        "ssl.keystore.type": "PEM",
+        "ssl.keystore.location": certificates.broker,
+    }
+    with Cluster(properties=secure, scram_users={USER: PASSWORD}) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(own_cluster: Cluster | None) -> Cluster:
+    """The embedded cluster, for tests that kill brokers or use its listener with TLS."""
+    if own_cluster is None:
+        pytest.skip("needs the embedded cluster, and KAFKA_BOOTSTRAP_SERVERS names another")
+    return own_cluster
+
+
+@pytest.fixture(scope="session")
+def bootstrap_servers(own_cluster: Cluster | None) -> str:
+    return own_cluster.bootstrap_servers if own_cluster is not None else os.environ["KAFKA_BOOTSTRAP_SERVERS"]
+
+
+@pytest.fixture(scope="session")
+def admin(bootstrap_servers: str) -> AdminClient:
+    return AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
+
+
+class Topics:
+    """Makes topics with names that no other test has."""
+
+    def __init__(self, admin: AdminClient) -> None:
+        self._admin = admin
+
+    def create(self, partitions: int = 3, config: dict[str, str] | None = None) -> str:
+        name = f"test-{secrets.token_hex(4)}"
+        self.create_named(name, partitions, config)
+        return name
+
+    def create_named(self, name: str, partitions: int = 3, config: dict[str, str] | None = None) -> None:
+        self._admin.create_topics([NewTopic(name, partitions, 3, config=config or {})])[name].result()
+
+
+@pytest.fixture(scope="session")
+def topics(admin: AdminClient) -> Topics:
+    return Topics(admin)
+
+
+@pytest.fixture
+def topic(topics: Topics) -> str:
+    return topics.create()
+
+
+@pytest.fixture
+def group() -> str:
+    return f"group-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def processes(bootstrap_servers: str, tmp_path: Path) -> Iterator[Processes]:
+    """Runs the command line as a user does; what still runs at the end of the test is killed."""
+    runner = Processes(bootstrap_servers, tmp_path)
+    yield runner
+    runner.kill_all()
