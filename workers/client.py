@@ -133,8 +133,5 @@ def wait_for_topics(
 
 
 def _poll(client: Consumer | Producer | AdminClient) -> None:
-    """Serves the callbacks. A consumer that has no subscription yet has no message to lose."""
-    if isinstance(client, Consumer):
-        client.consume(0, 0)
-    else:
-        client.poll(0)
+    """Serves the callbacks; a consumer without a subscription has no message to lose."""
+    client.poll(0)

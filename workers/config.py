@@ -91,14 +91,26 @@ CLASSIC_DEFAULTS = (
     Default("partition.assignment.strategy", "cooperative-sticky", "a rebalance stops only the partitions that move"),
 )
 
+# librdkafka knows these under two names; one of them is used here, or the same thing could be set twice.
+# Source: the rows "Alias for" in CONFIGURATION.md of librdkafka.
+_ALIASES = {
+    "metadata.broker.list": "bootstrap.servers",
+    "request.required.acks": "acks",
+    "queue.buffering.max.ms": "linger.ms",
+    "message.timeout.ms": "delivery.timeout.ms",
+    "message.send.max.retries": "retries",
+    "compression.codec": "compression.type",
+    "max.in.flight.requests.per.connection": "max.in.flight",
+    "sasl.mechanisms": "sasl.mechanism",
+}
+
 # The promises rest on these: a worker that silently ran with another value would break them.
 _PROMISED = {
-    "acks": {"all", "-1"},
-    "request.required.acks": {"all", "-1"},
-    "enable.idempotence": {"true"},
-    "enable.auto.offset.store": {"false"},
-    "enable.auto.commit": {"true"},
-    "delivery.report.only.error": {"false"},
+    "acks": ("all", "-1"),
+    "enable.idempotence": ("true",),
+    "enable.auto.offset.store": ("false",),
+    "enable.auto.commit": ("true",),
+    "delivery.report.only.error": ("false",),
 }
 _NOT_SUPPORTED = {"transactional.id": "transactions", "enable.partition.eof": "end-of-partition events"}
 
@@ -123,10 +135,12 @@ class ClientConfig:
     def explain(self, error: KafkaException) -> ConfigError:
         """What librdkafka did not like, with the place it came from."""
         text = str(error.args[0].str())
-        named = re.search(r'"([a-z0-9._]+)"', text) or re.search(r"`([a-z0-9._]+)`", text)
-        setting = self.settings.get(named.group(1)) if named else None
+        named = {_ALIASES.get(word, word) for word in re.findall(r"[a-z0-9]+(?:\.[a-z0-9]+)+", text)}
+        setting = next((each for name, each in self.settings.items() if name in named), None)
         if setting is None:
             return ConfigError(f"{text}; --show-config shows what is in force")
+        if setting.name.endswith(".location"):
+            return ConfigError(f"{setting.origin}: {setting.value} cannot be used: {text}")
         if "No such configuration property" in text:
             return ConfigError(
                 f"{setting.origin}: librdkafka has no property {setting.name!r}; its CONFIGURATION.md lists them"
@@ -148,7 +162,7 @@ def _check_promise(setting: Setting) -> None:
     allowed = _PROMISED.get(setting.name)
     if allowed is not None and setting.value not in allowed:
         raise ConfigError(
-            f"{setting.origin}: {setting.name} must stay {min(allowed)!r}, delivery rests on it; leave it out"
+            f"{setting.origin}: {setting.name} must stay {allowed[0]!r}, delivery rests on it; leave it out"
         )
 
 
@@ -158,7 +172,7 @@ def parse_property(text: str, rank: Rank, origin: str) -> Setting:
     name = name.strip()
     if not separator or not name:
         raise ConfigError(f"{origin}: expected name=value, got {text!r}")
-    return Setting(name, value.strip(), rank, f"{origin} {name}" if rank > Rank.FILE else origin)
+    return Setting(_ALIASES.get(name, name), value.strip(), rank, f"{origin} {name}" if rank > Rank.FILE else origin)
 
 
 def read_properties_file(path: Path) -> list[Setting]:

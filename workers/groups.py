@@ -3,15 +3,20 @@
 What a member says of itself is in its metrics; this is the view from outside, also of a group with no member left.
 """
 
+import time
 from dataclasses import dataclass
 
-from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from workers.config import ConfigError
 from workers.lifecycle import WorkerError
 
 REQUEST_TIMEOUT_S = 10.0
+# What brokers answer while a group's coordinator starts or moves, also when the very first group is asked for.
+COORDINATOR_MOVES = frozenset(
+    {KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +64,32 @@ class Group:
 
 
 def describe(admin: AdminClient, group_id: str, topics: list[str] | None = None) -> Group:
-    """The group, restricted to `topics` if any are given.
+    """The group, restricted to `topics` if any are given. Waits while its coordinator moves.
 
     Raises ConfigError when the brokers know no such group, WorkerError when they do not answer.
     """
-    try:
-        seen = admin.describe_consumer_groups([group_id], request_timeout=REQUEST_TIMEOUT_S)[group_id].result()
-        committed = _committed(admin, group_id)
-        members = tuple(Member(m.member_id, m.client_id, m.host, _partitions_of(m.assignment)) for m in seen.members)
-        owners = {key: member.client_id for member in members for key in member.partitions}
-        if not members and not committed:
-            raise ConfigError(f"group {group_id} has no member and no committed offset; check --group-id")
-        keys = sorted(key for key in {*owners, *committed} if not topics or key[0] in topics)
-        ends = _ends(admin, keys)
-    except KafkaException as error:
-        raise WorkerError(f"group {group_id} cannot be described: {error.args[0].str()}") from None
+    deadline = time.monotonic() + REQUEST_TIMEOUT_S
+    while True:
+        try:
+            return _describe(admin, group_id, topics)
+        except KafkaException as raised:
+            error = raised.args[0]
+            if error.code() == KafkaError.GROUP_ID_NOT_FOUND:
+                raise ConfigError(f"group {group_id} is not known to the brokers; check --group-id") from None
+            if error.code() not in COORDINATOR_MOVES or time.monotonic() > deadline:
+                raise WorkerError(f"group {group_id} cannot be described: {error.name()} {error.str()}") from None
+            time.sleep(0.2)
+
+
+def _describe(admin: AdminClient, group_id: str, topics: list[str] | None) -> Group:
+    seen = admin.describe_consumer_groups([group_id], request_timeout=REQUEST_TIMEOUT_S)[group_id].result()
+    committed = _committed(admin, group_id)
+    members = tuple(Member(m.member_id, m.client_id, m.host, _partitions_of(m.assignment)) for m in seen.members)
+    owners = {key: member.client_id for member in members for key in member.partitions}
+    if not members and not committed:
+        raise ConfigError(f"group {group_id} has no member and no committed offset; check --group-id")
+    keys = sorted(key for key in {*owners, *committed} if not topics or key[0] in topics)
+    ends = _ends(admin, keys)
     return Group(
         group_id,
         seen.state.name.lower(),

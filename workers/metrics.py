@@ -115,7 +115,7 @@ CONSUMER = (
 CLIENT = (
     Definition(
         "kafka_client_broker_rtt_seconds",
-        "gauge",
+        "summary",
         ("broker", "quantile"),
         "Round trip of requests to a broker over the last statistics interval.",
     ),
@@ -144,11 +144,12 @@ def _histogram(name: str, by_topic: Iterable[tuple[str, Latencies]]) -> Histogra
 
 
 def _client(events: Events, client_id: str) -> Iterator[Metric]:
-    rtt = _gauge("kafka_client_broker_rtt_seconds")
+    name = "kafka_client_broker_rtt_seconds"
+    rtt = Metric(name, _BY_NAME[name].meaning, "summary")
     if events.statistics is not None:
         for broker, quantiles in events.statistics.broker_rtt_s.items():
             for quantile, seconds in quantiles.items():
-                rtt.add_metric([broker, quantile], seconds)
+                rtt.add_sample(name, {"broker": broker, "quantile": quantile}, seconds)
     yield rtt
     info = InfoMetricFamily("kafka_client", _BY_NAME["kafka_client_info"].meaning)
     versions = {"version": __version__, "librdkafka_version": confluent_kafka.libversion()[0]}

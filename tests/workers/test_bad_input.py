@@ -1,0 +1,217 @@
+"""What bad input gets: one line that says what to do, a non-zero exit, and nothing sent."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+
+from tests.conftest import PASSWORD, USER, Certificates
+from tests.processes import Processes
+from workers.cluster import Cluster
+
+MODULE = """
+not_callable = 1
+def good():
+    yield "x"
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["produce", "--rate", "0"], ["--rate"]),
+        (["produce", "--rate", "fast"], ["--rate", "fast"]),
+        (["produce", "--count", "-5"], ["--count", "-5"]),
+        (["produce", "--size", "10"], ["--size", "57"]),
+        (["produce", "--cuont", "5"], ["--cuont", "--count"]),
+        (["prodcue"], ["prodcue", "produce"]),
+        (["produce", "--count", "1", "--forever"], ["--forever", "--count"]),
+        (["produce", "--input", "x", "--source", "m:f"], ["--input", "--source"]),
+        (["produce", "--key-field", "id"], ["--key-field", "--input"]),
+        (["produce", "--input", "/no/such/file"], ["--input /no/such/file", "No such file"]),
+        (["produce", "--input", "/"], ["--input /", "directory"]),
+        (["produce", "--run", "a run with spaces"], ["--run", "12 letters"]),
+        (["produce", "--property", "no-equals-sign"], ["--property", "name=value"]),
+        (["produce", "--property", "linger.msec=5"], ["--property", "linger.msec", "no property"]),
+        (["produce", "--property", "linger.ms=soon"], ["--property", "linger.ms"]),
+        (["produce", "--property", "acks=1"], ["--property", "acks", "'all'"]),
+        (["produce", "--property", "transactional.id=x"], ["transactional.id", "not supported"]),
+        (["produce", "--properties-file", "/no/such/file"], ["/no/such/file", "No such file"]),
+        (["produce", "--sasl-password-file", "/no/such/file"], ["/no/such/file", "No such file"]),
+        (["produce", "--source", "nowhere:function"], ["--source nowhere:function", "nowhere"]),
+        (["produce", "--source", "my_module"], ["--source", "module:name"]),
+        (["produce", "--source", "my_module:missing"], ["--source", "no 'missing'"]),
+        (["produce", "--source", "my_module:not_callable"], ["--source", "not callable"]),
+        (["consume", "--handler", "nowhere:function"], ["--handler nowhere:function"]),
+        (["consume", "--format", "xml"], ["--format", "json"]),
+        (["consume", "--max-messages", "0"], ["--max-messages"]),
+        (["consume", "--group-protocol", "share"], ["--group-protocol", "classic"]),
+        (["consume", "--group-protocol", "consumer", "--property", "session.timeout.ms=6000"], ["session.timeout.ms"]),
+        (["lag", "--group-id", "nobody-is-in-it"], ["nobody-is-in-it", "--group-id"]),
+        (["lag", "--max-lag", "-1"], ["--max-lag"]),
+        (["verify", "--account", "/no/such/file"], ["/no/such/file", "No such file"]),
+        (["verify", "--account", __file__], [__file__, "line 1", "not an account"]),
+    ],
+)
+def test_a_mistake_gets_one_line_that_names_it(
+    processes: Processes, topic: str, arguments: list[str], words: list[str]
+) -> None:
+    processes.write("my_module.py", MODULE)
+    command, *rest = arguments
+    result = processes.run(command, *([] if command in ("lag", "prodcue") else ["--topic", topic]), *rest)
+
+    assert result.returncode == 2, result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+def test_a_mistake_in_the_environment_or_a_file_is_named_there(processes: Processes, topic: str) -> None:
+    result = processes.run("produce", "--topic", topic, env={"KAFKA_RATE": "fast"})
+    assert result.returncode == 2
+    assert "KAFKA_RATE" in result.stderr or "--rate" in result.stderr
+
+    path = processes.write("client.properties", "# comment\nlinger.ms=5\nno.such.property=1\n")
+    result = processes.run("produce", "--topic", topic, "--properties-file", str(path))
+    assert result.returncode == 2
+    assert f"{path} line 3" in result.stderr
+    assert "no.such.property" in result.stderr
+
+
+def test_an_unknown_topic_is_named(processes: Processes) -> None:
+    for command in ("produce", "consume", "verify"):
+        result = processes.run(command, "--topic", "no-such-topic", "--timeout", "1")
+        assert result.returncode == 2, result.stderr
+        assert "no-such-topic does not exist" in result.stderr.splitlines()[-1]
+
+
+def test_brokers_that_cannot_be_reached_are_waited_for_as_long_as_asked(processes: Processes) -> None:
+    for command in ("produce", "consume", "lag", "verify"):
+        result = processes.run(command, "--bootstrap-servers", "127.0.0.1:1", "--timeout", "1.5")
+        assert result.returncode == 1, result.stderr
+        assert "still trying" in result.stderr
+        assert "no answer from 127.0.0.1:1 within 1.5 s" in result.stderr.splitlines()[-1]
+        assert "Traceback" not in result.stderr
+
+
+def test_a_port_in_use_is_named_when_it_was_asked_for(processes: Processes, topic: str) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = processes.run("produce", "--topic", topic, "--metrics-port", port)
+        assert result.returncode == 2
+        assert "--metrics-port" in result.stderr
+        assert port in result.stderr
+
+
+def test_two_workers_with_default_ports_get_along(processes: Processes, topic: str, group: str) -> None:
+    environment = processes.environment()
+    del environment["KAFKA_METRICS_PORT"]
+    default = {"KAFKA_METRICS_PORT": "8000"}
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", int(default["KAFKA_METRICS_PORT"]))) == 0:
+            pytest.skip("something else listens on the default port of this machine")
+    first = processes.consume(topic, group, env={"KAFKA_METRICS_PORT": ""})
+    second = processes.consume(topic, group, env={"KAFKA_METRICS_PORT": ""})
+
+    assert 8000 in {first.port, second.port}
+    assert first.port != second.port
+
+
+def secure(cluster: Cluster, certificates: Certificates, password: str, ca: str) -> dict[str, str]:
+    return {
+        "KAFKA_BOOTSTRAP_SERVERS": cluster.secure_bootstrap_servers,
+        "KAFKA_SECURITY_PROTOCOL": "sasl_ssl",
+        "KAFKA_SASL_MECHANISM": "SCRAM-SHA-512",
+        "KAFKA_SASL_USERNAME": USER,
+        "KAFKA_SASL_PASSWORD": password,
+        "KAFKA_SSL_CA_LOCATION": ca,
+    }
+
+
+def test_tls_with_scram_works_for_every_command(
+    processes: Processes, cluster: Cluster, certificates: Certificates, topic: str, group: str
+) -> None:
+    env = secure(cluster, certificates, PASSWORD, certificates.ca)
+    assert processes.run("produce", "--topic", topic, "--count", "30", env=env).returncode == 0
+    assert processes.consume(topic, group, "--max-messages", "30", env=env).wait() == 0
+    assert processes.run("lag", "--group-id", group, "--max-lag", "0", env=env).returncode == 0
+    assert processes.run("verify", "--topic", topic, env=env).returncode == 0
+
+
+def test_the_password_can_come_from_a_file(
+    processes: Processes, cluster: Cluster, certificates: Certificates, topic: str
+) -> None:
+    env = secure(cluster, certificates, PASSWORD, certificates.ca)
+    del env["KAFKA_SASL_PASSWORD"]
+    path = processes.write("password", PASSWORD + "\n")
+    result = processes.run("produce", "--topic", topic, "--count", "3", "--sasl-password-file", str(path), env=env)
+
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("command", ["produce", "consume", "lag", "verify"])
+def test_a_wrong_password_ends_it_at_once_and_is_not_shown(
+    processes: Processes, cluster: Cluster, certificates: Certificates, command: str
+) -> None:
+    env = secure(cluster, certificates, "hunter2", certificates.ca)
+    result = processes.run(command, env=env)
+
+    assert result.returncode == 2, result.stderr
+    assert "check the password" in result.stderr.splitlines()[-1]
+    assert "hunter2" not in result.stderr
+
+
+def test_a_ca_that_did_not_sign_the_brokers_ends_it_at_once(
+    processes: Processes, cluster: Cluster, certificates: Certificates
+) -> None:
+    result = processes.run("produce", env=secure(cluster, certificates, PASSWORD, certificates.other_ca))
+
+    assert result.returncode == 2, result.stderr
+    assert "the CA" in result.stderr.splitlines()[-1]
+
+
+def test_a_ca_file_that_is_not_there_is_named(
+    processes: Processes, cluster: Cluster, certificates: Certificates
+) -> None:
+    result = processes.run("produce", env=secure(cluster, certificates, PASSWORD, "/no/such/ca.pem"))
+
+    assert result.returncode == 2, result.stderr
+    assert "/no/such/ca.pem" in result.stderr
+
+
+def test_an_unreadable_file_is_named(processes: Processes, topic: str, tmp_path: Path) -> None:
+    path = tmp_path / "loop"
+    os.symlink(path, path)
+    result = processes.run("produce", "--topic", topic, "--input", str(path))
+
+    assert result.returncode == 2
+    assert f"--input {path} cannot be read" in result.stderr
+
+
+def test_nothing_was_sent_by_any_mistake(processes: Processes, topic: str, bootstrap_servers: str) -> None:
+    for arguments in (["--rate", "0"], ["--property", "acks=1"], ["--input", "/no/such/file"], ["--source", "no:f"]):
+        assert processes.run("produce", "--topic", topic, *arguments).returncode == 2
+    client = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "looks"})
+    ends = [client.get_watermark_offsets(TopicPartition(topic, number), timeout=10)[1] for number in range(3)]
+    client.close()
+    assert ends == [0, 0, 0]
+
+
+def test_show_config_says_where_each_value_comes_from_and_hides_secrets(processes: Processes) -> None:
+    path = processes.write("client.properties", "linger.ms=50\nsasl.password=from-the-file\nbatch.size=9999\n")
+    result = processes.run(
+        "produce", "--show-config", "--properties-file", str(path), "--property", "linger.ms=7", "--rate", "5",
+        env={"KAFKA_SASL_PASSWORD": "hunter2", "KAFKA_CLIENT_ID": "from-env"},
+    )  # fmt: skip
+
+    assert result.returncode == 0, result.stderr
+    rows = {line.split()[0]: line for line in result.stdout.splitlines() if line}
+    assert rows["linger.ms"].split()[1:3] == ["7", "--property"]
+    assert f"{path} line 3" in rows["batch.size"]
+    assert "variable KAFKA_CLIENT_ID" in rows["client.id"]
+    assert rows["--rate"].split()[1:] == ["5.0", "--rate"]
+    assert "variable KAFKA_SASL_PASSWORD" in rows["sasl.password"]
+    assert "hunter2" not in result.stdout
+    assert "from-the-file" not in result.stdout

@@ -1,0 +1,77 @@
+"""The embedded cluster and the demo: they start, show what they promise, and leave nothing behind."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.processes import Processes, eventually
+
+
+def brokers_under(directory: Path) -> list[int]:
+    """Ids of the Java processes whose command line names `directory`."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(directory).encode() in entry.read_bytes():
+                found.append(int(entry.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture
+def own_tmp(tmp_path: Path) -> Path:
+    path = tmp_path / "tmp"
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_cluster_that_is_stopped_or_killed_leaves_nothing_behind(
+    processes: Processes, own_tmp: Path, number: signal.Signals
+) -> None:
+    cluster = processes.start("cluster", "--brokers", "1", env={"TMPDIR": str(own_tmp)})
+    servers = eventually(lambda: cluster.stdout.strip() or not cluster.running, "the bootstrap address")
+    assert cluster.running, cluster.stderr
+    assert processes.run("produce", "--count", "10", env={"KAFKA_BOOTSTRAP_SERVERS": servers}).returncode == 0
+    assert brokers_under(own_tmp)
+
+    code = cluster.stop(number)
+
+    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 0), cluster.stderr
+    eventually(lambda: not brokers_under(own_tmp), "no broker is left")
+    eventually(lambda: not list(own_tmp.iterdir()), "no file is left")
+
+
+def test_a_broker_that_dies_by_itself_ends_the_cluster_with_its_words(processes: Processes, own_tmp: Path) -> None:
+    cluster = processes.start("cluster", "--brokers", "1", env={"TMPDIR": str(own_tmp)})
+    eventually(lambda: cluster.stdout.strip() or not cluster.running, "the bootstrap address")
+    java = next(pid for pid in brokers_under(own_tmp) if b"kafka.Kafka" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(java, signal.SIGKILL)
+
+    assert cluster.wait(10) == 1
+    assert "broker 0 ended by itself" in cluster.stderr
+    assert not list(own_tmp.iterdir())
+
+
+def test_the_demo_loses_nothing_and_shows_the_idle_member_and_the_killed_broker(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KAFKA_")}
+    result = subprocess.run(
+        [sys.executable, "-m", "workers", "demo", "--quick"],
+        env={**environment, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=110,
+    )  # fmt: skip
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "nothing acknowledged was lost" in result.stdout
+    assert "killed (SIGKILL)" in result.stdout
+    assert any(line.count(":idle") == 1 for line in result.stdout.splitlines())
+    rows = result.stdout.partition("\n\n")[2].partition("\n\n")[0].splitlines()
+    account = {row[:40].strip(): int(row[40:].replace(",", "")) for row in rows}
+    assert account["consumed"] >= account["acknowledged"] > 5_000
+    assert account["missing (acknowledged, not consumed)"] == 0
+    assert account["duplicated in the log"] == 0
+    assert not list(tmp_path.iterdir())
