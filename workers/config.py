@@ -139,13 +139,11 @@ class ClientConfig:
         setting = next((each for name, each in self.settings.items() if name in named), None)
         if setting is None:
             return ConfigError(f"{text}; --show-config shows what is in force")
-        if setting.name.endswith(".location"):
-            return ConfigError(f"{setting.origin}: {setting.value} cannot be used: {text}")
         if "No such configuration property" in text:
             return ConfigError(
                 f"{setting.origin}: librdkafka has no property {setting.name!r}; its CONFIGURATION.md lists them"
             )
-        return ConfigError(f"{setting.origin}: {text}")
+        return ConfigError(f"{setting.origin}: {setting.name}={setting.shown} cannot be used: {text}")
 
     def show(self) -> str:
         """A line for each property: name, value, origin; secrets masked."""

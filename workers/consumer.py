@@ -25,7 +25,6 @@ from workers.handling import HandlerThread, Job
 from workers.latency import Latencies
 from workers.ledger import OrderCounts, OrderLedger
 from workers.lifecycle import Shutdown, WorkerError, bounded
-from workers.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +109,7 @@ class Partition:
     @property
     def blocked(self) -> bool:
         """Whether its next message waits for a pause to end or for its dead letter."""
-        return self.letter is not None or self.retry_at > time.monotonic()
+        return self.letter_error is not None or self.retry_at > time.monotonic()
 
     def at(self, offset: int = OFFSET_INVALID, metadata: str = "", epoch: int | None = None) -> TopicPartition:
         if epoch is None:
@@ -244,13 +243,14 @@ class Consumer:
     # The loop
 
     def _finished(self) -> bool:
-        self._turned_at = now = time.monotonic()
+        self._note_the_turn()
         if self._shutdown.requested:
             return True
         if self._max_messages is not None and self.handled >= self._max_messages:
             return True
         idle = not any(partition.pending for partition in self.partitions.values())
-        return self._idle_timeout_s is not None and idle and now - self._last_message_at > self._idle_timeout_s
+        silent_s = time.monotonic() - self._last_message_at
+        return self._idle_timeout_s is not None and idle and silent_s > self._idle_timeout_s
 
     def _fetch(self) -> None:
         """Takes what has arrived. `consume` alone would wait for a full batch, so the first message is polled for."""
@@ -283,6 +283,7 @@ class Consumer:
         if partition is None:
             return
         if not partition.pending:
+            partition.next_offset = messages[0].offset()
             partition.waiting_since_ms = messages[0].timestamp()[1]
             partition.progress_at = time.monotonic()
         partition.pending += messages
@@ -324,7 +325,7 @@ class Consumer:
 
     def _keep_alive(self) -> None:
         """One turn while the handler is busy: the group hears from us, and progress is stored."""
-        self._turned_at = time.monotonic()
+        self._note_the_turn()
         self._pause([partition for partition in self.partitions.values() if not partition.paused])
         message = self._client.poll(0)
         if message is not None and message.error() is None:
@@ -415,20 +416,22 @@ class Consumer:
         for partition in self.partitions.values():
             if partition.letter is not None:
                 self._on_letter(partition, partition.letter)
-            elif partition.letter_error is not None and not partition.blocked:
+            elif partition.letter_error is not None and partition.retry_at <= time.monotonic():
                 self._send_letter(partition)
         done = [each for each in self.partitions.values() if each.paused and not each.pending and not each.blocked]
         if done:
             self._client.resume([partition.at() for partition in done])
             for partition in done:
                 partition.paused = False
-        statistics = self.events.statistics
-        self._joined = self._joined or (statistics is not None and self._has_joined(statistics))
         self._refresh_paused_ends()
 
-    def _has_joined(self, statistics: Statistics) -> bool:
-        # A KIP-848 member that never owned a partition stays in the join state "init".
-        return statistics.coordinator_up and (statistics.group_steady or self._broker_assigns)
+    def _note_the_turn(self) -> None:
+        """What the probes ask for."""
+        self._turned_at = time.monotonic()
+        statistics = self.events.statistics
+        if statistics is not None and statistics.coordinator_up:
+            # A KIP-848 member that never owned a partition stays in the join state "init".
+            self._joined = self._joined or statistics.group_steady or self._broker_assigns
 
     def _on_letter(self, partition: Partition, letter: Letter) -> None:
         if letter.delivered is None:

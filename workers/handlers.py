@@ -27,7 +27,7 @@ from workers.config import ConfigError
 from workers.loading import load
 from workers.messages import headers_of
 
-Handler: TypeAlias = Callable[[Message], object] | Callable[[Sequence[Message]], object]
+Handler: TypeAlias = Callable[[Message], object] | Callable[[list[Message]], object]
 Lifespan: TypeAlias = Callable[[], AbstractContextManager[Handler]]
 _Function = TypeVar("_Function", bound=Callable[..., object])
 

@@ -19,10 +19,12 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, TypeAlias
 from workers.config import ConfigError
 from workers.messages import STAMP_HEADER, encode, encode_batch, stream_of
 
-# One message as `produce_batch` takes it: value, key, partition, timestamp. Ours may besides carry `headers`,
-# `on_delivery`, and `invalid`, the reason why it belongs into the dead-letter topic.
+# One message: value and key, and maybe partition, timestamp, headers, `on_delivery`, and `invalid`, the reason why
+# it belongs into the dead-letter topic.
 Record: TypeAlias = dict[str, Any]
-_BEYOND_PLAIN = frozenset({"headers", "on_delivery", "invalid"})
+# With any of these a message needs `produce`: of a message's own fields `produce_batch` (2.16) heeds value and key
+# only, whatever its documentation says of partition and timestamp.
+_BEYOND_PLAIN = frozenset({"headers", "partition", "timestamp", "on_delivery", "invalid"})
 
 BATCH_MESSAGES = 1000
 # How far a reading thread may run ahead of the producer.
@@ -252,6 +254,7 @@ def read_file(path: str, line_format: LineFormat) -> Iterator[Record]:
     except OSError as error:
         raise ConfigError(f"--input {path} cannot be read: {error.strerror}") from None
     except SourceError as error:
+        stream.close()
         raise ConfigError(f"{error}; nothing was sent. Mend it, or use --on-invalid dead-letter") from None
 
 

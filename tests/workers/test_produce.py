@@ -177,6 +177,22 @@ def test_a_source_of_ones_own_is_sent_and_told_of_the_delivery(
     )
 
 
+def test_a_source_chooses_partition_and_timestamp(processes: Processes, topic: str, group: str) -> None:
+    processes.write(
+        "placed.py",
+        "from workers import Outgoing\n"
+        "def rows():\n"
+        "    for number in range(30):\n"
+        "        yield Outgoing('v', key='same', partition=number % 3, timestamp_ms=1700000000000 + number)\n",
+    )
+    processes.produce(topic, "--source", "placed:rows")
+    consumer = processes.consume(topic, group, "--max-messages", "30", "--format", "json")
+
+    assert consumer.wait() == 0, consumer.stderr
+    places = sorted((line["partition"], line["timestamp"]) for line in map(json.loads, consumer.lines))
+    assert places == sorted((number % 3, 1_700_000_000_000 + number) for number in range(30))
+
+
 @pytest.mark.parametrize(
     ("source", "complaint"),
     [("broken", "the source raised RuntimeError: the database is away"), ("wrong", "yielded a int as message 1")],

@@ -1,0 +1,197 @@
+"""Handlers: how they are declared, loaded and run in their thread."""
+
+import io
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Message
+
+from tests.processes import eventually
+from workers.config import ConfigError
+from workers.handlers import Handler, OutputClosedError, batch, is_batch, lifespan, load_handler, printer
+from workers.handling import HandlerThread, Job
+from workers.lifecycle import WorkerError
+
+
+class Partition:
+    owned = True
+
+
+def messages(count: int) -> list[Message]:
+    return [Message(topic="t", partition=0, offset=n, value=b"%d" % n) for n in range(count)]
+
+
+def thread_of(handler: Handler) -> HandlerThread:
+    @lifespan
+    def once() -> Iterator[Handler]:
+        yield handler
+
+    thread = HandlerThread(once)
+    thread.start()
+    return thread
+
+
+def finish(thread: HandlerThread) -> None:
+    eventually(lambda: thread.wait(0.05), "the jobs are done", 10)
+
+
+def test_messages_are_handled_in_order_and_progress_shows_where_it_failed() -> None:
+    seen: list[bytes | None] = []
+
+    def handle(message: Message) -> None:
+        if message.value() == b"3":
+            raise ValueError("three")
+        seen.append(message.value())
+
+    thread = thread_of(handle)
+    job = Job(Partition(), messages(5))
+    thread.submit([job])
+    finish(thread)
+
+    assert seen == [b"0", b"1", b"2"]
+    assert (job.handled, str(job.error), job.finished) == (3, "three", True)
+    assert thread.stop(5)
+
+
+def test_a_partition_that_is_taken_away_stops_after_the_message_at_hand() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def handle(message: Message) -> None:
+        begun.set()
+        go_on.wait(10)
+
+    thread = thread_of(handle)
+    partition = Partition()
+    job = Job(partition, messages(5))
+    thread.submit([job])
+    assert begun.wait(10)
+    partition.owned = False
+    go_on.set()
+    finish(thread)
+
+    assert job.handled == 1
+    assert thread.stop(5)
+
+
+def test_a_batch_counts_as_handled_only_as_a_whole() -> None:
+    @batch
+    def handle(batch_of: list[Message]) -> None:
+        if len(batch_of) > 2:
+            raise ValueError("too many")
+
+    thread = thread_of(handle)
+    large, small = Job(Partition(), messages(3)), Job(Partition(), messages(2))
+    thread.submit([large, small])
+    finish(thread)
+
+    assert (large.handled, small.handled) == (0, 2)
+    assert thread.stop(5)
+
+
+def test_the_lifespan_begins_and_ends_in_the_handlers_own_thread() -> None:
+    threads: list[int] = []
+
+    @lifespan
+    def mine() -> Iterator[Handler]:
+        threads.append(threading.get_ident())
+        yield lambda _: threads.append(threading.get_ident())
+        threads.append(threading.get_ident())
+
+    thread = HandlerThread(mine)
+    thread.start()
+    thread.submit([Job(Partition(), messages(1))])
+    finish(thread)
+
+    assert thread.stop(5)
+    assert len(threads) == 3
+    assert len(set(threads)) == 1
+    assert threads[0] != threading.get_ident()
+
+
+def test_a_lifespan_that_fails_to_begin_is_named() -> None:
+    @lifespan
+    def broken() -> Iterator[Handler]:
+        raise ConnectionError("no database")
+        yield print
+
+    with pytest.raises(WorkerError, match="did not start: ConnectionError: no database"):
+        HandlerThread(broken).start()
+
+
+def test_a_handler_that_exits_is_reported_not_swallowed() -> None:
+    def handle(message: Message) -> None:
+        raise SystemExit(3)
+
+    thread = thread_of(handle)
+    thread.submit([Job(Partition(), messages(1))])
+
+    with pytest.raises(WorkerError, match="SystemExit: 3"):
+        finish(thread)
+
+
+def test_a_handler_that_hangs_is_left_behind() -> None:
+    never = threading.Event()
+    thread = thread_of(lambda _: never.wait(20))
+    thread.submit([Job(Partition(), messages(1))])
+
+    assert not thread.wait(0.05)
+    assert not thread.stop(0.2)
+    never.set()
+
+
+def test_marks_are_explicit() -> None:
+    def plain(messages: object) -> None:
+        """Its parameter's name says nothing."""
+
+    assert not is_batch(plain)
+    assert is_batch(batch(plain))
+
+
+MODULE = """
+from workers import batch, lifespan
+
+def plain(message): ...
+
+@batch
+def many(messages): ...
+
+@lifespan
+def opened():
+    yield many
+
+class Nested:
+    @staticmethod
+    def handle(message): ...
+"""
+
+
+def test_each_kind_of_handler_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "handler_kinds.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    kinds = {}
+    for name in ("plain", "many", "opened", "Nested.handle"):
+        with load_handler(f"handler_kinds:{name}")() as handler:
+            kinds[name] = is_batch(handler)
+
+    assert kinds == {"plain": False, "many": True, "opened": True, "Nested.handle": False}
+
+
+@pytest.mark.parametrize(
+    "reference", ["", "module", ":name", "module:", "no_such_module:x", "workers:nothing", "workers:__version__"]
+)
+def test_what_does_not_load_is_named_with_its_option(reference: str) -> None:
+    with pytest.raises(ConfigError, match=f"--handler {reference}"):
+        load_handler(reference)
+
+
+def test_a_closed_output_is_told_from_a_failing_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.BytesIO):
+        def write(self, data: object) -> int:  # noqa: ARG002  (the signature of the base class)
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(Closed()), write_through=True))  # type: ignore[arg-type]
+    with printer("text")() as handler, pytest.raises(OutputClosedError):
+        handler(messages(1))  # type: ignore[arg-type]

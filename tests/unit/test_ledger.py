@@ -1,0 +1,152 @@
+"""The accounts, held against plain reference implementations."""
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.ledger import MAX_GAPS, MAX_STREAMS, OrderCounts, OrderLedger, Ranges, StreamSeen
+from workers.messages import Stamp, encode, stream_of
+
+STREAM = stream_of("run", 0, 1)
+UNBOUND = stream_of("run", 0, None)
+# Sequences of a stream as a log could have them: mostly in order, with gaps, repeats and late ones.
+SEQUENCES = st.lists(st.integers(0, 60), max_size=80)
+
+
+def values(sequences: list[int], stream: bytes = STREAM) -> list[bytes | None]:
+    return [encode(stream, sequence, 1) for sequence in sequences]
+
+
+def observed(sequences: list[int], stream: bytes = STREAM) -> OrderCounts:
+    counts = OrderCounts()
+    OrderLedger(counts).observe(values(sequences, stream))
+    return counts
+
+
+@given(st.lists(st.integers(0, 50)))
+def test_ranges_hold_what_was_added(numbers: list[int]) -> None:
+    ranges = Ranges()
+    for number in numbers:
+        ranges.add(number)
+
+    assert list(ranges) == sorted(set(numbers))
+    assert len(ranges) == len(set(numbers))
+    merged = ranges.merged()
+    assert all(before[1] < after[0] for before, after in pairwise(merged))
+
+
+@given(SEQUENCES)
+def test_the_order_ledger_counts_as_one_with_perfect_memory(sequences: list[int]) -> None:
+    first = sequences[0] if sequences else 0
+    seen: set[int] = set()
+    expected = OrderCounts()
+    highest = first - 1
+    for sequence in sequences:
+        if sequence > highest:
+            expected.missing += sequence - highest - 1
+            highest = sequence
+        elif sequence in seen or sequence < first:
+            # What came before the first message seen is not known to be missing, so it can only be old.
+            expected.duplicates += 1
+        else:
+            expected.reordered += 1
+        seen.add(sequence)
+
+    assert observed(sequences) == expected
+
+
+@given(st.integers(0, 1000), st.integers(0, 300))
+def test_an_unbroken_stream_is_never_accused(start: int, count: int) -> None:
+    assert observed(list(range(start, start + count))) == OrderCounts()
+
+
+@given(SEQUENCES)
+def test_a_stream_over_several_partitions_has_no_gaps_here(sequences: list[int]) -> None:
+    counts = observed(sorted(set(sequences)), UNBOUND)
+
+    assert counts == OrderCounts()
+
+
+@given(st.integers(1, 200), st.integers(0, 200))
+def test_the_next_owner_goes_on_where_the_memo_ends(count: int, cut: int) -> None:
+    sequences = list(range(count))
+    cut = min(cut, count)
+    counts = OrderCounts()
+    before = OrderLedger(counts)
+    before.observe(values(sequences[:cut]))
+    after = OrderLedger(counts, before.memo())
+    after.observe(values(sequences[cut:]))
+    assert counts == OrderCounts()
+
+    # What the first owner had seen is known to the second.
+    after.observe(values(sequences[:cut]))
+    assert counts.duplicates == cut
+
+
+def test_a_gap_counts_as_missing_at_once_and_a_late_message_as_reordered() -> None:
+    assert observed([0, 1, 5]) == OrderCounts(missing=3)
+    assert observed([0, 1, 5, 3]) == OrderCounts(missing=3, reordered=1)
+    assert observed([0, 1, 5, 3, 3]) == OrderCounts(missing=3, reordered=1, duplicates=1)
+
+
+def test_streams_of_many_producers_do_not_mix() -> None:
+    counts = OrderCounts()
+    ledger = OrderLedger(counts)
+    streams = [stream_of("run", number, 1) for number in range(10)]
+    for sequence in range(50):
+        ledger.observe([encode(stream, sequence, 1) for stream in streams])
+
+    assert counts == OrderCounts()
+
+
+def test_memory_and_memo_stay_bounded_whatever_is_read() -> None:
+    counts = OrderCounts()
+    ledger = OrderLedger(counts)
+    for number in range(3 * MAX_STREAMS):
+        ledger.observe(values([0, 1], stream_of("run", number, 1)))
+    ledger.observe(values(list(range(0, 10 * MAX_GAPS, 2)), stream_of("other", 0, 1)))
+
+    # Kafka's offset.metadata.max.bytes.
+    assert len(ledger.memo()) <= 4096
+    assert len(ledger._streams) == MAX_STREAMS
+    assert max(len(each.gaps) for each in ledger._streams.values()) == MAX_GAPS
+
+
+@given(st.text())
+def test_a_memo_of_somebody_else_does_no_harm(memo: str) -> None:
+    counts = OrderCounts()
+    OrderLedger(counts, memo).observe(values([0, 1, 2]))
+
+    assert counts == OrderCounts()
+
+
+@given(st.lists(st.none() | st.binary(max_size=70)))
+def test_messages_without_a_stamp_are_passed_over(others: list[bytes | None]) -> None:
+    counts = OrderCounts()
+    OrderLedger(counts).observe([*others, *values([0]), b"kw1 " + b"x" * 60, *values([1])])
+
+    assert counts == OrderCounts()
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 200_000)), max_size=60), st.integers(0, 200_001))
+def test_what_was_seen_in_a_log_is_exact(places: list[tuple[int, int]], sent: int) -> None:
+    seen = StreamSeen()
+    for partition, sequence in places:
+        seen.add(partition, Stamp(STREAM, sequence, 1))
+    distinct = {sequence for _, sequence in places}
+
+    assert seen.present == len(distinct)
+    assert seen.duplicated == len(places) - len(distinct)
+    assert all(sequence in seen for sequence in distinct)
+    assert seen.highest == max(distinct, default=-1)
+    assert len(seen.missing(sent)) == sent - len([sequence for sequence in distinct if sequence < sent])
+    assert not any(sequence in seen for sequence in list(seen.missing(min(sent, 300))))
+
+
+def test_order_in_a_log_is_judged_within_a_partition() -> None:
+    seen = StreamSeen()
+    for partition, sequence in [(0, 0), (1, 5), (0, 3), (1, 4), (0, 9)]:
+        seen.add(partition, Stamp(STREAM, sequence, 1))
+
+    assert seen.reordered == 1

@@ -1,0 +1,199 @@
+"""Sources: lines become messages as they are, and a source that blocks or runs ahead does no harm."""
+
+import io
+import itertools
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.processes import eventually
+from workers import sources
+from workers.config import ConfigError
+from workers.messages import STAMP_HEADER, decode, stream_of
+from workers.sources import (
+    AHEAD_BYTES,
+    AHEAD_MESSAGES,
+    LineFormat,
+    Outgoing,
+    Record,
+    SourceError,
+    StampedSource,
+    ThreadedSource,
+    call_source,
+    parse_lines,
+    read_file,
+)
+
+
+def values_of(data: bytes, line_format: LineFormat | None = None) -> list[bytes | None]:
+    return [record["value"] for record in parse_lines(io.BytesIO(data), "file", line_format or LineFormat())]
+
+
+def drain(source: ThreadedSource) -> list[Record]:
+    records: list[Record] = []
+    while (batch := source.take(1000, 0.05)) is not None:
+        records += batch.records
+    return records
+
+
+@given(st.lists(st.binary().filter(lambda line: b"\n" not in line)))
+def test_any_bytes_between_newlines_are_a_message(lines: list[bytes]) -> None:
+    assert values_of(b"".join(line + b"\n" for line in lines)) == lines
+
+
+def test_a_last_line_without_a_newline_counts() -> None:
+    assert values_of(b"a\n\nb\r\nc") == [b"a", b"", b"b\r", b"c"]
+
+
+def test_a_long_line_is_one_message_and_one_without_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert values_of(b"x" * 20_000_000 + b"\nshort\n") == [b"x" * 20_000_000, b"short"]
+
+    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 1 << 20)
+    with pytest.raises(SourceError, match="file line 2: longer than 1 MiB"):
+        values_of(b"first\n" + b"x" * 3_000_000)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"{", "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"", "not JSON"),
+        (b"[1]", "a JSON object with the field 'id'"),
+        (b'{"other": 1}', "a JSON object with the field 'id'"),
+        (b"[" * 100_000, "not JSON"),
+    ],
+)
+def test_a_line_that_is_not_such_json_is_named_or_marked(line: bytes, reason: str) -> None:
+    data = b'{"id": 1}\n' + line + b'\n{"id": 3}\n'
+    with pytest.raises(SourceError, match="file line 2: "):
+        values_of(data, LineFormat(key_field="id"))
+
+    records = list(parse_lines(io.BytesIO(data), "file", LineFormat(key_field="id", dead_letter_invalid=True)))
+    assert [record["value"] for record in records] == [b'{"id": 1}', line, b'{"id": 3}']
+    assert [record.get("invalid") is not None for record in records] == [False, True, False]
+    assert reason in records[1]["invalid"]
+
+
+def test_a_broken_file_is_refused_before_anything_is_read_from_it(tmp_path: Path) -> None:
+    path = tmp_path / "orders.jsonl"
+    path.write_text('{"id": 1}\nbroken\n')
+
+    with pytest.raises(ConfigError, match=r"line 2.*nothing was sent"):
+        read_file(str(path), LineFormat(key_field="id"))
+
+
+def test_a_stamped_run_is_exact_and_shared_out() -> None:
+    source = StampedSource("run", 3, 100, 1_001, lambda: 3)
+    sequences: dict[bytes, list[int]] = {}
+    while (batch := source.take(10_000, 0)) is not None:
+        for stamp in map(decode, (record["value"] for record in batch.records)):
+            assert stamp is not None
+            assert stamp.stream == batch.stream == stream_of("run", 3, batch.partition)
+            sequences.setdefault(stamp.stream, []).append(stamp.sequence)
+
+    assert sum(map(len, sequences.values())) == 1_001
+    assert len(sequences) == 3
+    assert all(of_stream == list(range(len(of_stream))) for of_stream in sequences.values())
+
+
+def test_a_partition_that_is_added_gets_its_part() -> None:
+    partitions = 2
+    source = StampedSource("run", 0, 100, None, lambda: partitions)
+    before = {batch.partition for _ in range(6) if (batch := source.take(10, 0))}
+    partitions = 3
+    after = {batch.partition for _ in range(6) if (batch := source.take(10, 0))}
+
+    assert (before, after) == ({0, 1}, {0, 1, 2})
+
+
+def test_reading_ahead_is_bounded_in_messages() -> None:
+    taken = itertools.count()
+    source = ThreadedSource({"value": b"", "key": None, "n": next(taken)} for _ in itertools.count())
+    eventually(lambda: len(source._buffer) >= AHEAD_MESSAGES, "the buffer is full")
+    produced = next(taken)
+
+    assert produced <= AHEAD_MESSAGES + 2
+    source.close()
+
+
+def test_reading_ahead_is_bounded_in_bytes() -> None:
+    source = ThreadedSource({"value": b"x" * 1_000_000, "key": None} for _ in itertools.count())
+    eventually(lambda: source._bytes_in >= AHEAD_BYTES, "the buffer is full")
+
+    assert len(source._buffer) * 1_000_000 <= AHEAD_BYTES + 1_000_000
+    source.close()
+
+
+def test_a_source_that_blocks_gives_an_empty_batch_and_then_what_comes() -> None:
+    gate = threading.Event()
+
+    def rows() -> Iterator[Record]:
+        yield {"value": b"1", "key": None}
+        gate.wait(10)
+        yield {"value": b"2", "key": None}
+
+    source = ThreadedSource(rows())
+    first = eventually(lambda: (batch := source.take(10, 0.01)) and batch.records, "the first message")
+    waiting = source.take(10, 0.01)
+    assert waiting is not None
+    assert waiting.records == []
+    gate.set()
+
+    assert [record["value"] for record in [*first, *drain(source)]] == [b"1", b"2"]
+
+
+def test_what_came_before_an_error_is_not_lost() -> None:
+    def rows() -> Iterator[Record]:
+        yield {"value": b"1", "key": None}
+        raise RuntimeError("gone")
+
+    source = ThreadedSource(rows())
+    first = eventually(lambda: (batch := source.take(10, 0.01)) and batch.records, "the first message")
+
+    assert [record["value"] for record in first] == [b"1"]
+    with pytest.raises(SourceError, match="RuntimeError: gone"):
+        drain(source)
+
+
+def test_a_generator_is_closed_when_the_producer_stops() -> None:
+    closed = threading.Event()
+
+    def rows() -> Iterator[str]:
+        try:
+            while True:
+                yield "x"
+        finally:
+            closed.set()
+
+    records = call_source(rows, "mine:rows")
+    source = ThreadedSource(records)
+    source.take(10, 1)
+    source.close()
+    del records, source
+
+    assert closed.wait(10)
+
+
+def test_stamps_go_into_headers_and_count() -> None:
+    stream = stream_of("run", 0, None)
+    items: list[str | Outgoing] = ["a", Outgoing("b", headers=[("mine", b"1")])]
+    source = ThreadedSource(call_source(lambda: items, "mine:items"), stream)
+    records = drain(source)
+
+    stamps = [decode(dict(record["headers"])[STAMP_HEADER]) for record in records]
+    assert [stamp.sequence for stamp in stamps if stamp] == [0, 1]
+    assert ("mine", b"1") in records[1]["headers"]
+
+
+@pytest.mark.parametrize("more", [{"headers": [("h", b"")]}, {"partition": 1}, {"timestamp_ms": 1}])
+def test_a_batch_with_more_than_value_and_key_is_not_plain(more: dict[str, Any]) -> None:
+    source = ThreadedSource(call_source(lambda: [Outgoing("x", **more)], "mine:items"))
+    plain = eventually(lambda: (batch := source.take(10, 0.05)) and batch.records and [batch.plain], "the message")
+
+    assert plain == [False]

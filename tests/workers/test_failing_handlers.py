@@ -1,0 +1,321 @@
+"""Handlers that raise, hang or reject: other partitions go on, nothing is skipped, and dead letters tell their
+story.
+"""
+
+import json
+import time
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from tests.conftest import Topics
+from tests.processes import Processes, eventually
+from tests.workers.test_consume import committed
+from workers.messages import headers_of
+
+HANDLERS = """
+import time
+from workers import Reject, Retry, batch
+
+def note(text):
+    with open("{directory}/notes.txt", "a") as file:
+        file.write(text + "\\n")
+
+def poison(message):
+    if message.value() == b"poison":
+        note(f"poison {{time.monotonic()}}")
+        raise ValueError("cannot take this")
+    note(message.value().decode())
+
+def reject(message):
+    if message.value() == b"poison":
+        note("poison")
+        raise Reject("never")
+    note(message.value().decode())
+
+@batch
+def batched(messages):
+    if any(message.value() == b"poison" for message in messages):
+        raise ValueError("somewhere in this batch")
+    note(" ".join(message.value().decode() for message in messages))
+
+tries = 0
+def away_at_first(message):
+    global tries
+    tries += 1
+    if tries <= 4:
+        raise Retry("the database is away", after_s=0.1)
+    note(message.value().decode())
+
+def slow(message):
+    note("begin " + message.value().decode())
+    time.sleep(8)
+    note("end " + message.value().decode())
+
+def hang(message):
+    note("begin")
+    time.sleep(3600)
+
+def leave(message):
+    raise SystemExit(5)
+"""
+
+
+@pytest.fixture
+def notes(processes: Processes) -> "Notes":
+    processes.write("mine.py", HANDLERS.format(directory=processes.directory))
+    return Notes(processes)
+
+
+class Notes:
+    """What the handlers wrote down."""
+
+    def __init__(self, processes: Processes) -> None:
+        self._path = processes.directory / "notes.txt"
+
+    @property
+    def poisoned(self) -> int:
+        return sum(line.startswith("poison") for line in self.lines)
+
+    @property
+    def lines(self) -> list[str]:
+        return self._path.read_text().splitlines() if self._path.exists() else []
+
+
+QUICK = ["--retry-backoff", "0.1", "--retry-backoff-max", "1"]
+
+
+def put(processes: Processes, topic: str, *values: str) -> None:
+    processes.produce(topic, "--input", "-", stdin="".join(f"{value}\n" for value in values).encode())
+
+
+def dead_letters(bootstrap_servers: str, topic: str, count: int) -> list[tuple[bytes | None, dict[str, str]]]:
+    client = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "reader"})
+    client.assign([TopicPartition(topic, number, 0) for number in range(3)])
+    letters: list[tuple[bytes | None, dict[str, str]]] = []
+    while len(letters) < count:
+        message = client.poll(10)
+        assert message is not None, "a dead letter is missing"
+        assert message.error() is None
+        letters.append((message.value(), {name: (value or b"").decode() for name, value in headers_of(message)}))
+    assert client.poll(0.3) is None
+    client.close()
+    return letters
+
+
+def test_a_poisoned_message_is_tried_again_then_becomes_a_dead_letter_and_the_next_are_handled(
+    processes: Processes, topics: Topics, group: str, admin: AdminClient, bootstrap_servers: str, notes: Notes
+) -> None:
+    topic = topics.create(partitions=1)
+    topics.create_named(f"{topic}.dlq")
+    put(processes, topic, "a", "poison", "b", "c")
+    consumer = processes.consume(
+        topic, group, "--handler", "mine:poison", "--max-messages", "4", "--max-attempts", "3", "--retry-backoff", "0.2"
+    )
+
+    assert consumer.wait() == 0, consumer.stderr
+    calls = [float(line.split()[1]) for line in notes.lines if line.startswith("poison ")]
+    assert [line.split()[0] for line in notes.lines] == ["a", "poison", "poison", "poison", "b", "c"]
+    # At least half of 0.2 s, then of 0.4 s: the pauses grow.
+    assert calls[1] - calls[0] >= 0.1
+    assert calls[2] - calls[1] >= 0.2
+    [(value, headers)] = dead_letters(bootstrap_servers, f"{topic}.dlq", 1)
+    assert value == b"poison"
+    assert headers["kafka-workers.original-topic"] == topic
+    assert headers["kafka-workers.original-partition"] == "0"
+    assert headers["kafka-workers.original-offset"] == "1"
+    assert int(headers["kafka-workers.original-timestamp"]) > 1_700_000_000_000
+    assert headers["kafka-workers.error-class"] == "ValueError"
+    assert headers["kafka-workers.error-message"] == "cannot take this"
+    assert headers["kafka-workers.attempts"] == "3"
+    assert committed(admin, group) == {0: 4}
+
+
+def test_a_rejected_message_is_not_tried_again(
+    processes: Processes, topics: Topics, group: str, bootstrap_servers: str, notes: Notes
+) -> None:
+    topic = topics.create(partitions=1)
+    topics.create_named(f"{topic}.dlq")
+    put(processes, topic, "poison", "b")
+    consumer = processes.consume(topic, group, "--handler", "mine:reject", "--max-messages", "2")
+
+    assert consumer.wait() == 0, consumer.stderr
+    assert notes.lines == ["poison", "b"]
+    assert len(dead_letters(bootstrap_servers, f"{topic}.dlq", 1)) == 1
+
+
+def test_of_a_failing_batch_only_the_poisoned_message_becomes_a_dead_letter(
+    processes: Processes, topics: Topics, group: str, bootstrap_servers: str, notes: Notes
+) -> None:
+    topic = topics.create(partitions=1)
+    topics.create_named(f"{topic}.dlq")
+    put(processes, topic, "a", "b", "poison", "c", "d")
+    consumer = processes.consume(
+        topic,
+        group,
+        "--handler",
+        "mine:batched",
+        "--max-messages",
+        "5",
+        "--max-attempts",
+        "2",
+        "--retry-backoff",
+        "0.1",
+    )
+
+    assert consumer.wait() == 0, consumer.stderr
+    assert " ".join(notes.lines).split() == ["a", "b", "c", "d"]
+    assert dead_letters(bootstrap_servers, f"{topic}.dlq", 1)[0][0] == b"poison"
+
+
+def test_a_failing_partition_does_not_stall_the_others(
+    processes: Processes, topic: str, group: str, bootstrap_servers: str, notes: Notes, admin: AdminClient
+) -> None:
+    consumer = processes.consume(
+        topic,
+        group,
+        "--handler",
+        "mine:poison",
+        "--on-error",
+        "retry",
+        "--retry-backoff",
+        "0.2",
+        "--retry-backoff-max",
+        "1",
+    )
+    eventually(lambda: consumer.metric("kafka_consumer_assigned_partitions") == 3, "assigned")
+    processes.write(
+        "rows.py",
+        "from workers import Outgoing\n"
+        "def rows():\n"
+        "    yield Outgoing('poison', partition=0)\n"
+        "    for number in range(300):\n"
+        "        yield Outgoing(str(number), partition=number % 3)\n",
+    )
+    processes.produce(topic, "--source", "rows:rows")
+
+    eventually(
+        lambda: len([line for line in notes.lines if not line.startswith("poison")]) == 200, "the other partitions"
+    )
+    eventually(
+        lambda: len([line for line in notes.lines if line.startswith("poison")]) >= 4, "it is tried again and again"
+    )
+    assert consumer.metric("kafka_consumer_lag_messages", partition="0") == 101
+    eventually(lambda: consumer.metric("kafka_consumer_lag_messages", partition="1") == 0, "no lag where nothing fails")
+    assert (consumer.metric("kafka_consumer_messages_total", outcome="retry") or 0) >= 3
+    assert consumer.get("/livez")[0] == 200
+    assert consumer.stop() == 0
+    assert committed(admin, group).get(0, 0) == 0
+
+
+def test_stop_on_error_ends_the_worker_and_commits_only_what_was_handled(
+    processes: Processes, topics: Topics, group: str, admin: AdminClient, notes: Notes
+) -> None:
+    topic = topics.create(partitions=1)
+    put(processes, topic, "a", "poison", "b")
+    consumer = processes.consume(
+        topic, group, "--handler", "mine:poison", "--on-error", "stop", "--max-attempts", "2", *QUICK
+    )
+
+    assert consumer.wait() == 1
+    assert f"{topic}[0] offset 1" in consumer.stderr.splitlines()[-1]
+    assert "ValueError: cannot take this" in consumer.stderr.splitlines()[-1]
+    assert committed(admin, group) == {0: 1}
+
+
+def test_a_dead_letter_that_cannot_be_written_skips_nothing(
+    processes: Processes, topics: Topics, group: str, bootstrap_servers: str, notes: Notes
+) -> None:
+    topic = topics.create(partitions=1)
+    put(processes, topic, "poison", "b")
+    consumer = processes.consume(
+        topic, group, "--handler", "mine:reject", "--max-messages", "2", "--retry-backoff-max", "1",
+        "--dead-letter-topic", f"{topic}.elsewhere",
+    )  # fmt: skip
+    consumer.says("not written to the dead-letter topic")
+    assert "b" not in notes.lines
+    topics.create_named(f"{topic}.elsewhere")
+
+    assert consumer.wait() == 0, consumer.stderr
+    assert notes.lines == ["poison", "b"]
+    assert len(dead_letters(bootstrap_servers, f"{topic}.elsewhere", 1)) == 1
+
+
+def test_a_retry_that_was_asked_for_is_not_counted(
+    processes: Processes, topics: Topics, group: str, notes: Notes
+) -> None:
+    topic = topics.create(partitions=1)
+    put(processes, topic, "a")
+    consumer = processes.consume(
+        topic, group, "--handler", "mine:away_at_first", "--max-messages", "1", "--max-attempts", "2"
+    )
+
+    assert consumer.wait() == 0, consumer.stderr
+    assert notes.lines == ["a"]
+
+
+def poll_interval(seconds: float) -> list[str]:
+    return ["--property", f"max.poll.interval.ms={seconds * 1000:.0f}", "--property", "session.timeout.ms=3000",
+            "--property", "heartbeat.interval.ms=500"]  # fmt: skip
+
+
+def test_a_handler_slower_than_the_poll_interval_keeps_its_partition(
+    processes: Processes, topics: Topics, group: str, notes: Notes
+) -> None:
+    topic = topics.create(partitions=1)
+    put(processes, topic, "a")
+    consumer = processes.consume(topic, group, "--handler", "mine:slow", "--max-messages", "1", *poll_interval(3.5))
+
+    assert consumer.wait() == 0, consumer.stderr
+    assert notes.lines == ["begin a", "end a"]
+    assert "lost" not in consumer.stderr
+
+
+def test_a_busy_handler_is_left_within_the_stated_time_and_its_message_is_redelivered(
+    processes: Processes, topics: Topics, group: str, admin: AdminClient, notes: Notes
+) -> None:
+    topic = topics.create(partitions=1)
+    put(processes, topic, "a")
+    consumer = processes.consume(
+        topic, group, "--handler", "mine:hang", "--shutdown-timeout", "2", "--stall-timeout", "1"
+    )
+    eventually(lambda: notes.lines == ["begin"], "the handler is busy")
+    eventually(lambda: consumer.get("/livez")[0] == 503, "the stall is seen")
+    assert consumer.get("/readyz")[0] == 200
+    began = time.monotonic()
+
+    assert consumer.stop() == 1
+    assert time.monotonic() - began < 6
+    assert committed(admin, group).get(0, 0) == 0
+    second = processes.consume(topic, group, "--max-messages", "1")
+    assert second.wait() == 0
+
+
+def test_a_handler_that_exits_ends_the_worker_with_its_reason(
+    processes: Processes, topics: Topics, group: str, notes: Notes
+) -> None:
+    topic = topics.create(partitions=1)
+    put(processes, topic, "a")
+    consumer = processes.consume(topic, group, "--handler", "mine:leave")
+
+    assert consumer.wait() == 1
+    assert "SystemExit: 5" in consumer.stderr.splitlines()[-1]
+
+
+def test_order_is_checked_right_across_a_restart_of_the_group(
+    processes: Processes, topic: str, group: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    processes.produce(topic, "--count", "3000", "--run", "one")
+    first = processes.consume(topic, group, "--max-messages", "1000", "--summary", "json")
+    assert first.wait() == 0
+    second = processes.consume(topic, group, "--max-messages", "2000", "--summary", "json")
+    assert second.wait() == 0
+    for consumer in (first, second):
+        counts = json.loads(consumer.stderr.splitlines()[-1])["topics"][topic]
+        assert (counts["missing"], counts["duplicates"], counts["reordered"]) == (0, 0, 0)
+    # The same run once more: every sequence is there already, which only a member that remembers can see.
+    processes.produce(topic, "--count", "30", "--run", "one")
+    third = processes.consume(topic, group, "--max-messages", "30", "--summary", "json")
+    assert third.wait() == 0
+    assert json.loads(third.stderr.splitlines()[-1])["topics"][topic]["duplicates"] == 30
