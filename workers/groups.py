@@ -88,7 +88,10 @@ def _describe(admin: AdminClient, group_id: str, topics: list[str] | None) -> Gr
     owners = {key: member.client_id for member in members for key in member.partitions}
     if not members and not committed:
         raise ConfigError(f"group {group_id} has no member and no committed offset; check --group-id")
-    keys = sorted(key for key in {*owners, *committed} if not topics or key[0] in topics)
+    # Every partition of the group's topics: one that nobody owns and nothing was committed for is behind too.
+    touched = {topic for topic, _ in (*owners, *committed) if not topics or topic in topics}
+    known = {topic: admin.list_topics(topic, timeout=REQUEST_TIMEOUT_S).topics[topic] for topic in touched}
+    keys = sorted((topic, number) for topic, metadata in known.items() for number in metadata.partitions)
     ends = _ends(admin, keys)
     return Group(
         group_id,
@@ -143,6 +146,9 @@ def as_table(group: Group) -> str:
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    unread = sum(each.committed is None and each.end > 0 for each in group.partitions)
+    if unread:
+        lines.append(f"{unread} partitions have messages and no committed offset: their lag is not counted")
     lines += [f"idle: {member.client_id} ({member.host.lstrip('/')})" for member in group.idle]
     head = f"group {group.group_id}: {group.state}, {group.protocol} protocol, {len(group.members)} members"
     head += f", lag {group.total_lag}"

@@ -192,6 +192,6 @@ def test_a_closed_output_is_told_from_a_failing_handler(monkeypatch: pytest.Monk
         def write(self, data: object) -> int:  # noqa: ARG002  (the signature of the base class)
             raise BrokenPipeError
 
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(Closed()), write_through=True))  # type: ignore[arg-type]
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(Closed()), write_through=True))
     with printer("text")() as handler, pytest.raises(OutputClosedError):
         handler(messages(1))  # type: ignore[arg-type]
