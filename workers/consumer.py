@@ -97,7 +97,7 @@ class Partition:
         # A batch failed: so many messages are handled one by one, to find the one that fails.
         self.singly = 0
         # For lag and liveness, read by the server's threads.
-        self.end_offset = 0
+        self.end_offset = -1
         self.waiting_since_ms = 0
         self.last_timestamp_ms = 0
         self.progress_at = time.monotonic()
@@ -375,7 +375,7 @@ class Consumer:
         if isinstance(error, OutputClosedError):
             self._shutdown.request()
             return
-        if self._handler.batch and count > 1:
+        if self._handler.batch and count > 1 and not isinstance(error, Retry):
             partition.singly = count
             log.info("%s: a batch of %d failed (%s), trying its messages one by one", partition, count, error)
             return

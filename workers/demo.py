@@ -227,6 +227,10 @@ def _look(
         lags = samples.get("kafka_consumer_lag_messages", [])
         if samples:
             moment.owners[consumer.name] = {int(labels["partition"]): value for labels, value in lags}
+            assigned = sum(value for _, value in samples["kafka_consumer_assigned_partitions"])
+            if assigned and not lags and previous is not None:
+                # Which ones it owns shows with their lag, a second later.
+                moment.owners[consumer.name] = previous.owners.get(consumer.name, {})
     if previous is not None and at_s > previous.at_s:
         moment.produce_rate = (moment.acknowledged - previous.acknowledged) / (at_s - previous.at_s)
         moment.consume_rate = (moment.handled - previous.handled) / (at_s - previous.at_s)
