@@ -230,13 +230,15 @@ class Consumer:
         lags = []
         for key, partition in list(self.partitions.items()):
             seen = known.get(key)
-            end = max(partition.end_offset, seen.end_offset if seen is not None else -1)
+            if seen is not None and seen.end_offset >= 0 and not partition.paused:
+                # Kept for the time when the leader is away: then there are no statistics, and the lag must not vanish.
+                partition.end_offset = seen.end_offset
             handled = partition.next_offset
             if handled is None:
                 handled = seen.fetch_offset if seen is not None else -1
-            if (seen is None and not partition.end_offset) or handled < 0:
+            if partition.end_offset < 0 or handled < 0:
                 continue
-            messages = max(0, end - handled)
+            messages = max(0, partition.end_offset - handled)
             lags.append(Lag(*key, messages, _age_s(partition) if messages else 0.0))
         return lags
 
@@ -547,8 +549,14 @@ class Consumer:
         for job in self._jobs:
             self._account(job)
         self._dead_letters.close(1.0)
-        closed = bounded(self._client.close, max(1.0, self._shutdown.remaining_s()))
+        closed = bounded(self._close_client, max(1.0, self._shutdown.remaining_s()))
         self.left_cleanly = handler_ended and closed
+
+    def _close_client(self) -> None:
+        # With cooperative-sticky, close() of librdkafka 2.16 sends no LeaveGroup for a member without partitions:
+        # the group would wait for it until its session times out.
+        self._client.unsubscribe()
+        self._client.close()
 
 
 def _names(partitions: Sequence[TopicPartition]) -> str:

@@ -66,6 +66,7 @@ class Moment:
     handled: float = 0.0
     produce_rate: float = 0.0
     consume_rate: float = 0.0
+    assigned: dict[str, int] = field(default_factory=dict)
     owners: dict[str, dict[int, float]] = field(default_factory=dict)
 
     @property
@@ -227,10 +228,7 @@ def _look(
         lags = samples.get("kafka_consumer_lag_messages", [])
         if samples:
             moment.owners[consumer.name] = {int(labels["partition"]): value for labels, value in lags}
-            assigned = sum(value for _, value in samples["kafka_consumer_assigned_partitions"])
-            if assigned and not lags and previous is not None:
-                # Which ones it owns shows with their lag, a second later.
-                moment.owners[consumer.name] = previous.owners.get(consumer.name, {})
+            moment.assigned[consumer.name] = int(samples["kafka_consumer_assigned_partitions"][0][1])
     if previous is not None and at_s > previous.at_s:
         moment.produce_rate = (moment.acknowledged - previous.acknowledged) / (at_s - previous.at_s)
         moment.consume_rate = (moment.handled - previous.handled) / (at_s - previous.at_s)
@@ -257,13 +255,20 @@ def _view(live: bool) -> Iterator[Callable[[Moment], None]]:
 
 def _as_line(moment: Moment) -> str:
     down = [str(node) for node, running in moment.brokers.items() if not running]
-    owners = " ".join(f"{name}:{','.join(map(str, sorted(owned))) or 'idle'}" for name, owned in moment.owners.items())
+    owners = " ".join(f"{name}:{_owned(moment, name, ',')}" for name in moment.owners)
     return (
         f"{moment.at_s:5.1f} s  brokers {len(moment.brokers) - len(down)}/{len(moment.brokers)}"
         f"  produced {moment.acknowledged:,.0f} ({moment.produce_rate:,.0f}/s)"
         f"  consumed {moment.handled:,.0f} ({moment.consume_rate:,.0f}/s)"
         f"  lag {moment.lag:,.0f}  {owners}  [{moment.event}]"
     )
+
+
+def _owned(moment: Moment, name: str, separator: str) -> str:
+    """Its partitions, idle, or how many where their lag is not known yet."""
+    if not moment.assigned[name]:
+        return "idle"
+    return separator.join(map(str, sorted(moment.owners[name]))) or f"({moment.assigned[name]})"
 
 
 def _as_table(moment: Moment) -> Table:
@@ -280,8 +285,13 @@ def _as_table(moment: Moment) -> Table:
     table.add_row("producer", f"{moment.acknowledged:,.0f} acknowledged", f"{moment.produce_rate:,.0f}/s")
     table.add_section()
     for name, owned in moment.owners.items():
-        owns = ", ".join(f"{TOPIC}[{number}]" for number in sorted(owned)) or "[yellow]idle[/]"
-        table.add_row(name, owns, "", f"{sum(owned.values()):,.0f}" if owned else "")
+        state = _owned(moment, name, ", ")
+        table.add_row(
+            name,
+            f"[yellow]{state}[/]" if state == "idle" else f"partitions {state}",
+            "",
+            f"{sum(owned.values()):,.0f}" if owned else "",
+        )
     table.add_section()
     table.add_row("group", f"{moment.handled:,.0f} handled", f"{moment.consume_rate:,.0f}/s", f"{moment.lag:,.0f}")
     return table
