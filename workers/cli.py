@@ -5,6 +5,7 @@ What a command needs is imported when it runs: `--help` and a worker's start pay
 
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -75,6 +76,11 @@ SECRETS = (
 )
 
 
+def _client_id() -> str:
+    """Tells members of a group apart: the pod's name in Kubernetes, where process 1 is ours."""
+    return socket.gethostname() if os.getpid() == 1 else f"{socket.gethostname()}-{os.getpid()}"
+
+
 def connection_options(command: _Command) -> _Command:
     """How to reach the brokers, for every command that does."""
     protocols = click.Choice(["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"], case_sensitive=False)
@@ -90,7 +96,8 @@ def connection_options(command: _Command) -> _Command:
             option("--ssl-certificate-location", help="Our certificate (PEM), for mTLS."),
             option("--ssl-key-location", help="Its private key (PEM)."),
             option("--ssl-key-password-file", type=Path, help="File with its password; or KAFKA_SSL_KEY_PASSWORD."),
-            option("--client-id", default="kafka-workers", show_default=True, help="Our name in the brokers' logs."),
+            option("--client-id", default=_client_id, show_default="host name and process id",
+                   help="Our name in `lag` and in the brokers' logs."),
             option("--property", "properties", multiple=True, metavar="NAME=VALUE",
                    help="Any librdkafka property; repeatable."),
             option("--properties-file", type=Path, help="File of NAME=VALUE lines with librdkafka properties."),
@@ -357,6 +364,32 @@ def verify(**_options: object) -> None:
     from workers import commands
 
     commands.verify(Context())
+
+
+@cli.command()
+@option("--topic", required=True, help="Dead-letter topic to read.")
+@option("--group-id", default="kafka-workers-replay", show_default=True, help="Group that remembers what was replayed.")
+@option("--max-messages", type=POSITIVE, help="Stop after so many messages.")
+@option(
+    "--idle-timeout",
+    type=POSITIVE_NUMBER,
+    default=5.0,
+    show_default=True,
+    help="Stop when none came for so many seconds.",
+)
+@option(
+    "--shutdown-timeout",
+    type=SECONDS,
+    default=25.0,
+    show_default=True,
+    help="Seconds that stopping may take after SIGTERM.",
+)
+@connection_options
+def replay(**_options: object) -> None:
+    """Send dead letters back to the topics they came from, those first that no earlier replay has sent."""
+    from workers import commands
+
+    commands.replay(Context())
 
 
 @cli.command()

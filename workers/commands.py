@@ -39,6 +39,7 @@ from workers.loading import load
 from workers.messages import check_run, new_run, stream_of
 from workers.metrics import ConsumerCollector, ProducerCollector
 from workers.producer import Producer, outcome_of
+from workers.replay import replayer
 from workers.sources import LineFormat, Source, SourceError, StampedSource, ThreadedSource, call_source, read_file
 
 if TYPE_CHECKING:
@@ -232,6 +233,37 @@ def consume(context: "Context") -> None:
             _show_consumed(consumer, values["summary"])
     if not consumer.left_cleanly:
         raise WorkerError("the group was not left in time; what was not committed is redelivered")
+
+
+def replay(context: "Context") -> None:
+    """Replays a dead-letter topic; raises WorkerError when a letter cannot be sent, which then stays to be replayed."""
+    values = context.values
+    name = "group_id"
+    settings = [
+        Setting("group.id", values[name], context.rank(name), context.origin(name)),
+        Setting("auto.offset.reset", "earliest", Rank.DEFAULT, "default: every letter that was not replayed yet"),
+    ]
+    config = context.client_config((*CONSUMER_DEFAULTS, *CLASSIC_DEFAULTS), settings)
+    producer_config = context.client_config(PRODUCER_DEFAULTS)
+    context.show_config(config)
+    context.set_up_logging()
+    shutdown = Shutdown(values["shutdown_timeout"])
+    shutdown.install()
+    consumer = Consumer(
+        config,
+        [values["topic"]],
+        replayer(producer_config),
+        shutdown,
+        policy=ErrorPolicy("stop", max_attempts=3),
+        dead_letters=DeadLetters(producer_config, None, config.get("group.id")),
+        max_messages=values["max_messages"],
+        idle_timeout_s=values["idle_timeout"],
+    )
+    consumer.start(values["timeout"])
+    try:
+        consumer.run()
+    finally:
+        click.echo(f"{consumer.handled} dead letters replayed from {values['topic']}")
 
 
 def _consumer_config(context: "Context") -> ClientConfig:

@@ -38,6 +38,7 @@ CONSUMERS = 4
 STEP_S = 0.5
 DRAIN_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 30.0
+GROUP_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,7 @@ def run(*, quick: bool, live: bool, shutdown: Shutdown, say: Callable[[str], Non
         consume = ["consume", "--group-id", GROUP, "--topic", TOPIC, "--from-beginning", "--format", "value"]
         consumers = [Worker(f"consumer-{n}", consume, directory, cluster) for n in range(1, CONSUMERS + 1)]
         stack.callback(_end, consumers)
+        _wait_for_group(consumers, shutdown)
         produce = ["produce", "--topic", TOPIC, "--rate", str(plan.rate), "--duration", str(plan.duration_s)]
         producer = Worker("producer", [*produce, "--summary", "json"], directory, cluster)
         stack.callback(_end, [producer])
@@ -142,6 +144,23 @@ def run(*, quick: bool, live: bool, shutdown: Shutdown, say: Callable[[str], Non
         code = _account(cluster, producer, consumers, shutdown)
         say(f"took {time.monotonic() - began:.0f} s")
         return code if not any(codes) else ExitCode.FAILED
+
+
+def _wait_for_group(consumers: list[Worker], shutdown: Shutdown) -> None:
+    """Returns when each partition has its own consumer and the rest are idle; raises WorkerError when that takes
+    too long.
+    """
+    settled = [0] * (CONSUMERS - PARTITIONS) + [1] * PARTITIONS
+    deadline = time.monotonic() + GROUP_TIMEOUT_S
+    while not shutdown.requested:
+        for consumer in consumers:
+            consumer.check()
+        samples = [consumer.metrics().get("kafka_consumer_assigned_partitions", []) for consumer in consumers]
+        if sorted(int(value) for found in samples for _, value in found) == settled:
+            return
+        if time.monotonic() > deadline:
+            raise WorkerError(f"the consumers did not share out the partitions within {GROUP_TIMEOUT_S:.0f} s")
+        time.sleep(0.1)
 
 
 def _end(workers: list[Worker]) -> None:

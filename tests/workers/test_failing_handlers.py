@@ -319,3 +319,32 @@ def test_order_is_checked_right_across_a_restart_of_the_group(
     third = processes.consume(topic, group, "--max-messages", "30", "--summary", "json")
     assert third.wait() == 0
     assert json.loads(third.stderr.splitlines()[-1])["topics"][topic]["duplicates"] == 30
+
+
+def test_a_replayed_dead_letter_is_back_where_it_came_from_once(
+    processes: Processes, topics: Topics, group: str, notes: Notes
+) -> None:
+    topic = topics.create()
+    topics.create_named(f"{topic}.dlq")
+    processes.produce(topic, "--input", "-", "--key-separator", ":", stdin=b"k:poison\n")
+    limits = ["--max-messages", "1"]
+    assert processes.consume(topic, group, "--handler", "mine:reject", *limits).wait() == 0
+    first = processes.run("replay", "--topic", f"{topic}.dlq", "--idle-timeout", "2")
+    second = processes.run("replay", "--topic", f"{topic}.dlq", "--idle-timeout", "2")
+
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert "1 dead letters replayed" in first.stdout
+    assert "0 dead letters replayed" in second.stdout
+    again = processes.consume(topic, group, *limits, "--format", "json")
+    assert again.wait() == 0
+    line = json.loads(again.lines[0])
+    assert (line["topic"], line["key"], line["value"]) == (topic, "k", "poison")
+    assert "headers" not in line
+
+
+def test_what_is_no_dead_letter_is_not_replayed(processes: Processes, topic: str) -> None:
+    put(processes, topic, "plain")
+    result = processes.run("replay", "--topic", topic, "--idle-timeout", "2")
+
+    assert result.returncode == 1
+    assert "no dead-letter topic of ours" in result.stderr.splitlines()[-1]
