@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 LAB_BIN := $(or $(LAB_HOME),$(HOME)/.cache/kafka-lab)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format lock clean
+.PHONY: help demo up logs down test lint format lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -14,13 +14,23 @@ help: ## Show this list
 demo: $(READY) ## Three brokers, a producer, four consumers, a broker killed half way, and the account (ARGS=--quick)
 	@$(BIN)/kafka-workers demo $(ARGS)
 
+up: ## The classic stack in containers: ZooKeeper, Kafka, Control Center and the workers (ARGS='--scale consumer=4')
+	@docker compose up --build --wait $(ARGS)
+
+logs: ## Follow the workers in containers
+	@docker compose logs --follow producer consumer
+
+down: ## Remove the containers and their data
+	@docker compose --profile monitoring down --volumes
+
 test: $(READY) ## Run the tests on a real three-broker Kafka (ARGS=-k name, and so on)
 	PATH="$(LAB_BIN):$$PATH" $(BIN)/pytest $(ARGS)
 
-lint: $(READY) ## Check style and types
+lint: $(READY) ## Check style and types, and the Dockerfile
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 format: $(READY) ## Format the code
 	$(BIN)/ruff check --fix

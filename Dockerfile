@@ -1,0 +1,58 @@
+# One image for both workers: `docker run kafka-workers produce`, `docker run kafka-workers consume`.
+#
+# The base is Debian (glibc) because the wheel of confluent-kafka is a manylinux one. It carries librdkafka with all
+# that it is linked with, so that nothing has to be compiled or installed by apt.
+FROM python:3.13-slim-trixie AS base
+
+FROM base AS dependencies
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /build
+COPY requirements.txt ./
+# A venv without pip. Its bytecode is not checked against its sources when it is loaded, as neither changes in an image,
+# and it is the same in every build.
+RUN python -m venv --without-pip /opt/kafka-workers \
+    && pip --python /opt/kafka-workers/bin/python install --require-hashes --only-binary :all: --no-compile \
+       -r requirements.txt \
+    && python -m compileall -q --invalidation-mode unchecked-hash /opt/kafka-workers/lib
+
+FROM dependencies AS package
+COPY requirements-dev.txt ./
+# What builds the wheel: of the development lock only the backend and what that needs.
+RUN awk '/^[a-z]/ { wanted = /^(hatchling|packaging|pathspec|pluggy|tomlkit|trove-classifiers)==/ } wanted' \
+       requirements-dev.txt > requirements-build.txt \
+    && python -m venv --without-pip tools \
+    && pip --python tools/bin/python install --require-hashes --only-binary :all: -r requirements-build.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY workers ./workers
+# Into a tree of its own, so that a change of our code is a new layer of a few hundred kilobytes and the one with the
+# dependencies stays.
+RUN tools/bin/python -m hatchling build -t wheel \
+    && pip --python /opt/kafka-workers/bin/python install --no-deps --no-index --no-compile --no-warn-script-location \
+       --prefix /package dist/*.whl \
+    && python -m compileall -q --invalidation-mode unchecked-hash -s /package -p /opt/kafka-workers \
+       /package/lib
+
+FROM base
+COPY --from=dependencies /opt/kafka-workers /opt/kafka-workers
+COPY --from=package /package /opt/kafka-workers
+# The root may be read-only, so Python must not try to write bytecode; 8000 is the default too, but said here it is a
+# promise: a worker that cannot have this port ends instead of taking another one.
+ENV PATH=/opt/kafka-workers/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    KAFKA_METRICS_PORT=8000
+# Handlers and sources are looked for in the working directory first: `COPY handlers.py /app/` makes them importable.
+WORKDIR /app
+# A number, so that Kubernetes can see that it is not root (runAsNonRoot).
+USER 65532:65532
+EXPOSE 8000
+ENTRYPOINT ["kafka-workers"]
+CMD ["--help"]
+
+ARG VERSION=development
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="kafka-workers" \
+      org.opencontainers.image.description="Kafka producer and consumer workers in Python that account for every message" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.base.name="docker.io/library/python:3.13-slim-trixie"

@@ -1,0 +1,128 @@
+"""Runs `docker` and `docker compose` as a user does, from the repository's root."""
+
+import json
+import os
+import subprocess
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+IMAGE = "kafka-workers"
+BASE_IMAGE = "python:3.13-slim-trixie"
+# A stack of its own, beside one that a developer may have; only the ports on the host are the same.
+PROJECT = "kafka-workers-test"
+# Pulling, where nothing is there yet, is not counted in it.
+UP_TIMEOUT_S = 300.0
+
+
+def docker(
+    *arguments: str, timeout_s: float = UP_TIMEOUT_S, stdin: str = "", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end, whatever its exit code."""
+    # What the developer has set for the workers or for Compose is not for the tests.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("KAFKA_", "COMPOSE_"))}
+    return subprocess.run(
+        ["docker", *arguments],
+        cwd=REPOSITORY,
+        env={**clean, **(env or {})},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+
+
+def output(*arguments: str, timeout_s: float = UP_TIMEOUT_S, stdin: str = "") -> str:
+    """The standard output of a command that must succeed."""
+    result = docker(*arguments, timeout_s=timeout_s, stdin=stdin)
+    assert result.returncode == 0, f"docker {' '.join(arguments)}: {result.returncode}\n{result.stderr[-4000:]}"
+    return result.stdout
+
+
+def why_not() -> str | None:
+    """Why nothing can be run in containers here, or None."""
+    try:
+        engine = docker("info", "--format", "{{.ServerVersion}}", timeout_s=30)
+    except FileNotFoundError:
+        return "there is no docker command"
+    except subprocess.TimeoutExpired:
+        return "the Docker engine does not answer"
+    if engine.returncode != 0:
+        return f"there is no Docker engine: {engine.stderr.strip()}"
+    if docker("compose", "version", timeout_s=30).returncode != 0:
+        return "docker has no compose plugin (v2)"
+    return None
+
+
+def build() -> None:
+    output("build", "--tag", IMAGE, ".", timeout_s=600)
+
+
+class Stack:
+    """The services of docker-compose.yml."""
+
+    def compose(self, *arguments: str, timeout_s: float = UP_TIMEOUT_S, stdin: str = "") -> str:
+        return output("compose", "--project-name", PROJECT, *arguments, timeout_s=timeout_s, stdin=stdin)
+
+    def up(self, *arguments: str) -> None:
+        """As a user types it; fails when a service is not healthy."""
+        self.compose("up", "--wait", *arguments)
+
+    def down(self) -> None:
+        self.compose("--profile", "monitoring", "down", "--volumes", "--remove-orphans", "--timeout", "10")
+
+    def config(self) -> dict[str, Any]:
+        """The file as Compose reads it, with every profile."""
+        found: dict[str, Any] = json.loads(self.compose("--profile", "monitoring", "config", "--format", "json"))
+        return found
+
+    def containers(self, *services: str) -> list[dict[str, Any]]:
+        """What the engine knows of the services' containers, stopped ones too."""
+        identifiers = self.compose("ps", "--all", "--quiet", *services).split()
+        found: list[dict[str, Any]] = json.loads(output("inspect", *identifiers)) if identifiers else []
+        return found
+
+    def run(self, service: str, *command: str, stdin: str = "") -> str:
+        """Runs a command in a container of a service that is up."""
+        return self.compose("exec", "-T", service, *command, stdin=stdin)
+
+    def logs(self, service: str, *arguments: str) -> str:
+        return self.compose("logs", "--no-log-prefix", *arguments, service)
+
+    def assigned_partitions(self, replica: int) -> float | None:
+        """What a replica of the consumer says of itself on its own metrics port, None when it does not answer."""
+        address = self.compose("port", "--index", str(replica), "consumer", "8000").strip()
+        try:
+            with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
+                text = answer.read().decode()
+        except OSError:
+            return None
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == "kafka_consumer_assigned_partitions"
+        )
+
+    def group(self) -> dict[str, Any]:
+        """The consumers' group as the brokers see it."""
+        found: dict[str, Any] = json.loads(self.run("producer", "kafka-workers", "lag", "--json"))
+        return found
+
+
+def service_of(container: dict[str, Any]) -> str:
+    return str(container["Config"]["Labels"]["com.docker.compose.service"])
+
+
+def published_addresses(containers: Sequence[dict[str, Any]]) -> set[str]:
+    """The addresses of the host that the containers' ports are open on."""
+    return {
+        binding["HostIp"]
+        for container in containers
+        for bindings in container["NetworkSettings"]["Ports"].values()
+        for binding in bindings or []
+    }
