@@ -21,7 +21,7 @@ COORDINATOR_MOVES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One member and the partitions assigned to it; with none it is idle."""
+    """One member and the partitions assigned to it."""
 
     member_id: str
     client_id: str
@@ -60,7 +60,8 @@ class Group:
 
     @property
     def idle(self) -> tuple[Member, ...]:
-        return tuple(member for member in self.members if not member.partitions)
+        """Members without partitions. While the group rebalances that says nothing, and none is named."""
+        return tuple(member for member in self.members if self.state == "stable" and not member.partitions)
 
 
 def describe(admin: AdminClient, group_id: str, topics: list[str] | None = None) -> Group:
@@ -150,8 +151,8 @@ def as_table(group: Group) -> str:
     if unread:
         lines.append(f"{unread} partitions have messages and no committed offset: their lag is not counted")
     lines += [f"idle: {member.client_id} ({member.host.lstrip('/')})" for member in group.idle]
-    head = f"group {group.group_id}: {group.state}, {group.protocol} protocol, {len(group.members)} members"
-    head += f", lag {group.total_lag}"
+    members = f"{len(group.members)} member{'' if len(group.members) == 1 else 's'}"
+    head = f"group {group.group_id}: {group.state}, {group.protocol} protocol, {members}, lag {group.total_lag}"
     return "\n".join([head, *lines])
 
 
@@ -172,7 +173,7 @@ def as_document(group: Group) -> dict[str, object]:
                 "client_id": member.client_id,
                 "host": member.host,
                 "partitions": [{"topic": topic, "partition": number} for topic, number in member.partitions],
-                "idle": not member.partitions,
+                "idle": member in group.idle,
             }
             for member in group.members
         ],
