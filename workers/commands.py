@@ -34,7 +34,7 @@ from workers.config import (
 from workers.consumer import Consumer, ErrorPolicy
 from workers.deadletters import DeadLetters
 from workers.handlers import load_handler, printer
-from workers.lifecycle import ExitCode, Shutdown, WorkerError
+from workers.lifecycle import ExitCode, Shutdown, WorkerError, settle_memory
 from workers.loading import load
 from workers.messages import check_run, new_run, stream_of
 from workers.metrics import ConsumerCollector, ProducerCollector
@@ -81,6 +81,7 @@ def produce(context: "Context") -> None:
         else:
             stamp = stream_of(run, index, None) if values["stamp"] else None
             source = ThreadedSource(itertools.islice(records, values["count"]), stamp)
+        settle_memory()
         trouble = _send_all(producer, source, values)
         _show_account(producer, run, values["summary"])
         _linger(server, values["linger"], shutdown)
@@ -227,6 +228,7 @@ def consume(context: "Context") -> None:
     shutdown.install()
     with context.serve(ConsumerCollector(consumer, config.get("client.id")), consumer.ready, consumer.live):
         consumer.start(values["timeout"])
+        settle_memory()
         try:
             consumer.run()
         finally:

@@ -9,7 +9,7 @@ however long a handler takes, so the group does not lose this member.
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -28,7 +28,7 @@ from workers.lifecycle import Shutdown, WorkerError, bounded
 
 log = logging.getLogger(__name__)
 
-BATCH_MESSAGES = 500
+BATCH_MESSAGES = 2000
 # A signal is noticed when a poll returns.
 POLL_S = 0.2
 # A handler that takes longer than this has its partitions paused, and the loop polls meanwhile.
@@ -260,18 +260,18 @@ class Consumer:
         if first is None:
             return
         messages = [first, *self._client.consume(BATCH_MESSAGES - 1, 0)]
-        errors = [message for message in messages if message.error() is not None]
-        if errors:
-            self._on_errors(errors)
-            messages = [message for message in messages if message.error() is None]
-        if not messages:
-            return
+        if any(map(Message.error, messages)):
+            messages = self._without_errors(messages)
+            if not messages:
+                return
         self._last_message_at = time.monotonic()
-        for number, of_number in groupby(messages, Message.partition):
-            for topic, of_topic in groupby(of_number, Message.topic):
-                self._received(topic, number, list(of_topic))
+        for run in _runs(messages, len(self.topics) == 1):
+            self._received(run)
 
     def _poll_timeout_s(self) -> float:
+        if self._jobs:
+            # The handler's end is waited for, not more messages.
+            return 0.0
         now = time.monotonic()
         timeout_s = POLL_S
         for partition in self.partitions.values():
@@ -280,8 +280,9 @@ class Consumer:
                 timeout_s = min(timeout_s, max(0.0, wait_s))
         return timeout_s
 
-    def _received(self, topic: str | None, number: int | None, messages: list[Message]) -> None:
-        partition = self.partitions.get((topic or "", number if number is not None else -1))
+    def _received(self, messages: list[Message]) -> None:
+        """Takes messages of one partition."""
+        partition = self.partitions.get((messages[0].topic() or "", messages[0].partition() or 0))
         if partition is None:
             return
         if not partition.pending:
@@ -291,39 +292,50 @@ class Consumer:
         partition.pending += messages
         partition.end_offset = max(partition.end_offset, (messages[-1].offset() or 0) + 1)
 
-    def _on_errors(self, messages: list[Message]) -> None:
+    def _without_errors(self, messages: list[Message]) -> list[Message]:
+        good = []
         for message in messages:
             error = message.error()
-            if error is not None:
+            if error is None:
+                good.append(message)
+            else:
                 self.events.on_error(error)
+        return good
 
     def _work(self) -> None:
-        """Has the pending messages handled that may be handled now."""
+        """Books what the handler is done with and gives it what may be handled now; it works while the loop goes on
+        to fetch.
+        """
+        if self._jobs:
+            while not self._handler.wait(PATIENCE_S):
+                self._keep_alive()
+            self._collect()
+        self._jobs = self._next_jobs()
+        if self._jobs:
+            self._handler.submit(self._jobs)
+
+    def _collect(self) -> None:
+        """Books the jobs that the handler is done with."""
+        done, self._jobs = self._jobs, []
+        for job in done:
+            self._account(job)
+        for job in done:
+            if job.error is not None and isinstance(job.partition, Partition) and job.partition.owned:
+                self._on_failure(job.partition, job.error, len(job.messages))
+
+    def _next_jobs(self) -> list[Job]:
         jobs = []
         room = self._max_messages - self.handled if self._max_messages is not None else None
         for partition in self.partitions.values():
             if not partition.pending or partition.blocked:
                 continue
-            messages: Sequence[Message] = partition.pending
-            if partition.singly:
-                messages = messages[:1]
+            count = 1 if partition.singly else BATCH_MESSAGES
             if room is not None:
-                messages = messages[:room]
-                room -= len(messages)
-            if messages:
-                jobs.append(Job(partition, list(messages)))
-        if not jobs:
-            return
-        self._jobs = jobs
-        self._handler.submit(jobs)
-        while not self._handler.wait(PATIENCE_S):
-            self._keep_alive()
-        for job in jobs:
-            self._account(job)
-        self._jobs = []
-        for job in jobs:
-            if job.error is not None and isinstance(job.partition, Partition) and job.partition.owned:
-                self._on_failure(job.partition, job.error, len(job.messages))
+                count = min(count, room)
+                room -= min(count, len(partition.pending))
+            if count:
+                jobs.append(Job(partition, partition.pending[:count]))
+        return jobs
 
     def _keep_alive(self) -> None:
         """One turn while the handler is busy: the group hears from us, and progress is stored."""
@@ -331,7 +343,7 @@ class Consumer:
         self._pause([partition for partition in self.partitions.values() if not partition.paused])
         message = self._client.poll(0)
         if message is not None and message.error() is None:
-            self._received(message.topic(), message.partition(), [message])
+            self._received([message])
         for job in self._jobs:
             self._account(job)
         self._dead_letters.poll()
@@ -355,7 +367,7 @@ class Consumer:
         """These messages are done with: the next offset is behind them."""
         count = len(messages)
         last = messages[-1]
-        partition.ledger.observe([message.value() for message in messages])
+        partition.ledger.observe([*map(Message.value, messages)])
         self.handled += count
         del partition.pending[:count]
         partition.next_offset = (last.offset() or 0) + 1
@@ -557,6 +569,19 @@ class Consumer:
         # the group would wait for it until its session times out.
         self._client.unsubscribe()
         self._client.close()
+
+
+def _runs(messages: list[Message], one_topic: bool) -> Iterator[list[Message]]:
+    """Cuts where the partition changes: messages arrive in long runs of one partition."""
+    partitions = [*map(Message.partition, messages)]
+    if one_topic and partitions.count(partitions[0]) == len(partitions):
+        yield messages
+        return
+    begin = 0
+    for _, run in groupby(zip(map(Message.topic, messages), partitions, strict=True)):
+        end = begin + len([*run])
+        yield messages[begin:end]
+        begin = end
 
 
 def _names(partitions: Sequence[TopicPartition]) -> str:

@@ -80,16 +80,21 @@ def is_bound(stream: bytes) -> bool:
     return stream[-1:] != b"-"
 
 
+def head(stream: bytes, sequence: int) -> bytes:
+    """A stamp without its time. The heads of a stream's messages sort as their sequences do."""
+    return b"%b%b %012d" % (MAGIC, stream, sequence)
+
+
 def encode(stream: bytes, sequence: int, sent_at_us: int) -> bytes:
     """The stamp of one message, `STAMP_BYTES` long."""
-    return b"%b%b %012d %016d" % (MAGIC, stream, sequence, sent_at_us)
+    return b"%b %016d" % (head(stream, sequence), sent_at_us)
 
 
 def encode_batch(stream: bytes, first: int, count: int, sent_at_us: int, size: int) -> list[dict[str, bytes]]:
     """`count` stamped messages of `size` bytes from sequence `first` on, as `produce_batch` takes them."""
-    head = MAGIC + stream
+    begin = MAGIC + stream
     tail = (b" %016d " % sent_at_us).ljust(size - SEQUENCE.stop, b"~")[: size - SEQUENCE.stop]
-    return [{"value": b"%b %012d%b" % (head, sequence, tail)} for sequence in range(first, first + count)]
+    return [{"value": b"%b %012d%b" % (begin, sequence, tail)} for sequence in range(first, first + count)]
 
 
 def decode(data: bytes | None) -> Stamp | None:

@@ -1,6 +1,6 @@
 """The accounts, held against plain reference implementations."""
 
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,6 +54,29 @@ def test_the_order_ledger_counts_as_one_with_perfect_memory(sequences: list[int]
         seen.add(sequence)
 
     assert observed(sequences) == expected
+
+
+@given(
+    st.integers(0, 30), st.lists(st.sampled_from([(1,), (0, 2), (2, 0), (0, 1), (2,), (11,)]), max_size=30), st.data()
+)
+def test_a_batch_is_judged_as_its_messages_one_by_one(
+    start: int, steps: list[tuple[int, ...]], data: st.DataObject
+) -> None:
+    """Steps of 0 and 2 cancel out in a count, of 11 in the last digit; a later time makes repeated stamps rise."""
+    sequences = list(accumulate(chain(*steps), initial=start))
+    batch: list[bytes | None] = [encode(STREAM, sequence, time) for time, sequence in enumerate(sequences)]
+    for odd in data.draw(st.lists(st.sampled_from([None, b"", b"kw1 ", b"other"]), max_size=1)):
+        batch.insert(data.draw(st.integers(0, len(batch))), odd)
+    whole, single = OrderCounts(), OrderCounts()
+    ledger, reference = OrderLedger(whole), OrderLedger(single)
+    for each in (ledger, reference):
+        each.observe(values(list(range(start))))
+    ledger.observe(batch)
+    for value in batch:
+        reference.observe([value])
+
+    assert whole == single
+    assert ledger.memo() == reference.memo()
 
 
 @given(st.integers(0, 1000), st.integers(0, 300))
