@@ -1,0 +1,237 @@
+{{- define "kafka-workers.fullname" -}}
+{{- $name := .Release.Name -}}
+{{- if not (contains "kafka-workers" $name) }}{{ $name = printf "%s-kafka-workers" $name }}{{ end -}}
+{{- $name | trunc 53 | trimSuffix "-" -}}
+{{- end }}
+
+{{- define "kafka-workers.image" -}}
+{{- with .Values.image -}}
+{{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{ end -}}
+{{- end -}}
+{{- end }}
+
+{{/* What selects the pods of a release; with (dict "root" . "component" "consumer") those of one worker. */}}
+{{- define "kafka-workers.selector" -}}
+app.kubernetes.io/name: kafka-workers
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+{{- with .component }}
+app.kubernetes.io/component: {{ . }}
+{{- end }}
+{{- end }}
+
+{{- define "kafka-workers.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{ include "kafka-workers.selector" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "kafka-workers.deadLetterTopic" -}}
+{{ index .Values.consumer.options "dead-letter-topic" | default (printf "%s.dlq" .Values.kafka.topic) }}
+{{- end }}
+
+{{/*
+How a worker reaches Kafka, as JSON: servers, protocol, ca (a Secret), client (a Secret with certificate and key),
+mechanism, username, password (a Secret). With Strimzi it follows from the names that Strimzi gives.
+*/}}
+{{- define "kafka-workers.connection" -}}
+{{- $values := .root.Values -}}
+{{- if $values.strimzi.enabled -}}
+{{- $scram := eq $values.strimzi.authentication "scram-sha-512" -}}
+{{- dict
+    "servers" ($values.kafka.bootstrapServers | default (printf "%s-kafka-bootstrap:%v" $values.strimzi.cluster $values.strimzi.port))
+    "protocol" (ternary "sasl_ssl" "ssl" $scram)
+    "ca" (printf "%s-cluster-ca-cert" $values.strimzi.cluster)
+    "client" (ternary "" .worker.name $scram)
+    "mechanism" (ternary "SCRAM-SHA-512" "" $scram)
+    "username" (ternary .worker.name "" $scram)
+    "password" (ternary .worker.name "" $scram) | toJson -}}
+{{- else -}}
+{{- $tls := $values.kafka.tls -}}
+{{- $sasl := $values.kafka.sasl -}}
+{{- $protocol := ternary (ternary "sasl_ssl" "sasl_plaintext" $tls.enabled) (ternary "ssl" "plaintext" $tls.enabled) (ne $sasl.mechanism "") -}}
+{{- dict
+    "servers" (required "kafka.bootstrapServers is needed when strimzi.enabled is false" $values.kafka.bootstrapServers)
+    "protocol" $protocol
+    "ca" (ternary $tls.caSecret "" $tls.enabled)
+    "client" (ternary $tls.clientSecret "" $tls.enabled)
+    "mechanism" $sasl.mechanism
+    "username" $sasl.username
+    "password" $sasl.passwordSecret | toJson -}}
+{{- end -}}
+{{- end }}
+
+{{/* A value as text. Helm reads every number as a float, and would write 1e+06. */}}
+{{- define "kafka-workers.text" -}}
+{{- if and (kindIs "float64" .) (eq (floor .) .) }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
+{{- end }}
+
+{{/* The librdkafka properties of a worker, its own above those of both. Whoever contradicts a promise hears it from the worker. */}}
+{{- define "kafka-workers.properties" -}}
+{{- range $name, $value := merge (dict) .worker.properties .root.Values.kafka.properties }}
+{{ $name }}={{ include "kafka-workers.text" $value }}
+{{- end }}
+{{- end }}
+
+{{- define "kafka-workers.environment" -}}
+{{- $connection := include "kafka-workers.connection" . | fromJson -}}
+- {name: KAFKA_BOOTSTRAP_SERVERS, value: {{ $connection.servers | quote }}}
+- {name: KAFKA_SECURITY_PROTOCOL, value: {{ $connection.protocol }}}
+- {name: KAFKA_TOPIC, value: {{ .root.Values.kafka.topic | quote }}}
+{{- with $connection.ca }}
+- {name: KAFKA_SSL_CA_LOCATION, value: /etc/kafka-workers/ca/ca.crt}
+{{- end }}
+{{- with $connection.client }}
+- {name: KAFKA_SSL_CERTIFICATE_LOCATION, value: /etc/kafka-workers/user/user.crt}
+- {name: KAFKA_SSL_KEY_LOCATION, value: /etc/kafka-workers/user/user.key}
+{{- end }}
+{{- with $connection.mechanism }}
+- {name: KAFKA_SASL_MECHANISM, value: {{ . }}}
+- {name: KAFKA_SASL_USERNAME, value: {{ $connection.username | quote }}}
+{{- end }}
+{{- if and $connection.mechanism $connection.password }}
+- {name: KAFKA_SASL_PASSWORD_FILE, value: /etc/kafka-workers/password/password}
+{{- end }}
+{{- if include "kafka-workers.properties" . }}
+- {name: KAFKA_PROPERTIES_FILE, value: /etc/kafka-workers/properties/kafka.properties}
+{{- end }}
+{{- end }}
+
+{{- define "kafka-workers.volumes" -}}
+{{- $connection := include "kafka-workers.connection" . | fromJson -}}
+{{- with $connection.ca }}
+- name: ca
+  secret: {secretName: {{ . }}, defaultMode: 0440, items: [{key: ca.crt, path: ca.crt}]}
+{{- end }}
+{{- with $connection.client }}
+- name: user
+  secret: {secretName: {{ . }}, defaultMode: 0440, items: [{key: user.crt, path: user.crt}, {key: user.key, path: user.key}]}
+{{- end }}
+{{- if and $connection.mechanism $connection.password }}
+- name: password
+  secret: {secretName: {{ $connection.password }}, defaultMode: 0440, items: [{key: password, path: password}]}
+{{- end }}
+{{- if include "kafka-workers.properties" . }}
+- name: properties
+  configMap: {name: {{ .worker.name }}-properties}
+{{- end }}
+{{- end }}
+
+{{- define "kafka-workers.volumeMounts" -}}
+{{- $connection := include "kafka-workers.connection" . | fromJson -}}
+{{- with $connection.ca }}
+- {name: ca, mountPath: /etc/kafka-workers/ca, readOnly: true}
+{{- end }}
+{{- with $connection.client }}
+- {name: user, mountPath: /etc/kafka-workers/user, readOnly: true}
+{{- end }}
+{{- if and $connection.mechanism $connection.password }}
+- {name: password, mountPath: /etc/kafka-workers/password, readOnly: true}
+{{- end }}
+{{- if include "kafka-workers.properties" . }}
+- {name: properties, mountPath: /etc/kafka-workers/properties, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{/* Of every pod: Pod Security Standard "restricted". */}}
+{{- define "kafka-workers.podSecurity" -}}
+automountServiceAccountToken: false
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  fsGroup: 65532
+  seccompProfile: {type: RuntimeDefault}
+{{- with .root.Values.imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "kafka-workers.containerSecurity" -}}
+image: {{ include "kafka-workers.image" .root | quote }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities: {drop: [ALL]}
+{{- end }}
+
+{{/* The pod of a worker: (dict "root" . "component" "consumer" "command" "consume" "worker" .Values.consumer "environment" ENV). */}}
+{{- define "kafka-workers.pod" -}}
+metadata:
+  labels:
+    {{- include "kafka-workers.selector" . | nindent 4 }}
+    {{- with merge (dict) .worker.podLabels .root.Values.commonLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  annotations:
+    kubectl.kubernetes.io/default-container: {{ .component }}
+    {{- with include "kafka-workers.properties" . }}
+    checksum/properties: {{ . | sha256sum }}
+    {{- end }}
+    {{- with .worker.podAnnotations }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+spec:
+  serviceAccountName: {{ .worker.name }}
+  {{- include "kafka-workers.podSecurity" . | nindent 2 }}
+  # The worker's own bound comes first, so that it is never killed in the middle.
+  terminationGracePeriodSeconds: {{ add .worker.shutdownTimeout 10 }}
+  {{- with .worker.priorityClassName }}
+  priorityClassName: {{ . }}
+  {{- end }}
+  {{- with .worker.nodeSelector }}
+  nodeSelector: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .worker.tolerations }}
+  tolerations: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .worker.affinity }}
+  affinity: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- if .worker.topologySpreadConstraints }}
+  topologySpreadConstraints:
+    {{- range .worker.topologySpreadConstraints }}
+    - {{- toYaml . | nindent 6 }}
+      labelSelector:
+        matchLabels: {{- include "kafka-workers.selector" $ | nindent 10 }}
+    {{- end }}
+  {{- end }}
+  {{- if eq .component "producer" }}
+  restartPolicy: Never
+  {{- end }}
+  containers:
+    - name: {{ .component }}
+      {{- include "kafka-workers.containerSecurity" . | nindent 6 }}
+      args: [{{ .command }}]
+      env:
+        {{- include "kafka-workers.environment" . | nindent 8 }}
+        {{- range $name, $value := .environment }}
+        - {name: {{ $name }}, value: {{ $value | quote }}}
+        {{- end }}
+        - {name: KAFKA_SHUTDOWN_TIMEOUT, value: {{ .worker.shutdownTimeout | quote }}}
+        {{- range $name, $value := .worker.options }}
+        - {name: KAFKA_{{ $name | upper | replace "-" "_" }}, value: {{ include "kafka-workers.text" $value | quote }}}
+        {{- end }}
+        {{- with .worker.env }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+      ports:
+        - {name: metrics, containerPort: 8000}
+      livenessProbe:
+        httpGet: {path: /livez, port: metrics}
+        periodSeconds: 10
+        timeoutSeconds: 5
+        failureThreshold: 3
+      readinessProbe:
+        httpGet: {path: /readyz, port: metrics}
+        periodSeconds: 2
+        timeoutSeconds: 2
+        failureThreshold: 5
+      resources: {{- toYaml .worker.resources | nindent 8 }}
+      volumeMounts: {{- concat (include "kafka-workers.volumeMounts" . | fromYamlArray) .worker.volumeMounts | toYaml | nindent 8 }}
+  volumes: {{- concat (include "kafka-workers.volumes" . | fromYamlArray) .worker.volumes | toYaml | nindent 4 }}
+{{- end }}
