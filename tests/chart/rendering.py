@@ -1,0 +1,38 @@
+"""Renders the chart as `helm template` does."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CHART = REPOSITORY / "charts" / "kafka-workers"
+
+
+def helm(*arguments: str, program: str = "helm") -> subprocess.CompletedProcess[str]:
+    """Runs a Helm; skips the test where there is none."""
+    if shutil.which(program) is None:
+        pytest.skip(f"there is no {program} command")
+    return subprocess.run([program, *arguments], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+
+
+def template(*settings: str, program: str = "helm") -> subprocess.CompletedProcess[str]:
+    """`helm template` with `--set` of each of `settings`."""
+    options = [word for setting in settings for word in ("--set-json", setting)]
+    return helm("template", "workers", str(CHART), "--kube-version", "1.34.0", *options, program=program)
+
+
+def render(*settings: str, program: str = "helm") -> list[dict[str, Any]]:
+    """The objects that the chart makes."""
+    result = template(*settings, program=program)
+    assert result.returncode == 0, result.stderr
+    return [document for document in yaml.safe_load_all(result.stdout) if document]
+
+
+def one(documents: list[dict[str, Any]], kind: str, name: str = "") -> dict[str, Any]:
+    """The only object of a kind, whose name begins with `name`."""
+    (document,) = [each for each in documents if each["kind"] == kind and each["metadata"]["name"].startswith(name)]
+    return document

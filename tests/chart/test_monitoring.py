@@ -1,0 +1,76 @@
+"""Alerts and the dashboard: they say what they should, of metrics that exist."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.chart.rendering import CHART, one, render
+from workers.metrics import CLIENT, CONSUMER, PRODUCER
+
+# What Prometheus makes of a histogram and of a summary.
+SUFFIXES = ("_bucket", "_count", "_sum")
+
+
+def rules() -> dict[str, Any]:
+    spec: dict[str, Any] = one(render("metrics.prometheusRule.enabled=true"), "PrometheusRule")["spec"]
+    return spec
+
+
+def queries_of_the_dashboard() -> list[str]:
+    dashboard = json.loads((CHART / "dashboards" / "kafka-workers.json").read_text())
+    panels = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    return panels + [each["definition"] for each in dashboard["templating"]["list"] if "definition" in each]
+
+
+@pytest.fixture
+def promtool() -> str:
+    found = shutil.which("promtool")
+    if found is None:
+        pytest.skip("there is no promtool")
+    return found
+
+
+@pytest.mark.parametrize("command", ["check rules rules.yaml", "test rules rules_test.yaml"])
+def test_promtool_finds_the_alerts_right(promtool: str, command: str, tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules()))
+    shutil.copy(Path(__file__).with_name("rules_test.yaml"), tmp_path)
+    result = subprocess.run([promtool, *command.split()], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_alert_has_a_unit_test() -> None:
+    tested = set(re.findall(r"alertname: (\w+)", Path(__file__).with_name("rules_test.yaml").read_text()))
+    assert {rule["alert"] for group in rules()["groups"] for rule in group["rules"]} == tested
+
+
+def test_alerts_and_dashboard_ask_for_metrics_that_exist_by_labels_that_they_have() -> None:
+    known = {definition.name: definition for definition in (*PRODUCER, *CONSUMER, *CLIENT)}
+    expressions = [rule["expr"] for group in rules()["groups"] for rule in group["rules"]]
+    queries = [*expressions, *queries_of_the_dashboard()]
+    for query in queries:
+        names = re.findall(r"\bkafka_(?:producer|consumer|client)_\w+", query)
+        assert names, query
+        for name in names:
+            base = next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
+            assert name in known or base in known, f"{name} in {query}"
+        for name, matchers in re.findall(r"\b(kafka_\w+)\{([^}]*)\}", query):
+            base = next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
+            labels = set(re.findall(r"(\w+)\s*[=!]~?", matchers)) - {"namespace", "pod"}
+            assert labels <= set(known[base].labels), f"{labels} in {query}"
+
+
+def test_every_metric_of_a_worker_is_on_the_dashboard_or_told_why_not() -> None:
+    shown = "\n".join(queries_of_the_dashboard())
+    # Facts, moments and what another panel says already.
+    left_out = {
+        "kafka_client_info", "kafka_consumer_stats_timestamp_seconds", "kafka_producer_last_success_timestamp_seconds",
+        "kafka_producer_messages_enqueued_total",
+    }  # fmt: skip
+    names = {definition.name for definition in (*PRODUCER, *CONSUMER, *CLIENT)}
+    assert {name for name in names if name not in shown} == left_out

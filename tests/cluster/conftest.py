@@ -1,0 +1,48 @@
+"""One kind cluster with one Kafka cluster for all tests here. A test leaves no release behind."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster.kind import IMAGE, KAFKA_CLUSTER, Release, kubectl, output, why_not
+
+
+@pytest.fixture(scope="session")
+def kafka() -> None:
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    output("docker", "build", "--tag", IMAGE, ".", timeout_s=600)
+    output("kind", "load", "docker-image", IMAGE)
+    output("bash", str(KAFKA_CLUSTER), timeout_s=600)
+
+
+@pytest.fixture(scope="module", params=["helm", "helm4"])
+def helm(request: pytest.FixtureRequest, kafka: None) -> str:
+    """Helm 3 and Helm 4, whose server-side apply owns fields."""
+    if shutil.which(request.param) is None:
+        pytest.skip(f"there is no {request.param} command")
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def release(helm: str) -> Iterator[Release]:
+    """A release with the values that the chart ships."""
+    release = Release(helm)
+    release.uninstall()
+    try:
+        release.install("--wait", "--timeout", "60s")
+        yield release
+    finally:
+        release.uninstall()
+
+
+@pytest.fixture
+def second(kafka: None) -> Iterator[Release]:
+    """Another release in the same namespace, not installed yet."""
+    release = Release("helm", "second", "-b")
+    release.uninstall()
+    yield release
+    release.uninstall()
+    kubectl("delete", "secret", "wrong-password", "--ignore-not-found")
