@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 LAB_BIN := $(or $(LAB_HOME),$(HOME)/.cache/kafka-lab)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up logs down test lint format lock clean
+.PHONY: help demo up logs down test bench lint format lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,6 +26,10 @@ down: ## Remove the containers and their data
 test: $(READY) ## Run the tests on a real three-broker Kafka (ARGS=-k name, and so on)
 	PATH="$(LAB_BIN):$$PATH" $(BIN)/pytest $(ARGS)
 
+bench: $(READY) ## Measure the workers beside their peers, and write bench/RESULTS.md (ARGS='--rounds 3 Producing')
+	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-bench.txt
+	@$(BIN)/python -m bench $(ARGS)
+
 lint: $(READY) ## Check style and types, and the Dockerfile
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -42,6 +46,8 @@ lock: $(READY) ## Write the hashed lock files anew from pyproject.toml
 	  --no-annotate --no-header --upgrade pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header --upgrade --extra local --group dev pyproject.toml -o requirements-dev.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header --upgrade --group bench -o requirements-bench.txt
 
 clean: ## Remove what the other targets made here
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

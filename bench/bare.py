@@ -3,13 +3,19 @@
 They have the librdkafka properties that the workers ship, so that what a comparison shows is our own code.
 """
 
+import json
+import os
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, Message, Producer
 
+from bench import handlers
 from workers.config import CLASSIC_DEFAULTS, CONSUMER_DEFAULTS, PRODUCER_DEFAULTS, Default
+from workers.messages import encode, stream_of
 
 BATCH = 1000
 
@@ -74,16 +80,32 @@ def consume_each(servers: str, topic: str, count: int, group: str) -> int:
     return seen
 
 
-def trickle(servers: str, topic: str, count: int, rate: float) -> int:
-    """`produce` at a rate, the time of sending in the value, as the latency comparison needs it."""
+def trickle(servers: str, topic: str, count: int, rate: int) -> int:
+    """`produce` at a rate, each message stamped as the worker does."""
     producer = Producer(properties(PRODUCER_DEFAULTS, servers))
+    stream = stream_of("bare", 0, None)
     begin = time.monotonic()
     for number in range(count):
         while (ahead_s := begin + number / rate - time.monotonic()) > 0:
             producer.poll(ahead_s)
-        producer.produce(topic, b"%016d".ljust(100, b"~") % (time.time_ns() // 1000))
+        producer.produce(topic, encode(stream, number, time.time_ns() // 1000).ljust(100, b"~"))
     producer.flush()
     return count
+
+
+def record(servers: str, topic: str, count: int, group: str) -> int:
+    """`poll`, and a note of each message, as the handler of that name."""
+    consumer = Consumer(_member(servers, group))
+    consumer.subscribe([topic])
+    notes: list[tuple[float, int, float]] = []
+    while len(notes) < count:
+        message = consumer.poll(0.2)
+        if message is not None:
+            notes.append(handlers.seen(message))
+            consumer.store_offsets(message=message)
+    consumer.close()
+    Path(os.environ[handlers.RECORD]).write_text(json.dumps(notes))
+    return len(notes)
 
 
 def _member(servers: str, group: str) -> dict[str, Any]:
@@ -91,9 +113,11 @@ def _member(servers: str, group: str) -> dict[str, Any]:
     return properties((*CONSUMER_DEFAULTS, *CLASSIC_DEFAULTS), servers, **extra)
 
 
-PROGRAMS = {"produce": produce, "consume": consume, "consume_each": consume_each, "trickle": trickle}
+PROGRAMS: dict[str, Callable[..., int]] = {
+    each.__name__: each for each in (produce, consume, consume_each, trickle, record)
+}
 
 if __name__ == "__main__":
     name, servers, topic, count, *rest = sys.argv[1:]
     extra = [int(each) if each.isdecimal() else each for each in rest]
-    assert PROGRAMS[name](servers, topic, int(count), *extra) == int(count)  # type: ignore[operator]
+    assert PROGRAMS[name](servers, topic, int(count), *extra) == int(count)

@@ -1,8 +1,16 @@
-"""Handlers that do nothing, so that what is measured is what is around them."""
+"""Handlers for measuring: two that do nothing, so that what is measured is what is around them, and two that note."""
 
-from collections.abc import Sequence
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
-from workers import Message, batch
+from workers import Message, batch, lifespan
+from workers.messages import SENT_AT
+
+# Where `record` writes what it saw.
+RECORD = "BENCH_RECORD"
 
 
 @batch
@@ -12,3 +20,25 @@ def each_batch(messages: Sequence[Message]) -> None:
 
 def each(message: Message) -> None:
     """Counting is the worker's own business."""
+
+
+def millisecond(_: Message) -> None:
+    """As one that waits for a database."""
+    time.sleep(0.001)
+
+
+def seen(message: Message) -> tuple[float, int, float]:
+    """When a message came, from which partition, and when it was sent; in seconds after the epoch."""
+    return time.time(), message.partition() or 0, int((message.value() or b"")[SENT_AT]) / 1e6
+
+
+@lifespan
+def record() -> Iterator[Callable[[Message], None]]:
+    """Notes every message, and writes the notes at the end."""
+    notes: list[tuple[float, int, float]] = []
+
+    def note(message: Message) -> None:
+        notes.append(seen(message))
+
+    yield note
+    Path(os.environ[RECORD]).write_text(json.dumps(notes))

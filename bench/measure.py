@@ -61,7 +61,7 @@ class Sample:
     runs: list[Run]
 
     def median(self, what: str) -> float:
-        return median(getattr(run, what) for run in self.runs)
+        return float(median(getattr(run, what) for run in self.runs))
 
     def spread(self, what: str) -> tuple[float, float]:
         values = [getattr(run, what) for run in self.runs]
@@ -69,9 +69,8 @@ class Sample:
 
     def ratio(self, peer: "Sample", what: str) -> float:
         """The median of the ratios of runs that were neighbours: what slows the machine slows both."""
-        return median(
-            getattr(ours, what) / getattr(theirs, what) for ours, theirs in zip(self.runs, peer.runs, strict=True)
-        )
+        pairs = zip(self.runs, peer.runs, strict=True)
+        return float(median(getattr(ours, what) / getattr(theirs, what) for ours, theirs in pairs))
 
 
 def in_turns(programs: Sequence[Program], rounds: int, say: Callable[[str], None]) -> list[Sample]:
