@@ -97,8 +97,9 @@ class Deliveries:
         else:
             self.unknown += 1
         stamp = stamp_of(message)
-        if stamp is not None:
-            stream = self.streams[stamp.stream]
+        # Stamped messages of an earlier run can be sent again, from a file: they belong to no stream of this one.
+        stream = self.streams.get(stamp.stream) if stamp is not None else None
+        if stamp is not None and stream is not None:
             (stream.failed if certain else stream.unknown).add(stamp.sequence)
 
 
