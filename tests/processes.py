@@ -36,20 +36,20 @@ class Process:
         self, arguments: list[str], environment: Mapping[str, str], stdin: Any, directory: Path, name: str
     ) -> None:
         self.name = name
-        self._out = directory / f"{name}.out"
-        self._err = directory / f"{name}.err"
-        with self._out.open("wb") as out, self._err.open("wb") as err:
+        self.out = directory / f"{name}.out"
+        self.err = directory / f"{name}.err"
+        with self.out.open("wb") as out, self.err.open("wb") as err:
             self.popen = subprocess.Popen(
                 [*COMMAND, *arguments], env=environment, stdin=stdin, stdout=out, stderr=err, start_new_session=True
             )
 
     @property
     def stdout(self) -> str:
-        return self._out.read_text(errors="replace")
+        return self.out.read_text(errors="replace")
 
     @property
     def stderr(self) -> str:
-        return self._err.read_text(errors="replace")
+        return self.err.read_text(errors="replace")
 
     @property
     def lines(self) -> list[str]:

@@ -40,7 +40,7 @@ BROKER_PROPERTIES: Mapping[str, str] = {
     "process.roles": "broker,controller",
     "controller.listener.names": "CONTROLLER",
     "inter.broker.listener.name": "PLAINTEXT",
-    "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SECURE:SASL_SSL",
+    "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,SECURE:SASL_SSL",
     # The promises are about replicated topics: every topic, internal ones too, survives one broker.
     "default.replication.factor": "3",
     "min.insync.replicas": "2",
@@ -190,10 +190,14 @@ class Cluster:
         *,
         properties: Mapping[str, str] | None = None,
         scram_users: Mapping[str, str] | None = None,
+        proxied: bool = False,
         heap_mb: int = 256,
+        java_options: Sequence[str] = (),
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._count = brokers
+        self._java_options = java_options
+        self._proxied = proxied
         self._extra = dict(properties or {})
         self._scram_users = dict(scram_users or {})
         self._heap_mb = heap_mb
@@ -201,6 +205,7 @@ class Cluster:
         self._guardian: subprocess.Popen[str] | None = None
         self.brokers: list[Broker] = []
         self.secure_ports: list[int] = []
+        self.proxy_routes: list[tuple[int, int]] = []
         self.classpath: list[str] = []
 
     @property
@@ -211,6 +216,13 @@ class Cluster:
     def secure_bootstrap_servers(self) -> str:
         """The listener `SECURE` (SASL_SSL), there when `properties` carry its certificates."""
         return ",".join(f"localhost:{port}" for port in self.secure_ports)
+
+    @property
+    def proxied_bootstrap_servers(self) -> str:
+        """The listener `PROXIED`: each broker sends clients to the first port of its route, where a proxy must listen
+        that passes what it gets on to the second.
+        """
+        return ",".join(f"127.0.0.1:{port}" for port, _ in self.proxy_routes)
 
     def __enter__(self) -> Self:
         self.start()
@@ -230,6 +242,7 @@ class Cluster:
             f"-Xms{self._heap_mb}m",
             f"-Xmx{self._heap_mb}m",
             "-XX:+UseSerialGC",
+            *self._java_options,
             "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
             "-Dorg.slf4j.simpleLogger.showDateTime=true",
             "-cp",
@@ -343,9 +356,10 @@ class Cluster:
             self._guardian.stdin.flush()
 
     def _prepare(self, directory: Path) -> None:
-        ports = free_ports(self._count * 3)
-        plain, controllers, secure = (ports[at::3] for at in range(3))
+        ports = free_ports(self._count * 5)
+        plain, controllers, secure, advertised_by_proxy, behind_proxy = (ports[at::5] for at in range(5))
         self.secure_ports = secure if any("SECURE" in key.upper() for key in self._extra) else []
+        self.proxy_routes = list(zip(advertised_by_proxy, behind_proxy, strict=True)) if self._proxied else []
         voters = ",".join(f"{node}@127.0.0.1:{port}" for node, port in enumerate(controllers))
         for node in range(self._count):
             home = directory / str(node)
@@ -355,6 +369,9 @@ class Cluster:
             if self.secure_ports:
                 listeners.append(f"SECURE://127.0.0.1:{secure[node]}")
                 advertised.append(f"SECURE://localhost:{secure[node]}")
+            if self._proxied:
+                listeners.append(f"PROXIED://127.0.0.1:{behind_proxy[node]}")
+                advertised.append(f"PROXIED://127.0.0.1:{advertised_by_proxy[node]}")
             properties = {
                 **BROKER_PROPERTIES,
                 "node.id": str(node),

@@ -60,7 +60,7 @@ def test_each_format_shows_any_bytes_on_one_line(
     for form in ("text", "json", "value"):
         consumer = processes.consume(topic, f"{group}-{form}", "--max-messages", "2", "--format", form)
         assert consumer.wait() == 0, consumer.stderr
-        printed[form] = consumer._out.read_bytes()
+        printed[form] = consumer.out.read_bytes()
 
     assert printed["text"].decode().splitlines() == [
         f"{topic}[0]@0 key=k\u00e9y a\\x00b\\n\\xff",

@@ -1,0 +1,214 @@
+"""The faults. Each is a generator: what comes before its `yield` injects the fault, what comes after heals it."""
+
+import resource
+import signal
+from collections.abc import Callable, Generator
+
+from confluent_kafka.admin import NewPartitions
+
+from tests.faults.field import Fault, Field
+
+FAULTS: list[Fault] = []
+Injection = Callable[[Field], Generator[None]]
+
+
+def fault(name: str, injected: str, hold_s: float = 3.0) -> Callable[[Injection], Injection]:
+    """Adds a fault to FAULTS."""
+
+    def add(inject: Injection) -> Injection:
+        FAULTS.append(Fault(name, injected, inject, hold_s))
+        return inject
+
+    return add
+
+
+# Brokers
+
+
+@fault("leader killed", "SIGKILL of the broker that leads partition 0, then started again")
+def leader_killed(field: Field) -> Generator[None]:
+    broker = field.leader(field.loads[0])
+    field.cluster.kill_broker(broker)
+    yield
+    field.cluster.start_broker(broker)
+
+
+@fault("every broker stopped in turn", "SIGTERM, clean stop, start, wait until in sync; broker after broker", hold_s=0)
+def rolling_restart(field: Field) -> Generator[None]:
+    yield from _each_broker(field, field.cluster.stop_broker)
+
+
+@fault("every broker killed in turn", "SIGKILL, start, wait until in sync; broker after broker", hold_s=0)
+def rolling_kill(field: Field) -> Generator[None]:
+    yield from _each_broker(field, field.cluster.kill_broker)
+
+
+def _each_broker(field: Field, end: Callable[[int], None]) -> Generator[None]:
+    for broker in field.cluster.brokers:
+        end(broker.node_id)
+        field.wait(1.0)
+        field.cluster.start_broker(broker.node_id)
+        if broker is not field.cluster.brokers[-1]:
+            field.until(field.whole, f"broker {broker.node_id} is in sync")
+    yield
+
+
+@fault("two brokers down", "SIGKILL of two of three brokers: below min.insync.replicas, and no quorum", hold_s=7.0)
+def two_brokers_down(field: Field) -> Generator[None]:
+    victims = field.random.sample(range(3), 2)
+    for broker in victims:
+        field.cluster.kill_broker(broker)
+    # Answers that were under way may still arrive.
+    field.wait(1.0)
+    before = [load.ends() for load in field.loads]
+    try:
+        yield
+        assert [load.ends() for load in field.loads] == before, "a message was acknowledged below min.insync.replicas"
+    finally:
+        for broker in victims:
+            field.cluster.start_broker(broker)
+
+
+@fault("broker hangs", "SIGSTOP of the leader of partition 0, longer than any session, then SIGCONT", hold_s=8.0)
+def broker_hangs(field: Field) -> Generator[None]:
+    broker = field.cluster.brokers[field.leader(field.loads[0])]
+    broker.send(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        broker.send(signal.SIGCONT)
+
+
+@fault("coordinator killed", "SIGKILL of each group's coordinator while commits are under way, ten a second")
+def coordinator_killed(field: Field) -> Generator[None]:
+    first, second = (field.coordinator(load) for load in field.loads)
+    field.cluster.kill_broker(first)
+    if second != first:
+        field.wait(3.0)
+        field.cluster.start_broker(first)
+        field.until(field.whole, f"broker {first} is in sync")
+        second = field.coordinator(field.loads[1])
+        field.cluster.kill_broker(second)
+    yield
+    field.cluster.start_broker(second)
+
+
+@fault(
+    "log directory full", "no file of the leader of partition 0 can grow (RLIMIT_FSIZE 0), until it is started again"
+)
+def log_directory_full(field: Field) -> Generator[None]:
+    node_id = field.leader(field.loads[0])
+    _, hard = resource.prlimit(field.cluster.brokers[node_id].pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(field.cluster.brokers[node_id].pid, resource.RLIMIT_FSIZE, (0, hard))
+    # Kafka's answer to a log directory that fails is to halt, when it has no other.
+    field.until(lambda: field.cluster.brokers[node_id].crashed, "the broker gives up")
+    yield
+    field.cluster.start_broker(node_id)
+
+
+# The way to the brokers
+
+
+@fault("slow network", "the proxy delays every packet by 300 ms each way", hold_s=5.0)
+def slow_network(field: Field) -> Generator[None]:
+    field.proxy.delay_s = 0.3
+    try:
+        yield
+    finally:
+        field.proxy.delay_s = 0.0
+
+
+@fault("silent network", "the proxy passes nothing on, longer than any session", hold_s=9.0)
+def silent_network(field: Field) -> Generator[None]:
+    field.proxy.silent = True
+    try:
+        yield
+    finally:
+        field.proxy.silent = False
+
+
+@fault("connections reset", "the proxy resets every connection, five times, half a second apart", hold_s=0)
+def connections_reset(field: Field) -> Generator[None]:
+    for _ in range(5):
+        assert field.proxy.reset(), "there was no connection to reset"
+        field.wait(0.5)
+    yield
+
+
+# The workers
+
+
+@fault("consumer killed", "SIGKILL of one member of each group, then a new one")
+def consumer_killed(field: Field) -> Generator[None]:
+    for load in field.loads:
+        load.kill_member()
+    yield
+    for load in field.loads:
+        load.scale(2)
+    _settle(field)
+
+
+@fault("producer killed", "SIGKILL of a second producer on each topic", hold_s=0.5)
+def producer_killed(field: Field) -> Generator[None]:
+    producers = [load.produce("--forever", "--rate", "500") for load in field.loads]
+    field.until(lambda: all(len(producer.lines) > 200 for producer in producers), "the second producers deliver")
+    for producer in producers:
+        producer.kill()
+    yield
+
+
+@fault("group grows and shrinks", "members 1, 4, 2", hold_s=1.0)
+def group_grows_and_shrinks(field: Field) -> Generator[None]:
+    for count in (1, 4, 2):
+        for load in field.loads:
+            load.scale(count)
+        _settle(field)
+    yield
+
+
+@fault("stop during a rebalance", "SIGTERM of a member while another joins, and of one that has just begun to join")
+def stop_during_a_rebalance(field: Field) -> Generator[None]:
+    for load in field.loads:
+        load.scale(3)
+        joining = load.members[-1]
+        joining.says("metrics on port")
+        load.stop_member(load.members[1])
+        load.scale(3)
+        load.members[-1].says("metrics on port")
+        load.stop_member(load.members[-1])
+    yield
+    _settle(field)
+
+
+def _settle(field: Field) -> None:
+    field.until(lambda: all(load.settled() for load in field.loads), "every partition has an owner")
+
+
+# The topic
+
+
+@fault("partitions added", "one more partition for each topic", hold_s=1.0)
+def partitions_added(field: Field) -> Generator[None]:
+    wanted = {load.topic: load.partitions() + 1 for load in field.loads}
+    requests = [NewPartitions(topic, count) for topic, count in wanted.items()]
+    for answer in field.admin.create_partitions(requests).values():
+        answer.result()
+    yield
+    field.until(
+        lambda: all(len(load.ends()) == wanted[load.topic] for load in field.loads), "the new partitions get messages"
+    )
+
+
+# Time
+
+
+@fault("clocks differ", "a producer whose clock is a day behind, and one whose clock is 50 minutes ahead", hold_s=0.5)
+def clocks_differ(field: Field) -> Generator[None]:
+    for load in field.loads:
+        for skewed in [load.produce("--source", f"tests.faults.skewed:{name}") for name in ("behind", "ahead")]:
+            assert skewed.wait() == 0, skewed.stderr
+    yield
+    for load in field.loads:
+        for member in load.members:
+            assert (member.metric("kafka_consumer_lag_seconds") or 0) >= 0
+            assert (member.metric("kafka_consumer_end_to_end_latency_seconds_sum") or 0) >= 0

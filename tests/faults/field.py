@@ -1,0 +1,271 @@
+"""Where faults happen: three brokers, a proxy before them, and two loads; and what happens in one round of a fault."""
+
+import random
+import secrets
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from tests.faults.load import Load, Setup
+from tests.faults.proxy import Proxy
+from tests.processes import Processes
+from workers.cluster import Cluster
+
+# Each fault meets both group protocols.
+SETUPS = (
+    Setup("classic", "classic", proxied=False),
+    Setup("kip848", "consumer", proxied=True),
+)
+BROKER_PROPERTIES = {"group.consumer.session.timeout.ms": "6000", "group.consumer.min.session.timeout.ms": "3000"}
+# Brokers that are started over and over: compile less, start sooner.
+JAVA_OPTIONS = ("-XX:TieredStopAtLevel=1",)
+LOOK_S = 0.1
+CALM_S = 1.5
+RECOVERY_TIMEOUT_S = 90.0
+DRAIN_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault: `inject` is a generator that injects it, yields, and heals it; `hold_s` is the time between."""
+
+    name: str
+    injected: str
+    inject: Callable[["Field"], Generator[None]]
+    hold_s: float = 3.0
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one load saw of one fault. Counts are those of the round, times are seconds."""
+
+    fault: str
+    load: str
+    at: str
+    produced: int
+    acknowledged: int
+    failed: int
+    unknown: int
+    handled: int
+    missing: int
+    duplicated: int
+    reordered: int
+    redelivered: int
+    committed_too_far: int
+    rebalances: int
+    times_unavailable: int
+    longest_unavailable_s: float
+    recovery_s: float
+    producer_rss_mib: float
+    consumer_rss_mib: float
+
+    def breaches(self) -> list[str]:
+        """The promises that were not kept, in words."""
+        wrong = [f"{name} {getattr(self, name)}" for name in ("missing", "duplicated", "reordered", "committed_too_far")
+                 if getattr(self, name)]  # fmt: skip
+        if self.redelivered and not self.rebalances:
+            wrong.append(f"redelivered {self.redelivered} without a rebalance")
+        if not self.acknowledged:
+            wrong.append("nothing was acknowledged")
+        return [f"{self.fault}, {self.load}: {each}" for each in wrong]
+
+
+class Field:
+    """Starts everything at the beginning of the `with` block; its end ends what still runs."""
+
+    def __init__(self, directory: Path, say: Callable[[str], None] = lambda _: None) -> None:
+        self.random = random.Random(0)
+        self.loads: list[Load] = []
+        self.directory = directory
+        self._say = say
+        self._stack = ExitStack()
+        self._watching = True
+        self._trouble: Exception | None = None
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.cluster = stack.enter_context(
+                Cluster(properties=BROKER_PROPERTIES, proxied=True, java_options=JAVA_OPTIONS, say=self._say)
+            )
+            self.proxy = stack.enter_context(Proxy(self.cluster.proxy_routes))
+            self.admin: AdminClient = self.cluster.admin()
+            stack.callback(self._stop_watching)
+            for setup in SETUPS:
+                self.loads.append(self._load(setup, stack))
+            self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
+            self._watcher.start()
+            for load in self.loads:
+                load.start()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def play(self, fault: Fault) -> list[Round]:
+        """One round: under load, inject, heal, drain, account. What each load saw of it."""
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        self.wait(CALM_S)
+        before = [_Moment(load) for load in self.loads]
+        steps = fault.inject(self)
+        next(steps)
+        self.wait(fault.hold_s)
+        next(steps, None)
+        recovered = self._recovery()
+        self.until(self.whole, "every replica is in sync again")
+        return [
+            _Moment(load).since(earlier, fault.name, at, recovery)
+            for load, earlier, recovery in zip(self.loads, before, recovered, strict=True)
+        ]
+
+    def wait(self, seconds: float) -> None:
+        """Lets the load go on for so long."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self._check()
+            time.sleep(LOOK_S)
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        """Lets the load go on until `condition`."""
+        deadline = time.monotonic() + RECOVERY_TIMEOUT_S
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {RECOVERY_TIMEOUT_S:g} s: {what}"
+            self.wait(LOOK_S)
+
+    # What faults need to know
+
+    def leader(self, load: Load, partition: int = 0) -> int:
+        return int(self.admin.list_topics(load.topic, timeout=10).topics[load.topic].partitions[partition].leader)
+
+    def coordinator(self, load: Load) -> int:
+        # A client of its own: one that asked a coordinator that was killed since goes on asking it.
+        admin = self.cluster.admin()
+        answer = admin.describe_consumer_groups([load.group], request_timeout=30)[load.group].result()
+        return int(answer.coordinator.id)
+
+    def whole(self) -> bool:
+        """Whether every broker runs and every replica is in sync."""
+        if not all(broker.running for broker in self.cluster.brokers):
+            return False
+        try:
+            topics = self.admin.list_topics(timeout=5).topics.values()
+        except KafkaException:
+            return False
+        partitions = [partition for topic in topics for partition in topic.partitions.values()]
+        return all(len(partition.isrs) == 3 and partition.leader >= 0 for partition in partitions)
+
+    # Within
+
+    def _load(self, setup: Setup, stack: ExitStack) -> Load:
+        servers = self.cluster.proxied_bootstrap_servers if setup.proxied else self.cluster.bootstrap_servers
+        directory = self.directory / f"{setup.name}-{secrets.token_hex(2)}"
+        directory.mkdir()
+        processes = Processes(servers, directory)
+        stack.callback(processes.kill_all)
+        load = Load(setup, processes, self.cluster)
+        self.cluster.create_topic(load.topic)
+        return load
+
+    def _recovery(self) -> list["_Recovery"]:
+        recoveries = [_Recovery(load) for load in self.loads]
+        self.until(lambda: {each.flows() for each in recoveries} == {True}, "every partition takes messages again")
+        deadline = time.monotonic() + DRAIN_TIMEOUT_S
+        while {each.drained() for each in recoveries} != {True} and time.monotonic() < deadline:
+            self.wait(LOOK_S)
+        return recoveries
+
+    def _watch(self) -> None:
+        try:
+            while self._watching:
+                for load in self.loads:
+                    load.look()
+                time.sleep(LOOK_S)
+        except Exception as error:
+            self._trouble = error
+
+    def _stop_watching(self) -> None:
+        self._watching = False
+
+    def _check(self) -> None:
+        if self._trouble is not None:
+            raise self._trouble
+        for load in self.loads:
+            load.check()
+
+
+class _Recovery:
+    """How long after the healing one load is as before: each partition takes messages and all of them are handled."""
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._began = time.monotonic()
+        self._healed = load.ends()
+        self.seconds: float | None = None
+        self.ends: dict[int, int] = {}
+
+    def flows(self) -> bool:
+        ends = self._load.ends()
+        if not self.ends and all(ends[partition] > end for partition, end in self._healed.items()):
+            self.ends = ends
+        return bool(self.ends)
+
+    def drained(self) -> bool:
+        if self.seconds is None and self._load.caught_up(self.ends):
+            self.seconds = time.monotonic() - self._began
+        return self.seconds is not None
+
+
+class _Moment:
+    """The books of one load at one time."""
+
+    def __init__(self, load: Load) -> None:
+        self.load = load
+        self.produced = int(load.producer.metric("kafka_producer_messages_enqueued_total") or 0)
+        self.rebalances = load.rebalances()
+        self.committed_too_far = load.committed_too_far()
+        with load.lock:
+            self.outcomes = load.acknowledged.outcomes.copy()
+            self.pauses = len(load.acknowledged.pauses)
+            self.handled = load.handled.total
+            self.duplicated = load.handled.duplicated
+            self.reordered = load.handled.reordered
+            self.redelivered = load.handled.redelivered
+
+    def since(self, earlier: "_Moment", fault: str, at: str, recovery: _Recovery) -> Round:
+        outcomes = self.outcomes - earlier.outcomes
+        pauses = self.load.acknowledged.pauses[earlier.pauses :]
+        with self.load.lock:
+            missing = self.load.handled.missing(self.load.acknowledged, recovery.ends)
+        memory = self.load.rss_mib()
+        return Round(
+            fault=fault,
+            load=self.load.setup.name,
+            at=at,
+            produced=self.produced - earlier.produced,
+            acknowledged=outcomes["delivered"],
+            failed=outcomes["failure"],
+            unknown=outcomes["unknown"],
+            handled=self.handled - earlier.handled,
+            missing=missing,
+            duplicated=self.duplicated - earlier.duplicated,
+            reordered=self.reordered - earlier.reordered,
+            redelivered=self.redelivered - earlier.redelivered,
+            committed_too_far=self.committed_too_far,
+            rebalances=(self.rebalances - earlier.rebalances).total(),
+            times_unavailable=len(pauses),
+            longest_unavailable_s=round(max(pauses, default=0.0), 1),
+            recovery_s=round(recovery.seconds or DRAIN_TIMEOUT_S, 1),
+            producer_rss_mib=memory["producer"],
+            consumer_rss_mib=memory["consumer"],
+        )

@@ -1,0 +1,235 @@
+"""Both workers at work on one topic, as processes, with the books kept on them from outside."""
+
+import json
+import os
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+
+from tests.faults.books import Acknowledged, Handled, Tail
+from tests.faults.recorder import FILE
+from tests.processes import Process, Processes, eventually
+from workers.cluster import Cluster
+
+ROOT = Path(__file__).parents[2]
+MEMBERS = 2
+# What the README promises for a stop of a worker that is not stuck.
+STOP_TIMEOUT_S = 15.0
+# Sooner than in production, so that a round is short; a commit is always under way.
+PROPERTIES = ["--property", "topic.metadata.refresh.interval.ms=2000"]
+CONSUMER_PROPERTIES = [*PROPERTIES, "--property", "auto.commit.interval.ms=100"]
+CLASSIC_PROPERTIES = ["--property", "session.timeout.ms=6000", "--property", "heartbeat.interval.ms=1000"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How the workers of a load are set up."""
+
+    name: str
+    group_protocol: str
+    proxied: bool
+    rate: int = 500
+
+    @property
+    def description(self) -> str:
+        way = "through the proxy" if self.proxied else "directly"
+        return f"group protocol {self.group_protocol}, {way}"
+
+
+@dataclass
+class Account:
+    """What became of everything, as the workers themselves and `kafka-workers verify` say once all is at rest."""
+
+    load: str
+    producer: dict[str, Any]
+    verified: list[dict[str, Any]]
+    missing: int
+    handled: int
+    redelivered: int
+    exit_codes: list[int]
+
+    def breaches(self) -> list[str]:
+        """The promises that were not kept, in words."""
+        wrong = [f"run {run['run']}: {name} {run[name]}" for run in self.verified
+                 for name in ("lost", "duplicated", "reordered") if run[name]]  # fmt: skip
+        if self.missing:
+            wrong.append(f"acknowledged and not handled: {self.missing}")
+        outcomes = [self.producer[name] for name in ("acknowledged", "failed", "unknown")]
+        if self.producer["sent"] != sum(outcomes):
+            wrong.append(f"sent {self.producer['sent']}, but outcomes {outcomes}")
+        if any(self.exit_codes):
+            wrong.append(f"exit codes {self.exit_codes}")
+        return [f"{self.load}: {each}" for each in wrong]
+
+
+class Load:
+    """One producer and a group of consumers that run until `finish`.
+
+    The first member and the first producer live as long as the load: faults that kill take others.
+    """
+
+    def __init__(self, setup: Setup, processes: Processes, cluster: Cluster) -> None:
+        self.setup = setup
+        self.topic = f"load-{setup.name}"
+        self.group = f"group-{setup.name}"
+        self.members: list[Process] = []
+        self.retired: list[Process] = []
+        self.acknowledged = Acknowledged()
+        self.handled = Handled()
+        self.lock = threading.Lock()
+        self.membership_changes = 0
+        self._processes = processes
+        self._cluster = cluster
+        self._tails: list[tuple[str | None, Tail]] = []
+
+    def start(self) -> None:
+        """Starts the group, waits until it has the partitions, and starts the producer."""
+        self.scale(MEMBERS)
+        eventually(self.settled, f"{self.group} settles")
+        self.producer = self.produce("--forever", "--rate", str(self.setup.rate))
+        eventually(lambda: self.acknowledged.outcomes["delivered"], f"{self.topic} gets messages")
+
+    def produce(self, *arguments: str) -> Process:
+        """Starts a producer, of which every delivery is booked."""
+        producer = self._processes.start(
+            "produce", "--topic", self.topic, "--verbose", "--summary", "json", *PROPERTIES, *arguments,
+            env={"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        self._cluster.watch(producer.popen.pid)
+        self._tails.append((None, Tail(producer.out)))
+        return producer
+
+    def scale(self, count: int) -> None:
+        """Starts or stops members until there are `count`; those that were there longest stay."""
+        while len(self.members) < count:
+            self._start_member()
+        while len(self.members) > count:
+            self.stop_member(self.members[-1])
+
+    def stop_member(self, member: Process) -> None:
+        self.members.remove(member)
+        self.retired.append(member)
+        self.membership_changes += 1
+        assert member.stop(timeout_s=STOP_TIMEOUT_S) == 0, f"{member.name} did not leave cleanly: {member.stderr}"
+
+    def kill_member(self) -> None:
+        """SIGKILL for the youngest member."""
+        self.membership_changes += 1
+        self.members.pop().kill()
+
+    def look(self) -> None:
+        """Reads what the processes have written since the last look."""
+        with self.lock:
+            for member, tail in self._tails:
+                lines = tail.lines()
+                if member is None:
+                    self.acknowledged.observe(lines)
+                else:
+                    self.handled.observe(member, lines)
+
+    def settled(self) -> bool:
+        """Whether every partition has an owner among the members."""
+        owned = [member.metric("kafka_consumer_assigned_partitions") or 0 for member in self.members]
+        return sum(owned) == self.partitions()
+
+    def partitions(self) -> int:
+        return len(self._cluster.admin().list_topics(self.topic, timeout=10).topics[self.topic].partitions)
+
+    def rebalances(self) -> Counter[str]:
+        """Rebalance events by the member that saw them, and the changes of the membership that were made here."""
+        seen = {member.name: int(member.metric("kafka_consumer_rebalances_total") or 0) for member in self.members}
+        return Counter({**seen, "membership": self.membership_changes})
+
+    def caught_up(self, ends: dict[int, int]) -> bool:
+        """Whether everything before `ends` was handled."""
+        with self.lock:
+            return all(self.handled.next[partition] >= end for partition, end in ends.items())
+
+    def ends(self) -> dict[int, int]:
+        with self.lock:
+            return self.acknowledged.ends()
+
+    def committed(self) -> dict[int, int]:
+        places: list[TopicPartition] = eventually(self._ask_committed, f"the committed offsets of {self.group}")
+        return {place.partition: place.offset for place in places if place.topic == self.topic and place.offset >= 0}
+
+    def committed_too_far(self) -> int:
+        """Partitions whose committed offset is above what was handled: a message there would be skipped."""
+        committed = self.committed()
+        # Later than the commit: a member writes down what it handles before it stores the offset.
+        self.look()
+        with self.lock:
+            return sum(offset > self.handled.next[partition] for partition, offset in committed.items())
+
+    def check(self) -> None:
+        """Fails when a worker has ended that nobody stopped."""
+        for process in [self.producer, *self.members]:
+            assert process.running, f"{process.name} ended by itself: {process.stderr[-2000:]}"
+
+    def rss_mib(self) -> dict[str, float]:
+        """Resident memory of the two workers that live as long as the load."""
+        return {name: _rss_mib(process) for name, process in
+                (("producer", self.producer), ("consumer", self.members[0]))}  # fmt: skip
+
+    def finish(self) -> Account:
+        """Stops the producer, lets the group handle the rest, and asks the commands for their account."""
+        code = self.producer.stop(timeout_s=40)
+        summary = json.loads(self.producer.lines[-1])
+        self.look()
+        ends = self.ends()
+        eventually(lambda: self.caught_up(ends), f"{self.group} handles the rest")
+        eventually(lambda: self._lag() == 0, f"the lag of {self.group} is 0")
+        members = [member.stop(timeout_s=STOP_TIMEOUT_S) for member in self.members]
+        self.look()
+        with self.lock:
+            missing = self.handled.missing(self.acknowledged, ends)
+        assert self.committed_too_far() == 0
+        return Account(
+            self.setup.name, summary, self._verify(), missing, self.handled.total, self.handled.redelivered,
+            [code, *members],
+        )  # fmt: skip
+
+    def _start_member(self) -> None:
+        name = f"{self.setup.name}-{len(self._tails)}"
+        path = self._processes.directory / f"{name}.handled"
+        classic = CLASSIC_PROPERTIES if self.setup.group_protocol == "classic" else []
+        member = self._processes.consume(
+            self.topic, self.group, "--handler", "tests.faults.recorder:record", "--group-protocol",
+            self.setup.group_protocol, *CONSUMER_PROPERTIES, *classic,
+            env={FILE: str(path), "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        self._cluster.watch(member.popen.pid)
+        self._tails.append((name, Tail(path)))
+        self.members.append(member)
+        self.membership_changes += 1
+
+    def _ask_committed(self) -> list[TopicPartition] | None:
+        wanted = [ConsumerGroupTopicPartitions(self.group)]
+        # A client of its own for each question: one that asked a coordinator that was killed since goes on asking it.
+        admin = self._cluster.admin()
+        try:
+            answer = admin.list_consumer_group_offsets(wanted, request_timeout=3)[self.group].result()
+        except KafkaException:
+            return None
+        places: list[TopicPartition] = answer.topic_partitions
+        return places
+
+    def _lag(self) -> int:
+        answer = self._processes.run("lag", "--group-id", self.group, "--topic", self.topic, "--json")
+        return int(json.loads(answer.stdout)["lag"])
+
+    def _verify(self) -> list[dict[str, Any]]:
+        path = self._processes.directory / f"{self.topic}.account.json"
+        path.write_text(self.producer.lines[-1])
+        answer = self._processes.run("verify", "--topic", self.topic, "--account", str(path), "--json", timeout_s=300)
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        return [json.loads(line) for line in answer.stdout.splitlines()]
+
+
+def _rss_mib(process: Process) -> float:
+    pages = int(Path(f"/proc/{process.popen.pid}/statm").read_text().split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)

@@ -1,0 +1,71 @@
+"""Writes the README's table of faults from the record of a soak: `python -m tests.faults.report soak.json`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tests.faults.faults import FAULTS
+
+README = Path(__file__).parents[2] / "README.md"
+BEGIN, END = "<!-- made by tests/faults/report.py: begin -->", "<!-- end -->"
+TITLES = ("fault", "injected", "rounds", "acknowledged", "lost", "duplicated", "reordered", "redelivered",
+          "unavailable, s", "recovered, s")  # fmt: skip
+
+
+@click.command()
+@click.argument("record", type=click.Path(exists=True, path_type=Path))
+def main(record: Path) -> None:
+    """Puts the table between the two markers."""
+    text = README.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    README.write_text(f"{before}{BEGIN}\n{report(json.loads(record.read_text()))}{END}{after}")
+
+
+def report(soak: dict[str, Any]) -> str:
+    """The table, and what surrounds it: how long, how many, how much memory."""
+    rounds = soak["rounds"]
+    rows = [_row(fault.name, fault.injected, [each for each in rounds if each["fault"] == fault.name])
+            for fault in FAULTS]  # fmt: skip
+    table = [TITLES, ["---", "---", *["---:"] * (len(TITLES) - 2)], *rows]
+    return f"{_summary(soak)}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in table) + f"\n{_memory(soak)}\n"
+
+
+def _summary(soak: dict[str, Any]) -> str:
+    producers = [account["producer"] for account in soak["accounts"]]
+    loads = " and ".join(f"`{name}` ({text})" for name, text in soak["loads"].items())
+    accounts = ", ".join(f"{sum(producer[name] for producer in producers):,} {name}"
+                         for name in ("sent", "acknowledged", "failed", "unknown"))  # fmt: skip
+    return (
+        f"A soak of {soak['minutes']:.0f} minutes on {soak['at'][:10]}, two loads of {soak['rate_per_load']} "
+        f"messages/s: {loads}. The account of the two producers that lived through it: {accounts}; "
+        f"{sum(run['lost'] for account in soak['accounts'] for run in account['verified'])} lost. A round of a fault "
+        "counts once for each load; the last two columns are the longest of all rounds."
+    )
+
+
+def _row(name: str, injected: str, rounds: Sequence[dict[str, Any]]) -> list[str]:
+    counts = [f"{sum(each[key] for each in rounds):,}" for key in
+              ("acknowledged", "missing", "duplicated", "reordered", "redelivered")]  # fmt: skip
+    longest = [
+        f"{max((each[key] for each in rounds), default=0):.1f}" for key in ("longest_unavailable_s", "recovery_s")
+    ]
+    return [name, injected, str(len(rounds)), *counts, *longest]
+
+
+def _memory(soak: dict[str, Any]) -> str:
+    lines = []
+    for load in soak["loads"]:
+        rounds = [each for each in soak["rounds"] if each["load"] == load]
+        for worker in ("producer", "consumer"):
+            sizes = [each[f"{worker}_rss_mib"] for each in rounds]
+            at = [sizes[len(sizes) * part // 4] for part in range(4)] + [sizes[-1]]
+            lines.append(f"`{load}` {worker} " + " → ".join(f"{size:.0f}" for size in at))
+    return "Resident memory in MiB at the beginning, after each quarter, at the end: " + "; ".join(lines) + "."
+
+
+if __name__ == "__main__":
+    main()

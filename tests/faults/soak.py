@@ -1,0 +1,88 @@
+"""Faults one after the other for as long as one likes: `make soak MINUTES=30`.
+
+Every pass plays each fault once, in an order of its own, while the same workers live on. What was seen is written
+to the record after each round; `python -m tests.faults.report` makes the README's table of it.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tests.faults.faults import FAULTS
+from tests.faults.field import SETUPS, Field, Round
+
+
+@click.command()
+@click.option("--minutes", type=float, default=30.0, show_default=True, help="How long to go on.")
+@click.option("--record", type=Path, default=Path("soak.json"), show_default=True, help="What was seen, as JSON.")
+@click.option("--seed", type=int, default=lambda: time.time_ns() % 10_000, help="Decides the order of the faults.")
+def main(minutes: float, record: Path, seed: int) -> None:
+    """Exits 0 when every promise was kept in every round."""
+    document: dict[str, Any] = {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "minutes": minutes,
+        "seed": seed,
+        "loads": {setup.name: setup.description for setup in SETUPS},
+        "rate_per_load": SETUPS[0].rate,
+        "rounds": [],
+        "accounts": [],
+        "breaches": [],
+    }
+    with tempfile.TemporaryDirectory(prefix="kafka-workers-soak-") as directory, Field(Path(directory), _say) as field:
+        field.random.seed(seed)
+        try:
+            _play(field, time.monotonic() + minutes * 60, document, record)
+            for load in field.loads:
+                account = load.finish()
+                document["breaches"] += account.breaches()
+                document["accounts"].append({**asdict(account), "producer": _without_streams(account.producer)})
+        except AssertionError as error:
+            document["breaches"].append(str(error))
+        record.write_text(json.dumps(document, indent=1) + "\n")
+    for breach in document["breaches"]:
+        _say(f"BROKEN: {breach}")
+    acknowledged = sum(account["producer"]["acknowledged"] for account in document["accounts"])
+    _say(
+        f"{len(document['rounds'])} rounds, {acknowledged:,} acknowledged, {len(document['breaches'])} broken promises"
+    )
+    sys.exit(bool(document["breaches"]))
+
+
+def _play(field: Field, until: float, document: dict[str, Any], record: Path) -> None:
+    while time.monotonic() < until:
+        for fault in field.random.sample(FAULTS, len(FAULTS)):
+            if time.monotonic() >= until:
+                return
+            _say(f"{datetime.now(UTC):%H:%M:%S} {fault.name}")
+            for each in field.play(fault):
+                document["rounds"].append(asdict(each))
+                document["breaches"] += each.breaches()
+                _say(f"         {_as_line(each)}")
+            record.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _as_line(each: Round) -> str:
+    return (
+        f"{each.load:8} acknowledged {each.acknowledged:6}  missing {each.missing}  duplicated {each.duplicated}"
+        f"  reordered {each.reordered}  redelivered {each.redelivered:4}  away {each.longest_unavailable_s:4.1f} s"
+        f"  recovered {each.recovery_s:4.1f} s  {each.producer_rss_mib:.0f}/{each.consumer_rss_mib:.0f} MiB"
+    )
+
+
+def _without_streams(account: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in account.items() if name != "streams"}
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Each fault once, under load with both workers running, and the account at the end; `make soak` goes on for longer."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.faults import FAULTS
+from tests.faults.field import Fault, Field
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
+    if "KAFKA_BOOTSTRAP_SERVERS" in os.environ:
+        pytest.skip("needs brokers that it may kill, and KAFKA_BOOTSTRAP_SERVERS names others")
+    with Field(tmp_path_factory.mktemp("faults")) as field:
+        yield field
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("fault", FAULTS, ids=[fault.name.replace(" ", "-") for fault in FAULTS])
+def test_nothing_acknowledged_is_lost(field: Field, fault: Fault) -> None:
+    rounds = field.play(fault)
+    print(*rounds, sep="\n")
+
+    assert [breach for each in rounds for breach in each.breaches()] == []
+
+
+def test_the_account_of_all_rounds_is_whole(field: Field) -> None:
+    for load in field.loads:
+        account = load.finish()
+        print(account)
+        assert account.breaches() == []
