@@ -23,9 +23,9 @@ class Latencies:
         self._counts = [0] * (PER_DOUBLING * _DOUBLINGS + 2)
 
     def add(self, seconds: float) -> None:
-        """Counts one time; what is below the first bound or negative (clocks differ) counts as the first bucket."""
+        """Counts one time. A negative one, from a clock that is ahead of ours, counts as 0: a sum must never fall."""
         self.count += 1
-        self.total_s += seconds
+        self.total_s += max(0.0, seconds)
         bucket = ceil(PER_DOUBLING * log2(seconds * 1000 / _FIRST_MS)) if seconds * 1000 > _FIRST_MS else 0
         self._counts[min(bucket, len(self._counts) - 1)] += 1
 

@@ -43,3 +43,12 @@ def test_odd_times_are_counted_too() -> None:
 
     assert latencies.cumulative()[-1] == ("+Inf", 3)
     assert Latencies().percentile(50) is None
+
+
+def test_a_clock_that_is_ahead_of_ours_makes_no_negative_latency() -> None:
+    latencies = Latencies()
+    latencies.add(2.0)
+    latencies.add(-3600.0)
+
+    assert (latencies.count, latencies.total_s) == (2, 2.0)
+    assert latencies.cumulative()[0] == ("0.00025", 1.0)
