@@ -1,0 +1,105 @@
+"""A stop is heard in every state, takes no longer than was allowed, and a second signal ends at once."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.processes import Process, Processes, eventually
+from workers.cluster import Cluster
+
+BOUND_S = 3.0
+# On top of the bound: closing the client is given a second or two, and the machine may be busy.
+MORE_S = 5.0
+
+
+@pytest.fixture
+def away(cluster: Cluster) -> Iterator[Cluster]:
+    """The brokers; what a test stops with SIGSTOP goes on after it."""
+    yield cluster
+    _signal(cluster, signal.SIGCONT)
+
+
+def _signal(cluster: Cluster, number: signal.Signals) -> None:
+    for broker in cluster.brokers:
+        broker.send(number)
+
+
+def _stop(process: Process) -> int:
+    began = time.monotonic()
+    code = process.stop()
+    assert time.monotonic() - began < BOUND_S + MORE_S
+    return code
+
+
+def _bounded(*arguments: str) -> list[str]:
+    return [*arguments, "--shutdown-timeout", f"{BOUND_S:g}"]
+
+
+def test_a_producer_with_a_full_queue_stops_in_time_and_every_message_has_an_outcome(
+    processes: Processes, topic: str, away: Cluster
+) -> None:
+    producer = processes.start("produce", "--topic", topic, *_bounded("--forever", "--summary", "json"))
+    eventually(lambda: (producer.metric("kafka_producer_deliveries_total", outcome="success") or 0) > 0, "deliveries")
+    _signal(away, signal.SIGSTOP)
+    before = producer.metric("kafka_producer_buffer_full_total") or 0
+    eventually(
+        lambda: (producer.metric("kafka_producer_buffer_full_total") or 0) == before + 1, "the queue is full for good"
+    )
+
+    assert _stop(producer) == 1
+    account = json.loads(producer.stdout)
+    assert account["unknown"] + account["failed"] > 0
+    assert account["sent"] == account["acknowledged"] + account["failed"] + account["unknown"]
+
+
+def test_a_consumer_stops_in_time_while_the_brokers_are_away(
+    processes: Processes, topic: str, group: str, away: Cluster
+) -> None:
+    processes.produce(topic, "--count", "300")
+    consumer = processes.consume(topic, group, *_bounded())
+    eventually(lambda: len(consumer.lines) == 300, "the messages are handled")
+    _signal(away, signal.SIGSTOP)
+
+    assert _stop(consumer) in (0, 1)
+
+
+def test_a_consumer_that_has_found_no_broker_stops_at_once(processes: Processes, group: str) -> None:
+    consumer = processes.start("consume", "--group-id", group, env={"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"})
+    consumer.says("no answer from 127.0.0.1:1 yet")
+
+    assert consumer.stop(timeout_s=MORE_S) == 0
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_a_busy_consumer_at_once(
+    processes: Processes, topic: str, group: str, first: signal.Signals
+) -> None:
+    processes.write(
+        "busy.py", "import time\ndef handle(message):\n    print('busy', flush=True)\n    time.sleep(3600)\n"
+    )
+    processes.produce(topic, "--count", "1")
+    consumer = processes.consume(topic, group, "--handler", "busy:handle", "--shutdown-timeout", "600")
+    eventually(lambda: "busy" in consumer.stdout, "the handler is busy")
+    consumer.popen.send_signal(first)
+    # It is heard: readiness and the metrics stay, the message at hand is waited for.
+    time.sleep(0.5)
+    assert consumer.running
+
+    assert consumer.stop(timeout_s=MORE_S) == 128 + signal.SIGTERM
+
+
+def test_a_second_signal_ends_a_producer_with_a_full_queue_at_once(
+    processes: Processes, topic: str, away: Cluster
+) -> None:
+    producer = processes.start("produce", "--topic", topic, "--forever", "--shutdown-timeout", "600")
+    eventually(lambda: (producer.metric("kafka_producer_deliveries_total", outcome="success") or 0) > 0, "deliveries")
+    _signal(away, signal.SIGSTOP)
+    eventually(lambda: (producer.metric("kafka_producer_queue_messages") or 0) > 1000, "a queue")
+    producer.popen.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert producer.running
+
+    assert producer.stop(timeout_s=MORE_S) == 128 + signal.SIGTERM
