@@ -241,3 +241,16 @@ def test_the_image_is_the_one_of_the_chart_unless_told_otherwise() -> None:
     assert re.fullmatch(
         r"kafka-workers@sha256:0{64}", container(one(render(*SWITCHES["hooks"]), "Deployment"))["image"]
     )
+
+
+def test_the_values_of_the_example_run_its_handler_and_no_producer() -> None:
+    result = helm(
+        "template", "orders", str(CHART), "--kube-version", "1.34.0", "--values", "examples/orders/values.yaml"
+    )
+    assert result.returncode == 0, result.stderr
+    documents = [document for document in yaml.safe_load_all(result.stdout) if document]
+    consumer = one(documents, "Deployment", "consumer")
+    assert container(consumer)["image"] == "orders:1"
+    assert environment(consumer)["KAFKA_HANDLER"] == "orders:store"
+    assert environment(consumer)["ORDERS_DATABASE"].startswith("/data/")
+    assert not [document for document in documents if document["kind"] == "Job"]

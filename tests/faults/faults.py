@@ -150,7 +150,7 @@ def consumer_killed(field: Field) -> Generator[None]:
 
 @fault("producer killed", "SIGKILL of a second producer on each topic", hold_s=0.5)
 def producer_killed(field: Field) -> Generator[None]:
-    producers = [load.produce("--forever", "--rate", "500") for load in field.loads]
+    producers = [load.produce("--forever", "--rate", "250") for load in field.loads]
     field.until(lambda: all(len(producer.lines) > 200 for producer in producers), "the second producers deliver")
     for producer in producers:
         producer.kill()
@@ -197,6 +197,21 @@ def partitions_added(field: Field) -> Generator[None]:
     field.until(
         lambda: all(len(load.ends()) == wanted[load.topic] for load in field.loads), "the new partitions get messages"
     )
+
+
+@fault("topic recreated", "a third topic deleted while both workers run, and created again", hold_s=3.0)
+def topic_recreated(field: Field) -> Generator[None]:
+    with field.another_load() as load:
+        # A client that is thrown away before its answer is there never gives it.
+        admin = field.cluster.admin()
+        admin.delete_topics([load.topic])[load.topic].result()
+        yield
+        load.forget()
+        field.cluster.create_topic(load.topic)
+        field.until(lambda: len(load.ends()) == load.partitions(), "the new topic gets messages in every partition")
+        ends = load.ends()
+        field.until(lambda: load.caught_up(ends), "the group handles the new topic from its beginning")
+        assert load.committed_too_far() == 0
 
 
 # Time

@@ -4,9 +4,9 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -164,6 +164,16 @@ class Field:
             return False
         partitions = [partition for topic in topics for partition in topic.partitions.values()]
         return all(len(partition.isrs) == 3 and partition.leader >= 0 for partition in partitions)
+
+    @contextmanager
+    def another_load(self) -> Iterator[Load]:
+        """A third load that lives for one fault."""
+        with ExitStack() as stack:
+            load = self._load(replace(SETUPS[0], name=f"third-{secrets.token_hex(2)}"), stack)
+            self.loads.append(load)
+            stack.callback(self.loads.remove, load)
+            load.start()
+            yield load
 
     # Within
 

@@ -32,7 +32,7 @@ class Setup:
     name: str
     group_protocol: str
     proxied: bool
-    rate: int = 500
+    rate: int = 250
 
     @property
     def description(self) -> str:
@@ -130,6 +130,12 @@ class Load:
                     self.acknowledged.observe(lines)
                 else:
                     self.handled.observe(member, lines)
+
+    def forget(self) -> None:
+        """Opens new books, for a topic that was deleted with everything in it."""
+        self.look()
+        with self.lock:
+            self.acknowledged, self.handled = Acknowledged(), Handled()
 
     def settled(self) -> bool:
         """Whether every partition has an owner among the members."""
