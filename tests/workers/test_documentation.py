@@ -5,6 +5,8 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
+from tests.faults.faults import FAULTS
+from tests.faults.report import BEGIN, END
 from workers.cli import cli
 from workers.metrics import markdown
 
@@ -23,3 +25,19 @@ def test_every_option_in_the_readme_exists() -> None:
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", readme)) - {"--version"}
     assert {"--input", "--handler"} <= options
     assert {option for option in options if option not in helps} == set()
+
+
+def test_every_promise_in_the_readme_names_tests_that_exist() -> None:
+    table = (ROOT / "README.md").read_text().partition("## What is promised")[2].partition("\n\nThree things")[0]
+    promises = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    tests = set(re.findall(r"def (test_\w+)", "".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))))
+    named = [re.findall(r"`(test_\w+)`", line.split("|")[3]) for line in promises]
+    assert len(promises) > 5
+    assert all(named)
+    assert {name for names in named for name in names} - tests == set()
+
+
+def test_the_readme_has_every_fault_of_the_suite() -> None:
+    table = (ROOT / "README.md").read_text().partition(BEGIN)[2].partition(END)[0]
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines() if line.startswith("| ")][2:]
+    assert rows == [fault.name for fault in FAULTS]
