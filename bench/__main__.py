@@ -20,7 +20,7 @@ NOTES = {
     "Partitions": "One consumer that owns them all.",
     "Memory": "A handler of a millisecond, ten seconds.",
     "Scale-out": "A handler of a millisecond for each message, three partitions.",
-    "Rebalances": "A second member joins. KIP-848 members of these brokers hear of changes each second; the default is 5 s.",
+    "Rebalances": "A second member joins. These brokers tell KIP-848 members each second, others every 5 s.",
 }
 
 
