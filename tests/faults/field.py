@@ -30,8 +30,8 @@ BROKER_PROPERTIES = {"group.consumer.session.timeout.ms": "6000", "group.consume
 JAVA_OPTIONS = ("-XX:TieredStopAtLevel=1",)
 LOOK_S = 0.1
 CALM_S = 1.5
-RECOVERY_TIMEOUT_S = 90.0
-DRAIN_TIMEOUT_S = 30.0
+RECOVERY_TIMEOUT_S = 180.0
+DRAIN_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ class Load:
         self.look()
         ends = self.ends()
         eventually(lambda: self.caught_up(ends), f"{self.group} handles the rest")
-        eventually(lambda: self._lag() == 0, f"the lag of {self.group} is 0")
+        eventually(lambda: self._lag() == 0, f"the lag of {self.group} is 0: {self.committed()} of {ends}", 180)
         members = [member.stop(timeout_s=STOP_TIMEOUT_S) for member in self.members]
         self.look()
         with self.lock:
