@@ -69,6 +69,12 @@ class Process:
         self.popen.send_signal(number)
         return self.wait(timeout_s)
 
+    @property
+    def peak_rss_mib(self) -> float:
+        """The most memory that it has had so far."""
+        status = Path(f"/proc/{self.popen.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
     def kill(self) -> None:
         if self.running:
             self.popen.kill()

@@ -3,7 +3,8 @@
 At least once: an offset is stored only after the handler returned for its message, librdkafka commits stored
 offsets on a timer, and a revoked partition is committed before it is given up. A message whose handler fails is
 tried again after a growing pause; meanwhile its partition is paused and the others go on. The loop keeps polling
-however long a handler takes, so the group does not lose this member.
+however long a handler takes, so the group does not lose this member. A slow handler works in slices, and each begins
+with the partition that has waited longest: none has to wait for all that another one holds.
 """
 
 import logging
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple
 
 import confluent_kafka
@@ -31,8 +33,13 @@ log = logging.getLogger(__name__)
 BATCH_MESSAGES = 2000
 # A signal is noticed when a poll returns.
 POLL_S = 0.2
-# A handler that takes longer than this has its partitions paused, and the loop polls meanwhile.
-PATIENCE_S = 0.1
+# While the handler is busy the loop turns at this interval.
+KEEP_ALIVE_S = 0.1
+# After so long the handler is to come back when it is done with its message: a retry may be due, or other partitions.
+SLICE_S = 0.5
+# A message that takes longer than this has all partitions paused: each turn takes a message from the client, and these
+# would pile up. Not sooner, as a client that pauses throws away what it has fetched.
+PAUSE_AFTER_S = 10.0
 # How long a rebalance waits for the message at hand; then it is redelivered to the next owner.
 REVOKE_WAIT_S = 10.0
 # librdkafka learns the end of a partition from fetching it, so that of a paused one is asked for.
@@ -259,7 +266,16 @@ class Consumer:
         first = self._client.poll(self._poll_timeout_s())
         if first is None:
             return
-        messages = [first, *self._client.consume(BATCH_MESSAGES - 1, 0)]
+        # The handler does not keep up: what it has yet to do must not pile up here.
+        enough = self._waiting() >= BATCH_MESSAGES
+        self._take([first] if enough else [first, *self._client.consume(BATCH_MESSAGES - 1, 0)])
+
+    def _waiting(self) -> int:
+        """Messages that could be handled and are not in the handler's hands yet."""
+        ready = sum(len(partition.pending) for partition in self.partitions.values() if not partition.blocked)
+        return ready - sum(len(job.messages) - job.accounted for job in self._jobs)
+
+    def _take(self, messages: list[Message]) -> None:
         if any(map(Message.error, messages)):
             messages = self._without_errors(messages)
             if not messages:
@@ -307,8 +323,9 @@ class Consumer:
         to fetch.
         """
         if self._jobs:
-            while not self._handler.wait(PATIENCE_S):
-                self._keep_alive()
+            begin = time.monotonic()
+            while not self._handler.wait(KEEP_ALIVE_S):
+                self._keep_alive(time.monotonic() - begin)
             self._collect()
         self._jobs = self._next_jobs()
         if self._jobs:
@@ -326,7 +343,7 @@ class Consumer:
     def _next_jobs(self) -> list[Job]:
         jobs = []
         room = self._max_messages - self.handled if self._max_messages is not None else None
-        for partition in self.partitions.values():
+        for partition in sorted(self.partitions.values(), key=attrgetter("progress_at")):
             if not partition.pending or partition.blocked:
                 continue
             count = 1 if partition.singly else BATCH_MESSAGES
@@ -337,19 +354,22 @@ class Consumer:
                 jobs.append(Job(partition, partition.pending[:count]))
         return jobs
 
-    def _keep_alive(self) -> None:
+    def _keep_alive(self, busy_s: float) -> None:
         """One turn while the handler is busy: the group hears from us, and progress is stored."""
         self._note_the_turn()
-        self._pause([partition for partition in self.partitions.values() if not partition.paused])
+        if busy_s > SLICE_S:
+            self._handler.interrupt()
+        if busy_s > PAUSE_AFTER_S:
+            self._pause([partition for partition in self.partitions.values() if not partition.paused])
         message = self._client.poll(0)
-        if message is not None and message.error() is None:
-            self._received([message])
+        if message is not None:
+            self._take([message])
         for job in self._jobs:
             self._account(job)
         self._dead_letters.poll()
         self.events.check()
         if self._shutdown.requested:
-            self._handler.cancel()
+            self._handler.interrupt()
             if self._shutdown.remaining_s() == 0:
                 raise WorkerError("the handler did not finish its message in time; it will be redelivered")
 
@@ -507,6 +527,7 @@ class Consumer:
         self.rebalances["revoke"] += 1
         revoked = self._take_away(partitions)
         deadline = time.monotonic() + min(REVOKE_WAIT_S, max(0.5, self._shutdown.remaining_s()))
+        self._handler.interrupt()
         for job in [job for job in self._jobs if job.partition in revoked]:
             while not job.finished and time.monotonic() < deadline:
                 time.sleep(0.005)

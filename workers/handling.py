@@ -42,7 +42,7 @@ class HandlerThread:
         self._lifespan = lifespan
         self._inbox: SimpleQueue[list[Job] | None] = SimpleQueue()
         self._outbox: SimpleQueue[bool] = SimpleQueue()
-        self._cancelled = False
+        self._interrupted = False
         self._broken: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=HANDLER_THREAD, daemon=True)
         self._started = False
@@ -57,6 +57,7 @@ class HandlerThread:
         self._started = True
 
     def submit(self, jobs: list[Job]) -> None:
+        self._interrupted = False
         self._inbox.put(jobs)
 
     def wait(self, timeout_s: float) -> bool:
@@ -69,13 +70,13 @@ class HandlerThread:
             raise WorkerError(f"the handler ended its thread: {type(self._broken).__name__}: {self._broken}")
         return True
 
-    def cancel(self) -> None:
-        """Lets the message at hand be finished and no other begun."""
-        self._cancelled = True
+    def interrupt(self) -> None:
+        """Lets the message at hand, or the batch, be finished and no other begun before the next `submit`."""
+        self._interrupted = True
 
     def stop(self, timeout_s: float) -> bool:
         """Leaves the lifespan and ends the thread; False when it took longer than `timeout_s` and was left behind."""
-        self.cancel()
+        self.interrupt()
         if self._started:
             self._inbox.put(None)
             self._thread.join(timeout_s)
@@ -98,12 +99,12 @@ class HandlerThread:
         assert callable(handler)
         try:
             if self.batch:
-                if job.partition.owned and not self._cancelled:
+                if job.partition.owned and not self._interrupted:
                     handler(job.messages)
                     job.handled = len(job.messages)
             else:
                 for message in job.messages:
-                    if not job.partition.owned or self._cancelled:
+                    if not job.partition.owned or self._interrupted:
                         break
                     handler(message)
                     job.handled += 1

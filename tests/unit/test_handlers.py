@@ -76,6 +76,28 @@ def test_a_partition_that_is_taken_away_stops_after_the_message_at_hand() -> Non
     assert thread.stop(5)
 
 
+def test_an_interrupted_handler_finishes_its_message_and_goes_on_at_the_next_submit() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def handle(message: Message) -> None:
+        begun.set()
+        go_on.wait(10)
+
+    thread = thread_of(handle)
+    first, second = Job(Partition(), messages(5)), Job(Partition(), messages(5))
+    thread.submit([first, second])
+    assert begun.wait(10)
+    thread.interrupt()
+    go_on.set()
+    finish(thread)
+    assert (first.handled, second.handled) == (1, 0)
+
+    thread.submit([second])
+    finish(thread)
+    assert second.handled == 5
+    assert thread.stop(5)
+
+
 def test_a_batch_counts_as_handled_only_as_a_whole() -> None:
     @batch
     def handle(batch_of: list[Message]) -> None:

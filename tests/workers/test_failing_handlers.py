@@ -57,6 +57,23 @@ def hang(message):
     note("begin")
     time.sleep(3600)
 
+failures = 0
+def slow_beside_failing(message):
+    global failures
+    if message.value() == b"fails at first":
+        failures += 1
+        if failures < 5:
+            raise ValueError("not yet")
+    else:
+        time.sleep(0.05)
+    note(message.value().decode())
+
+@batch
+def one_by_one(messages):
+    if len(messages) > 1:
+        raise ValueError("somewhere in this batch")
+    time.sleep(0.001)
+
 def leave(message):
     raise SystemExit(5)
 """
@@ -207,6 +224,42 @@ def test_a_failing_partition_does_not_stall_the_others(
     assert consumer.get("/livez")[0] == 200
     assert consumer.stop() == 0
     assert committed(admin, group).get(0, 0) == 0
+
+
+def test_a_retry_does_not_wait_for_all_that_a_slow_partition_holds(
+    processes: Processes, topics: Topics, group: str, notes: Notes
+) -> None:
+    topic = topics.create(partitions=2)
+    processes.write(
+        "rows.py",
+        "from workers import Outgoing\n"
+        "def rows():\n"
+        "    yield Outgoing('fails at first', partition=0)\n"
+        "    for number in range(150):\n"
+        "        yield Outgoing('slow', partition=1)\n",
+    )
+    processes.produce(topic, "--source", "rows:rows")
+    consumer = processes.consume(
+        topic, group, "--handler", "mine:slow_beside_failing", "--max-messages", "151", "--retry-backoff", "0.2"
+    )
+
+    assert consumer.wait() == 0, consumer.stderr
+    before, after = (" ".join(notes.lines) + " ").split("fails at first")
+    assert before.count("slow") + after.count("slow") == 150
+    assert before.count("slow") > 0
+    assert after.count("slow") > 20
+
+
+def test_messages_do_not_pile_up_in_a_consumer_that_takes_a_failed_batch_apart(
+    processes: Processes, topics: Topics, group: str, notes: Notes
+) -> None:
+    topic = topics.create(partitions=1)
+    processes.produce(topic, "--count", "300000")
+    consumer = processes.consume(topic, group, "--handler", "mine:one_by_one")
+
+    eventually(lambda: (consumer.metric("kafka_consumer_messages_total", outcome="success") or 0) > 1000, "progress")
+    assert consumer.running
+    assert consumer.peak_rss_mib < 120  # three hundred thousand messages in Python take more than two hundred
 
 
 def test_stop_on_error_ends_the_worker_and_commits_only_what_was_handled(
