@@ -1,77 +1,78 @@
 """`python -m bench`: every comparison, or those that are named."""
 
+import os
+import traceback
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import click
 
-from bench import behaviour, report, throughput
+from bench import behaviour, latency, profiles, throughput
 from bench.bed import Bed
-from bench.measure import Sample
+from bench.report import Results, Section, conditions, table
 from workers.cluster import Cluster
 
-NOTES = {
-    "Producing": "One million messages; stamps, accounts, latency percentiles and metrics on.",
-    "Consuming, batches": "Three million messages; stamps verified, offsets stored and committed, lag and metrics on.",
-    "Consuming, one by one": "One million messages, a call of the handler for each.",
-    "Printing": "One million messages to /dev/null.",
-    "Start-up": "Whole processes. What --help and one message cost.",
-    "Latency": f"End to end, {behaviour.RATE:,} messages a second, medians over the rounds.",
-    "linger.ms": "Why 5 ms: medians of three runs each.",
-    "Partitions": "One consumer that owns them all.",
-    "Memory": "A handler of a millisecond, ten seconds.",
-    "Scale-out": "A handler of a millisecond for each message, three partitions.",
-    "Rebalances": "A second member joins. These brokers tell KIP-848 members each second, others every 5 s.",
+# In the order in which they are measured and shown: brokers that ever had a thousand partitions are slower, so last.
+SECTIONS: dict[str, Callable[[Bed], Section]] = {
+    "Producing": throughput.produce,
+    "Consuming, batches": throughput.consume,
+    "Consuming, one by one": throughput.consume_each,
+    "Printing": throughput.print_messages,
+    "Start-up": throughput.start_up,
+    "Latency": latency.latency,
+    "linger.ms": latency.linger_curve,
+    "fetch.queue.backoff.ms": latency.fetch_curve,
+    "Memory": behaviour.memory,
+    "Scale-out": behaviour.scale_out,
+    "Rebalances": behaviour.rebalance,
+    "Partitions and topics": behaviour.growth,
+    "Profiles": profiles.sampled,
+    "Instructions": profiles.counted,
 }
+# These take minutes and say why, not how much: `make profile`.
+ONLY_NAMED = ("Profiles", "Instructions")
 
 
 @click.command()
-@click.argument("names", nargs=-1)
-@click.option("--rounds", default=7, show_default=True, help="How often each comparison is repeated.")
-@click.option("--scale", default=1.0, show_default=True, help="Of the numbers of messages.")
-def main(names: tuple[str, ...], rounds: int, scale: float) -> None:
-    """Measures, and writes bench/RESULTS.md when nothing was left out."""
-    million = int(1_000_000 * scale)
-    throughputs: dict[str, tuple[Callable[[Bed, int], list[Sample]], int]] = {
-        "Producing": (throughput.produce, million),
-        "Consuming, batches": (throughput.consume, 3 * million),
-        "Consuming, one by one": (throughput.consume_each, million),
-        "Printing": (throughput.print_messages, million),
-    }
-    others: dict[str, Callable[[Bed], list[behaviour.Row]]] = {
-        "Latency": behaviour.latency,
-        "linger.ms": behaviour.linger_curve,
-        "Memory": lambda bed: behaviour.backlog(bed, million),
-        "Scale-out": behaviour.scale_out,
-        "Rebalances": behaviour.rebalance,
-        "Partitions": behaviour.growth,
-    }
-    unknown = set(names) - NOTES.keys()
+@click.argument("names", nargs=-1, metavar="[SECTION]...")
+@click.option("--rounds", default=5, show_default=True, help="How often each comparison is repeated.")
+@click.option("--scale", default=1.0, show_default=True, help="Of the numbers of messages, for a trial.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path(__file__).parent, help="Directory.  [default: bench]"
+)
+def main(names: tuple[str, ...], rounds: int, scale: float, output: Path) -> None:
+    """Measures, keeps each section in results.json as soon as it ends, and renders RESULTS.md from all that is kept."""
+    unknown = set(names) - SECTIONS.keys()
     if unknown:
-        raise click.UsageError(f"there is no {min(unknown)!r}; choose from {', '.join(NOTES)}")
-    measured: dict[str, tuple[list[Sample], int]] = {}
-    sections: dict[str, list[str]] = {}
-
-    def section(title: str, lines: list[str]) -> None:
-        sections[title] = [NOTES[title], "", *lines]
-        click.echo("\n".join(lines))
-
-    with Cluster(say=click.echo) as cluster:
-        bed = Bed(cluster, rounds, click.echo)
-        for title in [title for title in NOTES if not names or title in names]:
-            click.echo(title)
-            if title in throughputs:
-                function, count = throughputs[title]
-                samples = function(bed, count)
-                if samples:
-                    measured[title] = samples, count
-                    section(title, report.comparison(samples, count))
-            elif title == "Start-up":
-                section(title, report.comparison(throughput.start_up(bed), 0))
-            else:
-                section(title, report.rows(others[title](bed)))
-    if not names:
-        report.plot(measured)
-        report.write(sections)
+        raise click.UsageError(f"there is no {min(unknown)!r}; choose from {', '.join(SECTIONS)}")
+    wanted = [title for title in SECTIONS if title in names or (not names and title not in ONLY_NAMED)]
+    # Every option of a worker is a variable too: none may come in from outside.
+    for name in [name for name in os.environ if name.startswith("KAFKA_")]:
+        del os.environ[name]
+    output.mkdir(parents=True, exist_ok=True)
+    results = Results(output, list(SECTIONS))
+    failed = []
+    load = os.getloadavg()[0]
+    try:
+        with Cluster(say=click.echo) as cluster:
+            bed = Bed(cluster, rounds, scale, click.echo)
+            for title in wanted:
+                click.echo(title)
+                try:
+                    bed.clear()
+                    section = SECTIONS[title](bed)
+                except Exception:  # what was measured before is kept, and what comes after is measured
+                    failed.append(title)
+                    click.echo(f"FAILED: {title}\n{traceback.format_exc()}")
+                    cluster.check()
+                else:
+                    results.keep(title, replace(section, conditions=conditions(scale), load=load))
+                    click.echo("\n".join(table([judgement.row() for judgement in section.judgements])))
+    finally:
+        results.write()
+    if failed:
+        raise SystemExit(f"FAILED: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The peers in Python: the shortest loops that do the same work with confluent-kafka, and account for nothing.
+"""The peers in Python: the tightest loops that do the same work with confluent-kafka, and account for nothing.
 
-They have the librdkafka properties that the workers ship, so that what a comparison shows is our own code.
+They have the librdkafka properties that the workers ship, their settings of the garbage collector and their spread
+over partitions, so that what a comparison shows is our own code.
 """
 
 import json
@@ -15,20 +16,34 @@ from confluent_kafka import Consumer, KafkaError, Message, Producer
 
 from bench import handlers
 from workers.config import CLASSIC_DEFAULTS, CONSUMER_DEFAULTS, PRODUCER_DEFAULTS, Default
-from workers.messages import encode, stream_of
+from workers.lifecycle import settle_memory
+from workers.messages import encode, encode_batch, stream_of
 
 BATCH = 1000
+PARTITIONS = 3
+QUEUE = 100_000
+# What a bare member says on standard error once it owns its partitions.
+ASSIGNED = "assigned"
 
 
-def properties(defaults: tuple[Default, ...], servers: str, **extra: str) -> dict[str, Any]:
+def properties(defaults: tuple[Default, ...], servers: str, **extra: str) -> dict[str, str]:
     """What a worker would give librdkafka, without the statistics that only a worker reads."""
     shipped = {default.name: default.value for default in defaults}
     return {**shipped, "statistics.interval.ms": "0", "bootstrap.servers": servers, **extra}
 
 
+def producer_properties(servers: str) -> dict[str, str]:
+    return properties(PRODUCER_DEFAULTS, servers)
+
+
+def consumer_properties(servers: str, group: str) -> dict[str, str]:
+    extra = {"group.id": group, "auto.offset.reset": "earliest"}
+    return properties((*CONSUMER_DEFAULTS, *CLASSIC_DEFAULTS), servers, **extra)
+
+
 def produce(servers: str, topic: str, count: int, size: int) -> int:
-    """`produce_batch` with a callback that counts. Returns how many were acknowledged."""
-    producer = Producer(properties(PRODUCER_DEFAULTS, servers))
+    """`produce_batch` of one list again and again, with a callback that counts. Returns how many were acknowledged."""
+    producer = Producer(_any(producer_properties(servers)))
     acknowledged = 0
 
     def on_delivery(error: KafkaError | None, _: Message) -> None:
@@ -36,28 +51,46 @@ def produce(servers: str, topic: str, count: int, size: int) -> int:
         if error is None:
             acknowledged += 1
 
-    value = b"x" * size
+    batch = [{"value": b"x" * size}] * BATCH
+    settle_memory()
     sent = 0
     while sent < count:
-        batch = [{"value": value} for _ in range(min(BATCH, count - sent))]
-        taken = producer.produce_batch(topic, batch, on_delivery=on_delivery)
+        wanted = min(BATCH, count - sent)
+        part = batch if wanted == BATCH else batch[:wanted]
+        taken = producer.produce_batch(topic, part, partition=sent // BATCH % PARTITIONS, on_delivery=on_delivery)
         sent += taken
-        producer.poll(0 if taken == len(batch) else 0.05)
+        producer.poll(0 if taken == wanted else 0.05)
     producer.flush()
     return acknowledged
 
 
 def consume(servers: str, topic: str, count: int, group: str) -> int:
     """`consume(1000)`, each batch's offsets stored. Returns how many came."""
-    consumer = Consumer(_member(servers, group))
-    consumer.subscribe([topic])
+    consumer = _member(servers, topic, group)
     seen = 0
     while seen < count:
-        messages = consumer.consume(BATCH, 0.2)
+        messages = consumer.consume(min(BATCH, count - seen), 0.2)
+        if any(map(Message.error, messages)):
+            raise RuntimeError("an error instead of a message")
+        for message in dict(zip(map(Message.partition, messages), messages, strict=False)).values():
+            consumer.store_offsets(message=message)
+        seen += len(messages)
+    consumer.close()
+    return seen
+
+
+def consume_calls(servers: str, topic: str, count: int, group: str) -> int:
+    """`consume(1000)`, and a call of a function for each message. Returns how many came."""
+    consumer = _member(servers, topic, group)
+    handler = handlers.each
+    seen = 0
+    while seen < count:
+        messages = consumer.consume(min(BATCH, count - seen), 0.2)
+        if any(map(Message.error, messages)):
+            raise RuntimeError("an error instead of a message")
         for message in messages:
-            assert message.error() is None
-        last = {message.partition(): message for message in messages}
-        for message in last.values():
+            handler(message)
+        for message in dict(zip(map(Message.partition, messages), messages, strict=False)).values():
             consumer.store_offsets(message=message)
         seen += len(messages)
     consumer.close()
@@ -66,14 +99,14 @@ def consume(servers: str, topic: str, count: int, group: str) -> int:
 
 def consume_each(servers: str, topic: str, count: int, group: str) -> int:
     """`poll`, and each message's offset stored. Returns how many came."""
-    consumer = Consumer(_member(servers, group))
-    consumer.subscribe([topic])
+    consumer = _member(servers, topic, group)
     seen = 0
     while seen < count:
         message = consumer.poll(0.2)
         if message is None:
             continue
-        assert message.error() is None
+        if message.error() is not None:
+            raise RuntimeError("an error instead of a message")
         consumer.store_offsets(message=message)
         seen += 1
     consumer.close()
@@ -82,21 +115,22 @@ def consume_each(servers: str, topic: str, count: int, group: str) -> int:
 
 def trickle(servers: str, topic: str, count: int, rate: int) -> int:
     """`produce` at a rate, each message stamped as the worker does."""
-    producer = Producer(properties(PRODUCER_DEFAULTS, servers))
+    producer = Producer(_any(producer_properties(servers)))
     stream = stream_of("bare", 0, None)
+    settle_memory()
     begin = time.monotonic()
     for number in range(count):
         while (ahead_s := begin + number / rate - time.monotonic()) > 0:
-            producer.poll(ahead_s)
-        producer.produce(topic, encode(stream, number, time.time_ns() // 1000).ljust(100, b"~"))
-    producer.flush()
-    return count
+            # As the worker: a poll of less than a millisecond would be one of none.
+            producer.poll(max(ahead_s, 0.001))
+        value = encode(stream, number, time.time_ns() // 1000).ljust(100, b"~")
+        producer.produce(topic, value, partition=number % PARTITIONS)
+    return count if producer.flush(60) == 0 else 0
 
 
 def record(servers: str, topic: str, count: int, group: str) -> int:
     """`poll`, and a note of each message, as the handler of that name."""
-    consumer = Consumer(_member(servers, group))
-    consumer.subscribe([topic])
+    consumer = _member(servers, topic, group)
     notes: list[tuple[float, int, float]] = []
     while len(notes) < count:
         message = consumer.poll(0.2)
@@ -108,16 +142,40 @@ def record(servers: str, topic: str, count: int, group: str) -> int:
     return len(notes)
 
 
-def _member(servers: str, group: str) -> dict[str, Any]:
-    extra = {"group.id": group, "auto.offset.reset": "earliest"}
-    return properties((*CONSUMER_DEFAULTS, *CLASSIC_DEFAULTS), servers, **extra)
+def spread(servers: str, topics: str, count: int, run: str) -> int:
+    """Fills many topics, named with commas between, with stamped messages, `count` or a few more. Returns `count`."""
+    producer = Producer(_any(producer_properties(servers)))
+    places = [(topic, partition) for topic in topics.split(",") for partition in range(PARTITIONS)]
+    share = -(-count // len(places))
+    for topic, partition in places:
+        stream = stream_of(run, 0, partition)
+        for first in range(0, share, BATCH):
+            batch = encode_batch(stream, first, min(BATCH, share - first), time.time_ns() // 1000, 100)
+            if producer.produce_batch(topic, batch, partition=partition) != len(batch):
+                raise RuntimeError("the queue is full")
+            if len(producer) > QUEUE:
+                producer.flush(60)
+    return count if producer.flush(60) == 0 else 0
+
+
+def _any(properties: dict[str, str]) -> dict[str, Any]:
+    # librdkafka takes other types too, and a dictionary is invariant.
+    return {**properties}
+
+
+def _member(servers: str, topic: str, group: str) -> Consumer:
+    consumer = Consumer(_any(consumer_properties(servers, group)))
+    consumer.subscribe([topic], on_assign=lambda *_: print(ASSIGNED, file=sys.stderr, flush=True))
+    settle_memory()
+    return consumer
 
 
 PROGRAMS: dict[str, Callable[..., int]] = {
-    each.__name__: each for each in (produce, consume, consume_each, trickle, record)
+    each.__name__: each for each in (produce, consume, consume_calls, consume_each, trickle, record, spread)
 }
 
 if __name__ == "__main__":
     name, servers, topic, count, *rest = sys.argv[1:]
     extra = [int(each) if each.isdecimal() else each for each in rest]
-    assert PROGRAMS[name](servers, topic, int(count), *extra) == int(count)
+    if PROGRAMS[name](servers, topic, int(count), *extra) != int(count):
+        raise SystemExit("not every message was acknowledged")

@@ -1,226 +1,217 @@
-"""What is not a throughput: latency, growth with partitions, scale-out, rebalances, memory."""
+"""What is not a throughput: growth with partitions and topics, scale-out, rebalances, memory."""
 
-import json
-import os
-import re
-import subprocess
-import tempfile
 import time
-import urllib.request
 from contextlib import ExitStack
 from itertools import pairwise
-from pathlib import Path
-from statistics import median, quantiles
-from typing import Any
+from statistics import median
 
 from bench.bed import Bed
-from bench.handlers import RECORD
+from bench.measure import Program, run
+from bench.report import Judgement, Row, Section
+from bench.running import Notes, Running
+from bench.throughput import handled
+from workers.cluster import Cluster
 
-RATE = 1000
-LATENCY_S = 10
-Row = dict[str, Any]
-# Seen by one member: when a message came, its partition, when it was sent.
-Notes = list[tuple[float, int, float]]
+ROUNDS = 3
+MEASURED_S = 5.0
+RATE = 500
 
-
-class Running:
-    """A process whose log says where its metrics are and whose handler notes what it sees."""
-
-    def __init__(self, stack: ExitStack, command: list[str]) -> None:
-        self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        self._log = self._directory / "log"
-        self._notes = self._directory / "notes.json"
-        self.started_at = time.time()
-        with self._log.open("w") as log:
-            environment = {**os.environ, RECORD: str(self._notes)}
-            self.process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=log)
-        stack.callback(self._kill)
-
-    def notes(self) -> Notes:
-        """What was seen, once the process has ended."""
-        assert self.process.wait(120) == 0, self._log.read_text()
-        notes: Notes = json.loads(self._notes.read_text())
-        return notes
-
-    def stop(self) -> Notes:
-        self.process.terminate()
-        return self.notes()
-
-    def metrics(self) -> str:
-        found = re.search(r"metrics on port (\d+)", self._log.read_text())
-        if found is None:
-            return ""
-        with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}/metrics", timeout=10) as answer:
-            return str(answer.read().decode())
-
-    def wait_for(self, text: str, timeout_s: float = 60) -> None:
-        deadline = time.monotonic() + timeout_s
-        while text not in self.metrics():
-            assert time.monotonic() < deadline, f"no {text}: {self._log.read_text()}"
-            time.sleep(0.05)
-
-    @property
-    def resident_mb(self) -> float:
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-    def _kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+# Kafka's own settings of groups, where the embedded cluster has shorter ones.
+KAFKAS_OWN = {
+    "group.initial.rebalance.delay.ms": "3000",
+    "group.consumer.min.heartbeat.interval.ms": "5000",
+    "group.consumer.heartbeat.interval.ms": "5000",
+    "group.consumer.min.session.timeout.ms": "45000",
+}
 
 
-def latency(bed: Bed) -> list[Row]:
-    """End to end at a rate: worker to worker, and bare loop to bare loop."""
-    samples: dict[str, list[list[float]]] = {"kafka-workers": [], "bare produce() and poll()": []}
-    count = RATE * LATENCY_S
-    for number in range(bed.rounds):
-        for name in sorted(samples, reverse=bool(number % 2)):
-            topic = bed.topic()
-            with ExitStack() as stack:
-                if name == "kafka-workers":
-                    options = ("--max-messages", str(count), "--handler", "bench.handlers:record")
-                    consumer = Running(stack, bed.consumer(topic, *options))
-                    consumer.wait_for("kafka_consumer_assigned_partitions 3")
-                    producer = bed.producer(topic, "--count", str(count), "--rate", str(RATE))
-                else:
-                    consumer = Running(stack, bed.bare("record", topic, count, bed.group()))
-                    time.sleep(2)  # a bare loop says nothing of itself
-                    producer = bed.bare("trickle", topic, count, str(RATE))
-                bed.run(producer)
-                # The first second is that of connections and of the first batches.
-                delays = [came - sent for came, _, sent in consumer.notes()][RATE:]
-            samples[name].append([cut * 1000 for cut in quantiles(delays, n=100)])
-            bed.say(f"  {name:<44} p50 {samples[name][-1][49]:.1f} ms, p99 {samples[name][-1][98]:.1f} ms")
-    return [
-        {"name": name, "p50 ms": median(cuts[49] for cuts in runs), "p99 ms": median(cuts[98] for cuts in runs)}
-        for name, runs in samples.items()
-    ]
-
-
-def linger_curve(bed: Bed) -> list[Row]:
-    """What linger.ms buys at full speed and costs at a low rate."""
-    rows = []
-    for linger in (0, 1, 5, 20, 50):
-        topic = bed.topic()
-        setting = ("--property", f"linger.ms={linger}", "--summary", "json")
-        rates, delays = [], []
-        for _ in range(3):
-            fast = _account(bed.producer(topic, "--count", "500000", *setting))
-            slow = _account(bed.producer(topic, "--count", "2000", "--rate", str(RATE), *setting))
-            rates.append(fast["rate_per_s"])
-            delays.append(slow["latency_s"]["p50"] * 1000)
-        rows.append(
-            {"linger.ms": linger, "messages/s at full speed": median(rates), "p50 ms at 1,000/s": median(delays)}
-        )
-        bed.say(f"  {rows[-1]}")
-    return rows
-
-
-def _account(command: list[str]) -> dict[str, Any]:
-    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    account: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
-    return account
-
-
-def growth(bed: Bed) -> list[Row]:
-    """One consumer that owns ever more partitions: its memory, and the time of a scrape."""
-    rows = []
-    for partitions in (3, 30, 300, 1000):
-        topic = bed.topic(partitions)
-        with ExitStack() as stack:
-            consumer = Running(stack, bed.consumer(topic, "--handler", "bench.handlers:record"))
-            consumer.wait_for(f"kafka_consumer_assigned_partitions {partitions}")
-            bed.run(bed.producer(topic, "--count", str(partitions * 5)))
-            consumer.wait_for(f'partition="{partitions - 1}"')
-            times = []
-            for _ in range(20):
-                begin = time.perf_counter()
-                size = len(consumer.metrics())
-                times.append((time.perf_counter() - begin) * 1000)
-            rows.append({"partitions": partitions, "scrape ms": median(times), "worst ms": max(times),
-                         "page kB": size / 1000, "resident MB": consumer.resident_mb})  # fmt: skip
-            consumer.stop()
-        bed.say(f"  {rows[-1]}")
-    return rows
-
-
-def backlog(bed: Bed, count: int) -> list[Row]:
-    """Memory of a consumer at rest, and the most it had with a backlog and a handler that holds it up."""
-    rows = []
-    for name, topic in (("at rest", bed.topic()), (f"{count:,} messages behind", bed.filled(count))):
-        with ExitStack() as stack:
-            consumer = Running(stack, bed.consumer(topic, "--handler", "bench.handlers:millisecond"))
-            consumer.wait_for("kafka_consumer_assigned_partitions 3")
-            most = 0.0
-            for _ in range(50):
-                time.sleep(0.2)
-                most = max(most, consumer.resident_mb)
-            rows.append({"consumer": name, "resident MB": most})
-        bed.say(f"  {rows[-1]}")
-    return rows
-
-
-def scale_out(bed: Bed) -> list[Row]:
-    """Members of a group with a handler of a millisecond, as one that waits for a database."""
+def memory(bed: Bed) -> Section:
+    """A consumer at rest, and one with a backlog and a handler that holds it up."""
+    count = bed.count(1_000_000)
+    cases = (("nothing to do", bed.topic(), 10.0), (f"{count:,} messages behind", bed.filled(count), 30.0))
     rows: list[Row] = []
-    count = 9000
-    for members in (1, 2, 3, 4):
-        topic, group = bed.filled(count), bed.group()
-        options = ("--handler", "bench.handlers:millisecond", "--property", "auto.commit.interval.ms=100")
+    for name, topic, seconds in cases:
         with ExitStack() as stack:
-            started = [Running(stack, bed.consumer(topic, *options, group=group)) for _ in range(members)]
-            begin: float | None = None
-            handled = 0.0
-            while handled < count:
-                time.sleep(0.02)
-                handled = sum(_sample(each, "kafka_consumer_messages_total", 'outcome="success"') for each in started)
-                if begin is None and handled > count / 10:
-                    begin, first = time.monotonic(), handled
-            assert begin is not None
-            rate = (handled - first) / (time.monotonic() - begin)
-        rows.append(
-            {"members": members, "messages/s": rate, "of one": rate / (rows[0]["messages/s"] if rows else rate)}
-        )
+            consumer = Running(stack, bed.consumer(topic, options=("--handler", "bench.handlers:millisecond")))
+            consumer.wait_for(lambda: consumer.assigned() == 3, "assignment")  # noqa: B023
+            time.sleep(max(2.0, seconds * min(1.0, bed.scale)))
+            resident, most = consumer.status_mb("VmRSS"), consumer.status_mb("VmHWM")
+            rows.append({"consumer": name, "after s": seconds, "resident MB": resident, "most MB": most})
         bed.say(f"  {rows[-1]}")
-    return rows
-
-
-def _sample(process: Running, name: str, label: str) -> float:
-    return sum(
-        float(line.split()[-1]) for line in process.metrics().splitlines() if line.startswith(name) and label in line
+    note = (
+        "The most that a process ever had in memory (VmHWM). Behind: a handler of a millisecond, so that what is "
+        "fetched ahead fills to its bound (queued.max.messages.kbytes) and stays there."
     )
+    return Section(note, tables=[rows], judgements=[Judgement("memory at rest", [rows[0]["most MB"]], 60, "MB")])
 
 
-def rebalance(bed: Bed) -> list[Row]:
-    """A second member joins at 500 messages a second: its first message, and the longest gap that the first one sees
-    in a partition that it keeps.
-    """
-    rows = []
-    for protocol in ("classic", "consumer"):
-        firsts, gaps = [], []
-        for _ in range(max(3, bed.rounds)):
-            topic, group = bed.topic(), bed.group()
-            options = ("--handler", "bench.handlers:record", "--group-protocol", protocol)
-            with ExitStack() as stack:
-                old = Running(stack, bed.consumer(topic, *options, group=group))
-                old.wait_for("kafka_consumer_assigned_partitions 3")
-                Running(stack, bed.producer(topic, "--forever", "--rate", "500"))
-                time.sleep(3)
-                new = Running(stack, bed.consumer(topic, *options, group=group))
-                new.wait_for("kafka_consumer_assigned_partitions 1", 30)
-                time.sleep(2)
-                came, kept = new.stop(), old.stop()
-            firsts.append(came[0][0] - new.started_at)
-            gaps.append(_longest_gap(kept, {partition for _, partition, _ in came}))
-        rows.append({"protocol": protocol, "first message s": median(firsts), "worst s": max(firsts),
-                     "pause of the other ms": median(gaps) * 1000})  # fmt: skip
-        bed.say(f"  {rows[-1]}")
-    return rows
+def scale_out(bed: Bed) -> Section:
+    """Members of a group, one process each, with a handler that waits and with one that computes."""
+    tables = []
+    for handler, count in (("millisecond", bed.count(60_000)), ("busy", bed.count(900_000))):
+        topic = bed.filled(count)
+        rates: dict[int, list[float]] = {members: [] for members in (1, 2, 3, 4)}
+        for _ in range(ROUNDS):
+            for members in rates:
+                rates[members].append(_group_rate(bed, topic, members, handler))
+                bed.say(f"  {handler}, {members} members: {rates[members][-1]:,.0f}/s")
+        rows: list[Row] = [
+            {
+                f"members, handler {handler}": members,
+                "messages/s": float(median(found)),
+                "min-max": f"{min(found):,.0f}-{max(found):,.0f}",
+                "of one member": median(found) / median(rates[1]),
+            }
+            for members, found in rates.items()
+        ]
+        tables.append(rows)
+    note = (
+        f"Messages handled a second over {MEASURED_S:.0f} s, once the assignment of three partitions had settled, with "
+        f"a backlog; medians of {ROUNDS} rounds. `millisecond` sleeps for a millisecond, as one that waits for a "
+        "database; `busy` computes for about 50 us in Python. The fourth member idles. Members share two cores with "
+        "three brokers, so computing scales to less than two: members are processes, and more cores are the answer.\n\n"
+        "Free-threaded CPython would not change this for a consumer, whose handler has one thread by contract. "
+        "confluent-kafka 2.16.1 has wheels for free-threaded 3.14 (cp314t), none for 3.13; Debian and the package "
+        "indexes have no such interpreter, so it was not measured."
+    )
+    return Section(note, tables=tables)
 
 
-def _longest_gap(notes: Notes, given_up: set[int]) -> float:
+def _group_rate(bed: Bed, topic: str, members: int, handler: str) -> float:
+    """Messages a second of a new group, from the beginning of a topic."""
+    group = bed.group()
+    wanted = sorted({1: [3], 2: [1, 2], 3: [1, 1, 1], 4: [0, 1, 1, 1]}[members])
+    with ExitStack() as stack:
+        options = ("--handler", f"bench.handlers:{handler}")
+        started = [Running(stack, bed.consumer(topic, options=options, group=group)) for _ in range(members)]
+        started[0].wait_for(lambda: sorted(each.assigned() for each in started) == wanted, "settled assignment")
+        time.sleep(1)
+        begin, before = time.monotonic(), _handled(started)
+        time.sleep(MEASURED_S)
+        after, seconds = _handled(started), time.monotonic() - begin
+        if not started[0].sample("kafka_consumer_lag_messages"):
+            raise AssertionError("the backlog was too short")
+        return (after - before) / seconds
+
+
+def _handled(members: list[Running]) -> float:
+    return sum(each.sample("kafka_consumer_messages_total", 'outcome="success"') for each in members)
+
+
+def rebalance(bed: Bed) -> Section:
+    """A second member joins, with both protocols, and with the embedded cluster's and Kafka's own settings."""
+    rows = [_joins(bed, protocol, "1 s, 0 s") for protocol in ("classic", "consumer")]
+    with Cluster(properties=KAFKAS_OWN) as cluster:
+        other = Bed(cluster, bed.rounds, bed.scale, bed.say)
+        rows += [_joins(other, protocol, "5 s, 3 s") for protocol in ("classic", "consumer")]
+    note = (
+        f"A member consumes {RATE} messages a second from three partitions when a second one is started; medians (and "
+        f"the longest) of {ROUNDS} rounds. First message: from the start of its process. Pause: the longest gap in a "
+        "partition that stays where it is, from the joiner's start until it is told to stop. Outage: from the last "
+        "message of a moved partition at the old owner to the first at the new one. Brokers: how often KIP-848 members "
+        "hear from the coordinator, and how long a new classic group waits for others; the first pair is what the "
+        "embedded cluster sets, the second Kafka's default."
+    )
+    return Section(note, tables=[rows])
+
+
+def _joins(bed: Bed, protocol: str, brokers: str) -> Row:
+    found = [_join(bed, protocol) for _ in range(ROUNDS)]
+    row: Row = {"brokers": brokers, "protocol": protocol}
+    names = ("first member s", "joiner s", "pause ms", "outage ms")
+    for name, values in zip(names, zip(*found, strict=True), strict=True):
+        row[name] = f"{median(values):,.2f} ({max(values):,.2f})" if name.endswith(" s") else (
+            f"{median(values):,.0f} ({max(values):,.0f})")  # fmt: skip
+    bed.say(f"  {row}")
+    return row
+
+
+def _join(bed: Bed, protocol: str) -> tuple[float, float, float, float]:
+    """Seconds to the first member's and the joiner's first message, ms of the longest pause and outage."""
+    topic, group = bed.only_topic(), bed.group()
+    options = ("--handler", "bench.handlers:record", "--group-protocol", protocol)
+    with ExitStack() as stack:
+        producer = Running(stack, bed.producer(topic, "--forever", "--rate", str(RATE)))
+        producer.wait_for(lambda: producer.sample("kafka_producer_deliveries_total", "success"), "message")
+        old = Running(stack, bed.consumer(topic, options=options, group=group))
+        old.wait_for(lambda: old.assigned() == 3, "assignment")
+        time.sleep(2)
+        new = Running(stack, bed.consumer(topic, options=options, group=group))
+        new.wait_for(lambda: new.assigned() and old.assigned() + new.assigned() == 3, "partition for the joiner", 90)
+        time.sleep(2)
+        told_at = time.time()
+        new.stop()
+        old.stop()
+        before, after = old.notes(), new.notes()
+    moved = {partition for _, partition, _ in after}
+    pause = _longest_gap([note for note in before if new.started_at - 1 < note[0] < told_at and note[1] not in moved])
+    outage = max(_first(after, partition) - _last(before, partition, after[0][0]) for partition in moved)
+    return before[0][0] - old.started_at, after[0][0] - new.started_at, pause * 1000, outage * 1000
+
+
+def _first(notes: Notes, partition: int) -> float:
+    return next(came for came, at, _ in notes if at == partition)
+
+
+def _last(notes: Notes, partition: int, until: float) -> float:
+    return max(came for came, at, _ in notes if at == partition and came <= until)
+
+
+def _longest_gap(notes: Notes) -> float:
     times: dict[int, list[float]] = {}
     for came, partition, _ in notes:
-        if partition not in given_up:
-            times.setdefault(partition, []).append(came)
+        times.setdefault(partition, []).append(came)
     return max(after - before for each in times.values() for before, after in pairwise(each))
+
+
+def growth(bed: Bed) -> Section:
+    """One consumer that owns ever more partitions, of one topic and of many topics."""
+    count = bed.count(1_000_000)
+    by_partitions = []
+    for partitions in (3, 30, 300, 1000):
+        bed.clear()
+        by_partitions.append(_grown(bed, [bed.filled(count, partitions)], partitions, count))
+    by_topics = []
+    for topics in (1, 10, 100):
+        bed.clear()
+        names = [bed.topic() for _ in range(topics)]
+        # As many in each partition, for they carry the same number everywhere.
+        whole = -(-count // (3 * topics)) * 3 * topics
+        run(Program("filling topics", lambda: bed.bare("spread", ",".join(names), whole, "grow")))  # noqa: B023
+        by_topics.append({"topics": topics, **_grown(bed, names, 3 * topics, whole)})
+    scrape = by_partitions[-1]["scrape ms"]
+    note = (
+        f"One consumer that owns all partitions. Whole processes that consume {count:,} messages; then one that has "
+        "consumed them, at rest: its memory, and the median of 20 scrapes."
+    )
+    judgement = Judgement("scrape of 1,000 partitions", [scrape], 50, "ms")
+    return Section(note, tables=[by_partitions, by_topics], judgements=[judgement])
+
+
+def _grown(bed: Bed, topics: list[str], partitions: int, count: int) -> Row:
+    handler = ("--handler", "bench.handlers:each_batch")
+    options = (*handler, "--max-messages", str(count))
+    took = run(Program("consume", lambda: bed.consumer(*topics, options=options), handled(count)))
+    with ExitStack() as stack:
+        consumer = Running(stack, bed.consumer(*topics, options=handler))
+        consumer.wait_for(lambda: _handled([consumer]) == count, "end of the backlog")
+        # Every partition has a series of its lag.
+        consumer.wait_for(lambda: consumer.metrics().count("kafka_consumer_lag_messages{") == partitions, "lag")
+        times = []
+        for _ in range(20):
+            begin = time.perf_counter()
+            size = len(consumer.metrics())
+            times.append((time.perf_counter() - begin) * 1000)
+        resident = consumer.status_mb("VmRSS")
+        consumer.stop()
+    row = {
+        "partitions": partitions,
+        "messages/s": count / took.seconds,
+        "CPU us/message": took.cpu_seconds / count * 1e6,
+        "scrape ms": median(times),
+        "worst ms": max(times),
+        "page kB": size / 1000,
+        "resident MB": resident,
+    }
+    bed.say(f"  {row}")
+    return row

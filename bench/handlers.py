@@ -1,4 +1,6 @@
-"""Handlers for measuring: two that do nothing, so that what is measured is what is around them, and two that note."""
+"""Handlers for measuring: two that do nothing, so that what is measured is what is around them, two that take their
+time, and one that notes.
+"""
 
 import json
 import os
@@ -11,6 +13,7 @@ from workers.messages import SENT_AT
 
 # Where `record` writes what it saw.
 RECORD = "BENCH_RECORD"
+BUSY_TURNS = 2400
 
 
 @batch
@@ -25,6 +28,20 @@ def each(message: Message) -> None:
 def millisecond(_: Message) -> None:
     """As one that waits for a database."""
     time.sleep(0.001)
+
+
+def busy(_: Message) -> None:
+    """As one that computes, in Python, for about 50 us."""
+    total = 0
+    for number in range(BUSY_TURNS):
+        total += number * number
+
+
+@lifespan
+def leave() -> Iterator[Callable[[Message], None]]:
+    """Ends the process where a worker would go on to its first poll: how long it took to come here is its start-up."""
+    os._exit(0)
+    yield each
 
 
 def seen(message: Message) -> tuple[float, int, float]:

@@ -1,90 +1,169 @@
-"""Writes RESULTS.md and its plot from what was measured."""
+"""What a section found, kept as JSON, and RESULTS.md made from all that was kept."""
 
+import json
+import os
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import confluent_kafka
 
-from bench.measure import Sample
+from bench.measure import Run, Sample
 from workers.cluster import KAFKA_VERSION
 
-DIRECTORY = Path(__file__).parent
+Row = dict[str, Any]
+
+# Above this others were at work on the machine when a section began.
+QUIET_LOAD = 1.0
 
 
-def comparison(samples: Sequence[Sample], count: int) -> list[str]:
-    """A table of programs; the ratios say how much more the first one takes than each of the others."""
-    ours = samples[0]
-    lines = ["| program | median s | min-max s | messages/s | CPU-s | peak MB | first ÷ this, time | CPU |"]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for sample in samples:
-        low, high = sample.spread("seconds")
-        seconds = sample.median("seconds")
-        cells = [sample.program, f"{seconds:.2f}", f"{low:.2f}-{high:.2f}", f"{count / seconds:,.0f}" if count else ""]
-        cells += [f"{sample.median('cpu_seconds'):.2f}", f"{sample.median('peak_mb'):.0f}"]
-        same = sample is ours
-        cells += ["" if same else f"{ours.ratio(sample, what):.2f}" for what in ("seconds", "cpu_seconds")]
-        lines.append(f"| {' | '.join(cells)} |")
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One value of the bar, of every round: `limit` is the most its median may be, None where none is set."""
+
+    what: str
+    values: list[float]
+    limit: float | None = None
+    unit: str = "times"
+
+    def row(self) -> Row:
+        middle = median(self.values)
+        return {
+            "what": self.what,
+            "median": f"{middle:.2f} {self.unit}",
+            "min-max": f"{min(self.values):.2f}-{max(self.values):.2f}",
+            "at most": "" if self.limit is None else f"{self.limit:g}",
+            "": "" if self.limit is None else ("ok" if middle <= self.limit else "**not met**"),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """What one section found. `samples` are of programs that each passed `count` messages (0: it is about time)."""
+
+    note: str
+    tables: list[list[Row]] = field(default_factory=list)
+    judgements: list[Judgement] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    count: int = 0
+    # What was not compared, and why.
+    absent: dict[str, str] = field(default_factory=dict)
+    conditions: str = ""
+    load: float = 0.0
+
+
+def conditions(scale: float) -> str:
+    """The machine and the versions, in a line."""
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    name = models[0].partition(":")[2].strip() if models else platform.machine()
+    text = (
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores of {name}, shared with the brokers; Python "
+        f"{platform.python_version()}, confluent-kafka {version('confluent-kafka')}, librdkafka "
+        f"{confluent_kafka.libversion()[0]}, Kafka {KAFKA_VERSION} (three brokers on the same machine, replication 3)"
+    )
+    return text if scale == 1 else f"{text}; numbers of messages times {scale:g}: a trial, not a measurement"
+
+
+class Results:
+    """The sections kept in a directory, in the order of `titles`."""
+
+    def __init__(self, directory: Path, titles: Sequence[str]) -> None:
+        self._directory = directory
+        self._file = directory / "results.json"
+        self._titles = titles
+
+    def keep(self, title: str, section: Section) -> None:
+        """Keeps a section at once: what comes after may fail."""
+        kept = {**self._kept(), title: asdict(section)}
+        self._file.write_text(json.dumps(kept, indent=1) + "\n")
+
+    def sections(self) -> dict[str, Section]:
+        kept = self._kept()
+        return {title: _section(kept[title]) for title in self._titles if title in kept}
+
+    def write(self) -> None:
+        """Renders RESULTS.md and its pictures."""
+        from bench import plots
+
+        sections = self.sections()
+        pictures = plots.draw(sections, self._directory)
+        text = ["# Results", "", *_head(sections), "", *_bar(sections)]
+        text += [line for name, title in pictures.items() for line in (f"![{title}]({name})", "")]
+        for title, section in sections.items():
+            text += [f"## {title}", "", *_body(section)]
+        (self._directory / "RESULTS.md").write_text("\n".join(text))
+
+    def _kept(self) -> dict[str, Any]:
+        return json.loads(self._file.read_text()) if self._file.exists() else {}
+
+
+def _section(kept: dict[str, Any]) -> Section:
+    samples = [Sample(each["program"], [Run(**run) for run in each["runs"]]) for each in kept.pop("samples")]
+    judgements = [Judgement(**each) for each in kept.pop("judgements")]
+    return Section(samples=samples, judgements=judgements, **kept)
+
+
+def _head(sections: dict[str, Section]) -> list[str]:
+    """Where and when; sections may have been measured at different times."""
+    lines = ["Made by `make bench`; the numbers that it is made from are in results.json.", ""]
+    for made in dict.fromkeys(section.conditions for section in sections.values()):
+        titles = [title for title, section in sections.items() if section.conditions == made]
+        lines.append(f"- {made}" + ("." if len(titles) == len(sections) else f": {', '.join(titles)}."))
+    busy = [f"{title} ({section.load:.1f})" for title, section in sections.items() if section.load > QUIET_LOAD]
+    if busy:
+        lines += ["", f"**The machine was not idle** (load average before the run): {', '.join(busy)}."]
     return lines
 
 
-def rows(found: Sequence[dict[str, Any]]) -> list[str]:
-    titles = list(found[0])
+def _bar(sections: dict[str, Section]) -> list[str]:
+    """Every value that has a limit, first."""
+    found = [
+        {"section": title, **judgement.row()}
+        for title, section in sections.items()
+        for judgement in section.judgements
+        if judgement.limit is not None
+    ]
+    note = "Ratios are medians of the ratios of each round, in which the two ran one after the other."
+    return ["## The bar", "", note, "", *table(found), ""] if found else []
+
+
+def _body(section: Section) -> list[str]:
+    lines = [section.note, ""]
+    if section.samples:
+        lines += [*table(programs(section)), ""]
+    if section.judgements:
+        lines += [*table([judgement.row() for judgement in section.judgements]), ""]
+    for rows in section.tables:
+        lines += [*table(rows), ""]
+    return lines
+
+
+def programs(section: Section) -> list[Row]:
+    rows = []
+    for sample in section.samples:
+        seconds = sample.median("seconds")
+        row: Row = {"program": sample.program, "median s": f"{seconds:.2f}"}
+        row["min-max s"] = f"{min(sample.values('seconds')):.2f}-{max(sample.values('seconds')):.2f}"
+        row |= {"messages/s": f"{section.count / seconds:,.0f}"} if section.count else {}
+        row |= {"CPU-s": f"{sample.median('cpu_seconds'):.2f}", "peak MB": f"{sample.median('peak_mb'):.0f}"}
+        rows.append(row)
+    return rows + [{"program": name, "median s": f"not compared: {why}"} for name, why in section.absent.items()]
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    if not rows:
+        return []
+    titles = list(rows[0])
     lines = [f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}"]
-    return [*lines, *("| " + " | ".join(_cell(row[title]) for title in titles) + " |" for row in found)]
+    return [*lines, *("| " + " | ".join(_cell(row.get(title, "")) for title in titles) + " |" for row in rows)]
 
 
 def _cell(value: object) -> str:
-    return f"{value:,.1f}" if isinstance(value, float) else str(value)
-
-
-def machine() -> str:
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    cores = f"{len(models)} cores of {models[0].partition(':')[2].strip()}, shared with the brokers"
-    return (
-        f"{datetime.now(UTC):%Y-%m-%d}, {cores}, "
-        f"Python {platform.python_version()}, confluent-kafka {version('confluent-kafka')}, librdkafka "
-        f"{confluent_kafka.libversion()[0]}, Kafka {KAFKA_VERSION} (three brokers on the same machine, replication 3)"
-    )
-
-
-def plot(throughputs: dict[str, tuple[list[Sample], int]]) -> None:
-    """Bars of messages per second, ours in colour, with the spread of the runs."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    heights = [len(samples) for samples, _ in throughputs.values()]
-    figure, axes = pyplot.subplots(
-        len(throughputs), 1, figsize=(9, 0.9 + 0.55 * sum(heights)), height_ratios=heights, layout="constrained"
-    )
-    for axis, (title, (samples, count)) in zip(axes, throughputs.items(), strict=True):
-        names = [sample.program for sample in samples]
-        medians = [count / sample.median("seconds") / 1000 for sample in samples]
-        spreads = [[count / seconds / 1000 for seconds in sample.spread("seconds")] for sample in samples]
-        errors = [
-            [middle - low for middle, (_, low) in zip(medians, spreads, strict=True)],
-            [high - middle for middle, (high, _) in zip(medians, spreads, strict=True)],
-        ]
-        colours = ["#1f77b4" if name.startswith("kafka-workers") else "#c4c9d0" for name in names]
-        bars = axis.barh(names, medians, xerr=errors, color=colours, ecolor="#555555", capsize=3, height=0.65)
-        axis.bar_label(bars, labels=[f" {value:,.0f} k/s" for value in medians], padding=12, fontsize=9)
-        axis.set_title(title, loc="left", fontsize=10, fontweight="bold")
-        axis.invert_yaxis()
-        axis.set_xlim(0, max(high for high, _ in spreads) * 1.18)
-        axis.spines[["top", "right", "left"]].set_visible(False)
-        axis.tick_params(left=False, labelsize=9)
-    axes[-1].set_xlabel("thousand messages of 100 bytes per second, whole processes; whiskers: slowest and fastest run")
-    figure.savefig(DIRECTORY / "throughput.png", dpi=150)
-
-
-def write(sections: dict[str, list[str]]) -> None:
-    text = ["# Results", "", f"Made by `make bench`: {machine()}.", ""]
-    text += ["![Messages per second](throughput.png)", ""]
-    for title, lines in sections.items():
-        text += [f"## {title}", "", *lines, ""]
-    (DIRECTORY / "RESULTS.md").write_text("\n".join(text))
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.1f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,147 @@
+"""How long a message takes from end to end, and what the settings that we ship buy and cost."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from statistics import median, quantiles
+
+from bench.bare import ASSIGNED
+from bench.bed import Bed
+from bench.measure import Program, Run, ratios, rotated, run
+from bench.report import Judgement, Row, Section
+from bench.running import Running
+from bench.throughput import acknowledged, handled
+
+RATE = 1000
+LINGER_MS = (0, 1, 5, 20, 50)
+BACKOFF_MS = (1, 10, 100, 1000)
+CURVE_ROUNDS = 3
+# The first second is that of connections and of the first batches.
+WARM_UP = RATE
+
+
+def latency(bed: Bed) -> Section:
+    """End to end at a rate: worker to worker, and bare loop to bare loop."""
+    count = max(2 * WARM_UP, bed.count(RATE * 10))
+    ways: list[Callable[[], list[float]]] = [lambda: _workers(bed, count), lambda: _bare(bed, count)]
+    names = ("kafka-workers", "bare produce() and poll()")
+    cuts: list[list[list[float]]] = [[], []]
+    for number in range(bed.rounds):
+        for which in rotated((0, 1), number):
+            cuts[which].append(ways[which]())
+            bed.say(f"  {names[which]:<44} p50 {cuts[which][-1][49]:.1f} ms, p99 {cuts[which][-1][98]:.1f} ms")
+    rows: list[Row] = [
+        {"way": name, **_spread("p50 ms", each, 49), **_spread("p99 ms", each, 98)}
+        for name, each in zip(names, cuts, strict=True)
+    ]
+    judgements = [
+        Judgement(f"{what}: workers ÷ bare loops", ratios(*([cut[at] for cut in each] for each in cuts)), 1.2)
+        for what, at in (("p50", 49), ("p99", 98))
+    ]
+    note = (
+        f"{count:,} stamped messages at {RATE:,}/s through three partitions, from the stamp to the handler, without "
+        f"the first second; medians and spread of {bed.rounds} rounds. The bare pair has the same properties, rate "
+        "and spread over partitions."
+    )
+    return Section(note, tables=[rows], judgements=judgements)
+
+
+def linger_curve(bed: Bed) -> Section:
+    """What linger.ms buys at full speed and costs at a low rate."""
+    fast_count, slow_count = bed.count(500_000), max(2 * WARM_UP, bed.count(4 * RATE))
+    speeds: dict[int, list[Run]] = {linger: [] for linger in LINGER_MS}
+    cuts: dict[int, list[list[float]]] = {linger: [] for linger in LINGER_MS}
+    for number in range(CURVE_ROUNDS):
+        for linger in rotated(LINGER_MS, number):
+            setting = ("--property", f"linger.ms={linger}")
+            speeds[linger].append(_full_speed(bed, fast_count, setting))
+            cuts[linger].append(_workers(bed, slow_count, setting))
+    rows: list[Row] = [
+        {
+            "linger.ms": linger,
+            "messages/s at full speed": fast_count / median(each.seconds for each in speeds[linger]),
+            "CPU us/message": median(each.cpu_seconds for each in speeds[linger]) / fast_count * 1e6,
+            **_spread(f"p50 ms at {RATE:,}/s", cuts[linger], 49),
+            **_spread(f"p99 ms at {RATE:,}/s", cuts[linger], 98),
+        }
+        for linger in LINGER_MS
+    ]
+    _say(bed, rows)
+    note = (
+        f"We ship 5. End-to-end latency of {slow_count:,} messages at {RATE:,}/s, and whole processes that produce "
+        f"{fast_count:,}; medians of {CURVE_ROUNDS} rounds, settings in turns. At full speed batches fill long before "
+        "they have lingered, at a low rate a message waits as long as it is told to: 5 ms is the most that we let a "
+        "message wait for company."
+    )
+    return Section(note, tables=[rows])
+
+
+def fetch_curve(bed: Bed) -> Section:
+    """What fetch.queue.backoff.ms does to a consumer that is faster than librdkafka expects."""
+    count = bed.count(1_000_000)
+    topic = bed.filled(count)
+    runs: dict[int, list[Run]] = {backoff: [] for backoff in BACKOFF_MS}
+    for number in range(CURVE_ROUNDS):
+        for backoff in rotated(BACKOFF_MS, number):
+            handler = ("--handler", "bench.handlers:each_batch", "--property", f"fetch.queue.backoff.ms={backoff}")
+            options = ("--max-messages", str(count), *handler)
+            program = Program("consume", lambda: bed.consumer(topic, options=options), handled(count))  # noqa: B023
+            runs[backoff].append(run(program))
+    rows: list[Row] = [
+        {
+            "fetch.queue.backoff.ms": backoff,
+            "messages/s": count / median(each.seconds for each in found),
+            "min-max": f"{count / max(each.seconds for each in found):,.0f}-"
+            f"{count / min(each.seconds for each in found):,.0f}",
+            "CPU us/message": median(each.cpu_seconds for each in found) / count * 1e6,
+        }
+        for backoff, found in runs.items()
+    ]
+    _say(bed, rows)
+    note = (
+        f"We ship 10, librdkafka 1000: so long it stops fetching when its queue was full for a moment. Whole "
+        f"processes that consume {count:,} messages; medians of {CURVE_ROUNDS} rounds, settings in turns. It costs no "
+        "latency at low rates, where the queue is empty. The other settings of fetching are librdkafka's: a fetch is "
+        "answered with the first byte (fetch.min.bytes=1) or after half a second (fetch.wait.max.ms=500)."
+    )
+    return Section(note, tables=[rows])
+
+
+def _workers(bed: Bed, count: int, properties: tuple[str, ...] = ()) -> list[float]:
+    """Percentiles 1 to 99 in ms, worker to worker."""
+    topic = bed.only_topic()
+    options = ("--max-messages", str(count), "--handler", "bench.handlers:record")
+    with ExitStack() as stack:
+        consumer = Running(stack, bed.consumer(topic, options=options))
+        consumer.wait_for(lambda: consumer.assigned() == 3, "assignment")
+        producer = bed.producer(topic, "--count", str(count), "--rate", str(RATE), *properties)
+        run(Program("producer", lambda: producer, acknowledged(count)))
+        return _percentiles(consumer)
+
+
+def _bare(bed: Bed, count: int) -> list[float]:
+    topic = bed.only_topic()
+    with ExitStack() as stack:
+        consumer = Running(stack, bed.bare("record", topic, count, bed.group()))
+        consumer.wait_for(lambda: ASSIGNED in consumer.log, "assignment")
+        run(Program("producer", lambda: bed.bare("trickle", topic, count, str(RATE))))
+        return _percentiles(consumer)
+
+
+def _percentiles(consumer: Running) -> list[float]:
+    delays = [came - sent for came, _, sent in consumer.notes()][WARM_UP:]
+    return [cut * 1000 for cut in quantiles(delays, n=100)]
+
+
+def _full_speed(bed: Bed, count: int, setting: tuple[str, ...]) -> Run:
+    topic = bed.only_topic()
+    return run(Program("produce", lambda: bed.producer(topic, "--count", str(count), *setting), acknowledged(count)))
+
+
+def _spread(title: str, cuts: Sequence[Sequence[float]], at: int) -> Row:
+    values = [cut[at] for cut in cuts]
+    return {title: float(median(values)), f"{title[:3]} min-max": f"{min(values):.1f}-{max(values):.1f}"}
+
+
+def _say(bed: Bed, rows: Sequence[Row]) -> None:
+    for row in rows:
+        bed.say(f"  {row}")
