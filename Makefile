@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 LAB_BIN := $(or $(LAB_HOME),$(HOME)/.cache/kafka-lab)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up logs down test soak bench lint format lock clean
+.PHONY: help demo up logs down test soak bench profile lint format lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,9 @@ soak: $(READY) ## Faults under load, over and over, for MINUTES (30); writes soa
 bench: $(READY) ## Measure the workers beside their peers, and write bench/RESULTS.md (ARGS='--rounds 3 Producing')
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-bench.txt
 	@$(BIN)/python -m bench $(ARGS)
+
+profile: ## Say in bench/RESULTS.md where the workers' time goes (py-spy, valgrind)
+	@$(MAKE) --no-print-directory bench ARGS='Profiles Instructions'
 
 lint: $(READY) ## Check style and types, and the Dockerfile
 	$(BIN)/ruff check
