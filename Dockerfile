@@ -48,7 +48,8 @@ EXPOSE 8000
 ENTRYPOINT ["kafka-workers"]
 CMD ["--help"]
 
-ARG VERSION=development
+# As in workers/__init__.py, which a test compares; a build that knows its commit says --build-arg REVISION=...
+ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="kafka-workers" \
       org.opencontainers.image.description="Kafka producer and consumer workers in Python that account for every message" \

@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ IMAGE = "kafka-workers"
 BASE_IMAGE = "python:3.13-slim-trixie"
 # A stack of its own, beside one that a developer may have; only the ports on the host are the same.
 PROJECT = "kafka-workers-test"
-# Pulling, where nothing is there yet, is not counted in it.
 UP_TIMEOUT_S = 300.0
+# For what comes over the network where nothing is there yet.
+DOWNLOAD_TIMEOUT_S = 600.0
 
 
 def docker(
@@ -36,9 +38,9 @@ def docker(
     )
 
 
-def output(*arguments: str, timeout_s: float = UP_TIMEOUT_S, stdin: str = "") -> str:
+def output(*arguments: str, timeout_s: float = UP_TIMEOUT_S, stdin: str = "", env: dict[str, str] | None = None) -> str:
     """The standard output of a command that must succeed."""
-    result = docker(*arguments, timeout_s=timeout_s, stdin=stdin)
+    result = docker(*arguments, timeout_s=timeout_s, stdin=stdin, env=env)
     assert result.returncode == 0, f"docker {' '.join(arguments)}: {result.returncode}\n{result.stderr[-4000:]}"
     return result.stdout
 
@@ -58,15 +60,49 @@ def why_not() -> str | None:
     return None
 
 
-def build() -> None:
-    output("build", "--tag", IMAGE, ".", timeout_s=600)
+def there(image: str) -> bool:
+    """Whether the engine has an image, or can pull it."""
+    if docker("image", "inspect", image).returncode == 0:
+        return True
+    return docker("pull", "--quiet", image, timeout_s=DOWNLOAD_TIMEOUT_S).returncode == 0
+
+
+def build(tag: str, context: Path = REPOSITORY, *, buildkit: bool) -> None:
+    builder = {"DOCKER_BUILDKIT": "1" if buildkit else "0"}
+    output("build", "--tag", tag, str(context), timeout_s=DOWNLOAD_TIMEOUT_S, env=builder)
+
+
+@contextmanager
+def image_of(dockerfile: str, directory: Path) -> Iterator[str]:
+    """An image for as long as a test needs it; `directory` has what its Dockerfile copies."""
+    tag = f"{PROJECT}:child"
+    (directory / "Dockerfile").write_text(dockerfile)
+    output("build", "--tag", tag, str(directory), timeout_s=DOWNLOAD_TIMEOUT_S)
+    try:
+        yield tag
+    finally:
+        docker("image", "rm", "--force", tag)
+
+
+def builder_of_compose() -> dict[str, str]:
+    """Compose refuses a buildx that does not know its version, which one that was built from source does not."""
+    return {"DOCKER_BUILDKIT": "0"} if " v0.0.0" in docker("buildx", "version", timeout_s=30).stdout else {}
 
 
 class Stack:
     """The services of docker-compose.yml."""
 
-    def compose(self, *arguments: str, timeout_s: float = UP_TIMEOUT_S, stdin: str = "") -> str:
-        return output("compose", "--project-name", PROJECT, *arguments, timeout_s=timeout_s, stdin=stdin)
+    def __init__(self) -> None:
+        self._environment = builder_of_compose()
+
+    def compose(self, *arguments: str, stdin: str = "") -> str:
+        return output("compose", "--project-name", PROJECT, *arguments, stdin=stdin, env=self._environment)
+
+    def pull(self) -> None:
+        """Pulls what is not there yet, so that `up` does not have to; what cannot be pulled, `up` says."""
+        services = self.config()["services"].values()
+        for image in {each["image"] for each in services if "profiles" not in each} - {IMAGE}:
+            there(image)
 
     def up(self, *arguments: str) -> None:
         """As a user types it; fails when a service is not healthy."""
@@ -89,6 +125,13 @@ class Stack:
     def run(self, service: str, *command: str, stdin: str = "") -> str:
         """Runs a command in a container of a service that is up."""
         return self.compose("exec", "-T", service, *command, stdin=stdin)
+
+    def verify(self, *options: str, account: str = "") -> str:
+        """`kafka-workers verify` in a container of its own, with memory of its own."""
+        return self.compose("run", "--rm", "--no-deps", "-T", "producer", "verify", *options, stdin=account)
+
+    def health(self, service: str) -> str:
+        return str(self.containers(service)[0]["State"]["Health"]["Status"])
 
     def logs(self, service: str, *arguments: str) -> str:
         return self.compose("logs", "--no-log-prefix", *arguments, service)

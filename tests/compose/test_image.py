@@ -1,46 +1,81 @@
-"""The image: what is in it, and that it needs nothing but itself."""
+"""The image: what is in it, and that it needs nothing but itself. Each test runs with either of Docker's builders."""
 
 import json
+import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.compose.engine import BASE_IMAGE, IMAGE, docker, output
+import workers
+from tests.compose.engine import BASE_IMAGE, REPOSITORY, build, docker, output, there
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("image")]
+pytestmark = pytest.mark.timeout(900)
 
 MEGABYTE = 1_000_000
+# Prints the modules of which no bytecode is there, or bytecode that would be compared with its source whenever it is
+# loaded: the flags of PEP 552 are 1 for a hash that is not checked.
+WITHOUT_BYTECODE = """
+import importlib.util, pathlib, sys
+for source in pathlib.Path(sys.prefix, "lib").rglob("*.py"):
+    compiled = pathlib.Path(importlib.util.cache_from_source(source))
+    if not compiled.exists() or compiled.read_bytes()[4:8] != bytes([1, 0, 0, 0]):
+        print(source)
+"""
 
 
-def size_of(image: str) -> int:
-    return int(output("image", "inspect", "--format", "{{.Size}}", image))
+def inspect(image: str) -> dict[str, Any]:
+    found: list[dict[str, Any]] = json.loads(output("image", "inspect", image))
+    return found[0]
 
 
-def test_our_layers_are_under_40_megabytes() -> None:
-    assert size_of(IMAGE) - size_of(BASE_IMAGE) < 40 * MEGABYTE
+def base() -> dict[str, Any]:
+    # BuildKit does not give the base that it pulls to the engine.
+    assert there(BASE_IMAGE)
+    return inspect(BASE_IMAGE)
 
 
-def test_it_runs_without_privileges_on_a_read_only_root_and_without_a_network() -> None:
+def layers(image: str) -> list[str]:
+    """What we have put over the base: dependencies, our code, the working directory."""
+    return list(inspect(image)["RootFS"]["Layers"][len(base()["RootFS"]["Layers"]) :])
+
+
+def test_our_layers_are_under_40_megabytes(image: str) -> None:
+    assert inspect(image)["Size"] - base()["Size"] < 40 * MEGABYTE
+
+
+def test_it_runs_without_privileges_on_a_read_only_root_and_without_a_network(image: str) -> None:
     locked_down = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--network", "none")
-    assert output("run", "--rm", *locked_down, IMAGE, "--version").startswith("kafka-workers ")
-    config = json.loads(output("image", "inspect", "--format", "{{json .Config}}", IMAGE))
+    assert output("run", "--rm", *locked_down, image, "--version").startswith("kafka-workers ")
+    config = inspect(image)["Config"]
     assert config["User"] == "65532:65532"
     assert config["Entrypoint"] == ["kafka-workers"]
-    assert config["Labels"]["org.opencontainers.image.title"] == "kafka-workers"
 
 
-def test_every_module_has_its_bytecode() -> None:
+def test_its_labels_name_it_and_its_version(image: str) -> None:
+    labels = inspect(image)["Config"]["Labels"]
+    assert labels["org.opencontainers.image.title"] == "kafka-workers"
+    assert labels["org.opencontainers.image.version"] == workers.__version__
+    assert workers.__version__ in output("run", "--rm", image, "--version")
+
+
+def test_every_module_has_bytecode_that_is_loaded_without_a_look_at_its_source(image: str) -> None:
     """As nobody can write it later."""
-    program = (
-        "import pathlib, sys; root = pathlib.Path(sys.prefix, 'lib');"
-        "print(*(p for p in root.rglob('*.py') if not list(p.parent.glob(f'__pycache__/{p.stem}.cpython-*.pyc'))))"
-    )
-    assert output("run", "--rm", "--entrypoint", "python", IMAGE, "-c", program).strip() == ""
+    assert output("run", "--rm", "--entrypoint", "python", image, "-c", WITHOUT_BYTECODE) == ""
 
 
-def test_the_classic_builder_builds_it_too() -> None:
-    result = docker("build", "--tag", f"{IMAGE}-classic", ".", env={"DOCKER_BUILDKIT": "0"}, timeout_s=600)
+def test_a_change_of_the_code_keeps_the_layer_with_the_dependencies(image: str, buildkit: bool, tmp_path: Path) -> None:
+    for name in ("Dockerfile", ".dockerignore", "LICENSE", "README.md", "pyproject.toml"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    for path in REPOSITORY.glob("requirements*.txt"):
+        shutil.copy(path, tmp_path)
+    shutil.copytree(REPOSITORY / "workers", tmp_path / "workers")
+    with (tmp_path / "workers" / "cli.py").open("a") as code:
+        code.write("# changed\n")
+    changed = f"{image}-changed"
+    build(changed, tmp_path, buildkit=buildkit)
     try:
-        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
-        assert abs(size_of(f"{IMAGE}-classic") - size_of(IMAGE)) < MEGABYTE
+        assert layers(changed)[0] == layers(image)[0]
+        assert layers(changed)[1] != layers(image)[1]
     finally:
-        docker("image", "rm", f"{IMAGE}-classic")
+        docker("image", "rm", changed)
