@@ -9,7 +9,7 @@ import time
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, TopicMetadata
 
 from workers.config import ClientConfig, ConfigError
 from workers.lifecycle import ExitCode, Shutdown, WorkerError
@@ -97,39 +97,55 @@ def wait_for_topics(
     """The number of partitions of each topic, as soon as brokers answer; says so while they do not.
 
     Raises WorkerError when `timeout_s` is over (None waits for ever) and ConfigError when the brokers answer that a
-    topic does not exist. Returns an empty dictionary when a stop was asked for meanwhile.
+    topic does not exist or is not ours to see. Returns an empty dictionary when a stop was asked for meanwhile.
     """
     servers = config.get("bootstrap.servers")
     started = time.monotonic()
     answered_at: float | None = None
     while shutdown is None or not shutdown.requested:
-        partitions: dict[str, int] | None
+        found: dict[str, TopicMetadata] | None
         try:
-            partitions = {
-                topic: len(client.list_topics(topic, timeout=1.0).topics[topic].partitions) for topic in topics
-            }
+            found = {topic: client.list_topics(topic, timeout=1.0).topics[topic] for topic in topics}
             if not topics:
                 client.list_topics(timeout=1.0)
         except KafkaException as error:
-            partitions = None
+            found = None
             events.say("waiting", f"no answer from {servers} yet, still trying: {error.args[0].str()}")
-        _poll(client)
-        events.check()
+        wrong, remedy = _complaint(found or {})
+        mistake = ConfigError(f"--topic: {wrong} at {servers}; {remedy}")
+        try:
+            _poll(client)
+            events.check()
+        except KafkaException as error:
+            # A producer that may write to no topic: librdkafka's idempotence takes that as fatal.
+            raise mistake if wrong else WorkerError(f"fatal Kafka error: {error.args[0].str()}") from None
         now = time.monotonic()
-        if partitions is not None:
+        if found is not None:
             answered_at = answered_at or now
-            missing = ", ".join(topic for topic, count in partitions.items() if not count)
-            if not missing:
-                return partitions
-            events.say("waiting", f"topic {missing} does not exist at {servers} yet")
+            if not wrong:
+                return {topic: len(metadata.partitions) for topic, metadata in found.items()}
+            events.say("waiting", f"{wrong} at {servers} yet")
             if now - answered_at >= (TOPIC_GRACE_S if timeout_s is None else timeout_s):
-                raise ConfigError(f"--topic: {missing} does not exist at {servers}; create it, or correct the name")
+                raise mistake
         elif timeout_s is not None and now - started >= timeout_s:
             raise WorkerError(
                 f"no answer from {servers} within {timeout_s:g} s; check --bootstrap-servers and that Kafka runs"
             )
         time.sleep(0.2)
     return {}
+
+
+def _complaint(topics: dict[str, TopicMetadata]) -> tuple[str, str]:
+    """What is wrong with the topics and what to do about it, empty when nothing is."""
+    no_right = KafkaError.TOPIC_AUTHORIZATION_FAILED
+    refused = [topic for topic, metadata in topics.items() if metadata.error and metadata.error.code() == no_right]
+    if refused:
+        # Brokers say so whether the topic exists or not.
+        return f"the user has no right to {', '.join(refused)}", "grant it, or correct the user"
+    missing = [topic for topic, metadata in topics.items() if not metadata.partitions]
+    if missing:
+        return f"{', '.join(missing)} does not exist", "create it, or correct the name"
+    return "", ""
 
 
 def _poll(client: Consumer | Producer | AdminClient) -> None:
