@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.chart.rendering import CHART, helm, one, render, template
-from tests.chart.schemas import KUBERNETES_SCHEMAS, check
+from tests.chart.schemas import check, write_for_kubeconform
 from tests.chart.values import table
 from workers.cli import cli
 
@@ -30,13 +30,27 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "no users": ("strimzi.users.create=false",),
     "plain": PLAIN,
     "TLS": TLS,
+    "replay": ("strimzi.users.replay=true",),
+    "invalid lines": ('producer.options={"on-invalid":"dead-letter","dead-letter-topic":"invalid"}',),
+    "names that look like numbers": (
+        'kafka.topic="123"', 'consumer.name="456"', 'producer.name="789"', 'consumer.groupId="1e3"',
+        "consumer.keda.enabled=true", "metrics.prometheusRule.enabled=true",
+    ),
+    "numbers that Helm would write as 1e+06": (
+        "consumer.keda.enabled=true", "consumer.keda.lagThreshold=1000000", "test.count=1000000",
+        "producer.ttlSecondsAfterFinished=1000000", 'strimzi.topic.config={"retention.ms":604800000}',
+    ),
     "mTLS": (*TLS, 'kafka.tls.clientSecret="me"'),
     "SASL": SASL,
     "schedule": ('producer.schedule="0 * * * *"',),
     "parallel producers": ("producer.parallelism=4", "producer.ttlSecondsAfterFinished=60"),
     "properties": ('kafka.properties={"client.rack":"a","fetch.max.bytes":1000000}',),
     "KEDA": ("consumer.keda.enabled=true",),
-    "KEDA without secrets": (*PLAIN, "consumer.keda.enabled=true"),
+    "KEDA without secrets": (*PLAIN, "consumer.keda.enabled=true", "consumer.keda.maxReplicas=6"),
+    "KEDA with a certificate only": (
+        *PLAIN, "kafka.tls.enabled=true", 'kafka.tls.clientSecret="me"',
+        "consumer.keda.enabled=true", "consumer.keda.maxReplicas=6",
+    ),
     "KEDA with mTLS": ('strimzi.authentication="tls"', "consumer.keda.enabled=true"),
     "no disruption budget": ("consumer.podDisruptionBudget.enabled=false",),
     "pod monitor": ("metrics.podMonitor.enabled=true", 'metrics.podMonitor.labels={"release":"prometheus"}'),
@@ -57,7 +71,7 @@ SWITCHES: dict[str, tuple[str, ...]] = {
         'imagePullSecrets=[{"name":"pull"}]',
         'image.digest="sha256:' + 64 * "0" + '"',
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
@@ -70,29 +84,28 @@ def test_whatever_is_switched_the_objects_are_what_kubernetes_and_strimzi_take(s
     assert len(names) == len(set(names))
 
 
-def test_helm_3_and_helm_4_render_the_same() -> None:
-    settings = ("metrics.prometheusRule.enabled=true", "consumer.keda.enabled=true")
-    assert render(*settings, program="helm4") == render(*settings)
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_helm_3_and_helm_4_render_the_same(switch: str) -> None:
+    assert render(*SWITCHES[switch], program="helm4") == render(*SWITCHES[switch])
 
 
-def test_kubeconform_finds_nothing(tmp_path: Path) -> None:
+def test_kubeconform_finds_nothing_whatever_is_switched(tmp_path: Path) -> None:
     kubeconform = shutil.which("kubeconform")
     if kubeconform is None:
         pytest.skip("there is no kubeconform")
-    for path in KUBERNETES_SCHEMAS.glob("*.json"):
-        # Their references are to a server; kubeconform looks beside them.
-        schema = json.loads(path.read_text().replace("/api/_definitions.json", "_definitions.json"))
-        schema.pop("$id", None)
-        (tmp_path / path.name).write_text(json.dumps(schema))
-    location = f"{tmp_path}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
-    manifests = tmp_path / "manifests.yaml"
-    manifests.write_text(yaml.safe_dump_all([each for each in render() if "strimzi" not in each["apiVersion"]]))
+    schemas, manifests = tmp_path / "schemas", tmp_path / "manifests"
+    schemas.mkdir()
+    manifests.mkdir()
+    for switch, settings in SWITCHES.items():
+        (manifests / f"{switch}.yaml").write_text(template(*settings).stdout)
+    location = write_for_kubeconform(schemas)
     result = subprocess.run(
         [kubeconform, "-strict", "-summary", "-schema-location", location, str(manifests)],
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stdout + result.stderr
+    assert f"in {len(SWITCHES)} files" in result.stdout
 
 
 @pytest.mark.parametrize("program", ["helm", "helm4"])
@@ -113,12 +126,27 @@ def test_helm_lint_finds_nothing(program: str) -> None:
         ('kafka.bootstrapServers="nowhere"', "pattern"),
         ("strimzi.enabled=false", "kafka.bootstrapServers is needed when strimzi.enabled is false"),
         ('image.digest="latest"', "pattern"),
+        ('producer.schedule="hourly"', "pattern"),
+        ('kafka.sasl.mechanism="PLAIN"', "/kafka/sasl/passwordSecret"),
+        ('kafka.tls.clientSecret="me"', "/kafka/tls/enabled"),
+        ("networkPolicy.kafkaPorts=[]", "/networkPolicy/kafkaPorts"),
+        ('consumer.env=[{"name":"KAFKA_TOPIC","value":"x"}]', "consumer.env: KAFKA_TOPIC is set by the chart"),
+        ('producer.env=[{"name":"KAFKA_RATE","value":"1"}]', "producer.env: KAFKA_RATE is set by the chart"),
     ],
 )
 def test_a_mistyped_value_is_refused_by_name(setting: str, says: str) -> None:
     result = template(setting)
     assert result.returncode != 0
     assert says in result.stderr
+
+
+def test_without_strimzi_keda_has_to_be_told_the_number_of_partitions() -> None:
+    assert "consumer.keda.maxReplicas is needed" in template(*PLAIN, "consumer.keda.enabled=true").stderr
+
+
+@pytest.mark.parametrize("schedule", ["*/5 * * * *", "0 3 * * MON-FRI", "@daily"])
+def test_schedules_that_kubernetes_takes_are_taken(schedule: str) -> None:
+    assert one(render(f"producer.schedule={json.dumps(schedule)}"), "CronJob")["spec"]["schedule"] == schedule
 
 
 def options_of(command: str) -> set[str]:
@@ -173,6 +201,44 @@ def test_a_job_gets_another_name_when_its_contents_change_and_only_then() -> Non
     assert len({name(), name('producer.options={"count":7}'), name('image.tag="other"')}) == 3
 
 
+def test_a_job_that_goes_at_once_and_one_that_stays() -> None:
+    assert one(render("producer.ttlSecondsAfterFinished=0"), "Job")["spec"]["ttlSecondsAfterFinished"] == 0
+    assert "ttlSecondsAfterFinished" not in one(render(), "Job")["spec"]
+
+
+def test_what_strimzi_has_not_made_yet_is_waited_for() -> None:
+    assert environment(one(render(), "Job"))["KAFKA_TIMEOUT"] == "120"
+    assert environment(one(render('producer.options={"timeout":5}'), "Job"))["KAFKA_TIMEOUT"] == "5"
+    assert "KAFKA_TIMEOUT" not in environment(one(render(*PLAIN), "Job"))
+
+
+def test_a_user_that_is_still_being_made_does_not_fail_the_job_for_good() -> None:
+    def actions(*settings: str) -> list[str]:
+        return [rule["action"] for rule in one(render(*settings), "Job")["spec"]["podFailurePolicy"]["rules"]]
+
+    assert actions() == ["Ignore"]
+    assert actions("strimzi.users.create=false") == actions(*PLAIN) == ["FailJob", "Ignore"]
+
+
+def test_brokers_are_found_from_every_namespace() -> None:
+    documents = render("consumer.keda.enabled=true")
+    servers = "events-kafka-bootstrap.default.svc:9093"
+    assert environment(one(documents, "Deployment"))["KAFKA_BOOTSTRAP_SERVERS"] == servers
+    # KEDA's operator, which asks the brokers, has a namespace of its own.
+    assert one(documents, "ScaledObject")["spec"]["triggers"][0]["metadata"]["bootstrapServers"] == servers
+
+
+@pytest.mark.parametrize(
+    ("topic", "name"),
+    [("_internal", "internal"), (".hidden.", "hidden"), ("Orders_EU", "orders-eu"), ("a._b", "a.b"), ("a..b", "a.b")],
+)
+def test_a_topic_of_any_name_has_an_object_that_kubernetes_takes(topic: str, name: str) -> None:
+    topics = [each for each in render(f"kafka.topic={json.dumps(topic)}") if each["kind"] == "KafkaTopic"]
+    for each in topics:
+        check(each)
+    assert (topics[0]["metadata"]["name"], topics[0]["spec"]["topicName"]) == (name, topic)
+
+
 def test_kubernetes_waits_longer_than_the_worker_does() -> None:
     documents = render("consumer.shutdownTimeout=100", "producer.shutdownTimeout=50")
     for kind, seconds in (("Deployment", 100), ("Job", 50)):
@@ -188,18 +254,22 @@ def test_secrets_are_mounted_and_never_in_the_environment() -> None:
         assert "KAFKA_SASL_PASSWORD" not in variables
 
 
-def test_users_may_do_what_their_worker_does_and_no_more() -> None:
-    rights = {
+def rights(*settings: str) -> dict[str, set[tuple[str, str, str]]]:
+    return {
         user["metadata"]["name"]: {
             (acl["resource"]["type"], acl["resource"]["name"], operation)
             for acl in user["spec"]["authorization"]["acls"]
             for operation in acl["operations"]
         }
-        for user in render()
+        for user in render(*settings)
         if user["kind"] == "KafkaUser"
     }
-    assert rights["producer"] == {("topic", "teste", "Describe"), ("topic", "teste", "Write")}
-    assert rights["consumer"] == {
+
+
+def test_users_may_do_what_their_worker_does_and_no_more() -> None:
+    shipped = rights()
+    assert shipped["producer"] == {("topic", "teste", "Describe"), ("topic", "teste", "Write")}
+    assert shipped["consumer"] == {
         ("topic", "teste", "Describe"),
         ("topic", "teste", "Read"),
         ("group", "kafka-workers", "Describe"),
@@ -207,6 +277,26 @@ def test_users_may_do_what_their_worker_does_and_no_more() -> None:
         ("topic", "teste.dlq", "Describe"),
         ("topic", "teste.dlq", "Write"),
     }
+    assert rights("strimzi.users.replay=true")["consumer"] - shipped["consumer"] == {
+        ("topic", "teste.dlq", "Read"),
+        ("topic", "teste", "Write"),
+        ("group", "kafka-workers-replay", "Describe"),
+        ("group", "kafka-workers-replay", "Read"),
+    }
+    invalid = rights(*SWITCHES["invalid lines"])
+    assert invalid["producer"] - shipped["producer"] == {
+        ("topic", "invalid", "Describe"),
+        ("topic", "invalid", "Write"),
+    }
+
+
+def test_every_topic_that_is_written_is_created_once() -> None:
+    def topics(*settings: str) -> list[str]:
+        return [each["spec"]["topicName"] for each in render(*settings) if each["kind"] == "KafkaTopic"]
+
+    assert topics() == ["teste", "teste.dlq"]
+    assert topics('producer.options={"on-invalid":"dead-letter"}') == ["teste", "teste.dlq"]
+    assert topics(*SWITCHES["invalid lines"]) == ["teste", "teste.dlq", "invalid"]
 
 
 def test_keda_never_asks_for_more_consumers_than_partitions() -> None:
@@ -220,12 +310,25 @@ def test_keda_never_asks_for_more_consumers_than_partitions() -> None:
     assert "replicas" not in one(documents, "Deployment")["spec"]
 
 
-def test_two_releases_with_other_names_share_nothing() -> None:
-    second = render('consumer.name="consumer-b"', 'producer.name="producer-b"', 'kafka.topic="other"')
-    first = {(each["kind"], each["metadata"]["name"]) for each in render()}
-    shared = first & {(each["kind"], each["metadata"]["name"]) for each in second}
-    # The same release name here, so the test's pod has the same name.
-    assert {kind for kind, _ in shared} <= {"Pod"}
+def test_a_second_release_as_the_readme_has_it_shares_nothing_with_the_first() -> None:
+    (words,) = re.findall(r"helm install second (.*?)\n\n", (CHART / "README.md").read_text(), re.DOTALL)
+    everything = (
+        "--set",
+        "consumer.keda.enabled=true,metrics.podMonitor.enabled=true,metrics.prometheusRule.enabled=true",
+    )
+    everything += ("--set", "metrics.dashboard.enabled=true,networkPolicy.enabled=true,kafka.properties.a=b")
+
+    def install(name: str, *options: str) -> list[dict[str, Any]]:
+        result = helm("template", name, *options, "--kube-version", "1.34.0", *everything)
+        assert result.returncode == 0, result.stderr
+        return [document for document in yaml.safe_load_all(result.stdout) if document]
+
+    first, second = install("workers", str(CHART)), install("second", *words.replace("\\\n", " ").split())
+    names = [{(each["kind"], each["metadata"]["name"]) for each in release} for release in (first, second)]
+    assert len(names[1]) >= 10
+    assert not names[0] & names[1]
+    groups = [environment(one(release, "Deployment"))["KAFKA_GROUP_ID"] for release in (first, second)]
+    assert groups[0] != groups[1]
 
 
 def test_a_network_policy_lets_through_brokers_dns_and_scrapes_only() -> None:

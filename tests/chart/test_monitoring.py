@@ -49,6 +49,25 @@ def test_every_alert_has_a_unit_test() -> None:
     assert {rule["alert"] for group in rules()["groups"] for rule in group["rules"]} == tested
 
 
+@pytest.mark.parametrize(
+    ("settings", "raised"),
+    [
+        ((), True),
+        (("consumer.replicas=0",), False),
+        (("consumer.keda.enabled=true",), True),
+        (("consumer.keda.enabled=true", "consumer.keda.minReplicas=0"), False),
+    ],
+)
+def test_no_consumer_is_no_alert_where_none_is_wanted(settings: tuple[str, ...], raised: bool) -> None:
+    rule = one(render("metrics.prometheusRule.enabled=true", *settings), "PrometheusRule")
+    assert ("KafkaNoConsumer" in [each["alert"] for each in rule["spec"]["groups"][0]["rules"]]) == raised
+
+
+def test_a_pod_that_has_finished_is_no_target_for_ever() -> None:
+    (endpoint,) = one(render("metrics.podMonitor.enabled=true"), "PodMonitor")["spec"]["podMetricsEndpoints"]
+    assert endpoint == {"port": "metrics", "interval": "15s"}
+
+
 def test_alerts_and_dashboard_ask_for_metrics_that_exist_by_labels_that_they_have() -> None:
     known = {definition.name: definition for definition in (*PRODUCER, *CONSUMER, *CLIENT)}
     expressions = [rule["expr"] for group in rules()["groups"] for rule in group["rules"]]

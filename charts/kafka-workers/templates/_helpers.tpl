@@ -29,8 +29,9 @@ app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 {{- end }}
 {{- end }}
 
+{{/* Where a worker's dead letters go: (dict "root" . "worker" .Values.consumer). */}}
 {{- define "kafka-workers.deadLetterTopic" -}}
-{{ index .Values.consumer.options "dead-letter-topic" | default (printf "%s.dlq" .Values.kafka.topic) }}
+{{- with index .worker.options "dead-letter-topic" }}{{ include "kafka-workers.text" . }}{{ else }}{{ .root.Values.kafka.topic }}.dlq{{ end -}}
 {{- end }}
 
 {{/*
@@ -42,7 +43,7 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 {{- if $values.strimzi.enabled -}}
 {{- $scram := eq $values.strimzi.authentication "scram-sha-512" -}}
 {{- dict
-    "servers" ($values.kafka.bootstrapServers | default (printf "%s-kafka-bootstrap:%v" $values.strimzi.cluster $values.strimzi.port))
+    "servers" ($values.kafka.bootstrapServers | default (printf "%s-kafka-bootstrap.%s.svc:%v" $values.strimzi.cluster .root.Release.Namespace $values.strimzi.port))
     "protocol" (ternary "sasl_ssl" "ssl" $scram)
     "ca" (printf "%s-cluster-ca-cert" $values.strimzi.cluster)
     "client" (ternary "" .worker.name $scram)
@@ -104,15 +105,15 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 {{- $connection := include "kafka-workers.connection" . | fromJson -}}
 {{- with $connection.ca }}
 - name: ca
-  secret: {secretName: {{ . }}, defaultMode: 0440, items: [{key: ca.crt, path: ca.crt}]}
+  secret: {secretName: {{ . | quote }}, defaultMode: 0440, items: [{key: ca.crt, path: ca.crt}]}
 {{- end }}
 {{- with $connection.client }}
 - name: user
-  secret: {secretName: {{ . }}, defaultMode: 0440, items: [{key: user.crt, path: user.crt}, {key: user.key, path: user.key}]}
+  secret: {secretName: {{ . | quote }}, defaultMode: 0440, items: [{key: user.crt, path: user.crt}, {key: user.key, path: user.key}]}
 {{- end }}
 {{- if and $connection.mechanism $connection.password }}
 - name: password
-  secret: {secretName: {{ $connection.password }}, defaultMode: 0440, items: [{key: password, path: password}]}
+  secret: {secretName: {{ $connection.password | quote }}, defaultMode: 0440, items: [{key: password, path: password}]}
 {{- end }}
 {{- if include "kafka-workers.properties" . }}
 - name: properties
@@ -159,8 +160,30 @@ securityContext:
   capabilities: {drop: [ALL]}
 {{- end }}
 
+{{/* All that the chart sets itself. The worker's options win over what follows from Strimzi. */}}
+{{- define "kafka-workers.workerEnvironment" -}}
+{{- $options := .worker.options }}
+{{- if .root.Values.strimzi.enabled }}
+{{- /* Topic, password and rights may come a while after the pod. */}}
+{{- $options = merge (dict) $options (dict "timeout" 120) }}
+{{- end }}
+{{- include "kafka-workers.environment" . }}
+{{- range $name, $value := .environment }}
+- {name: {{ $name }}, value: {{ include "kafka-workers.text" $value | quote }}}
+{{- end }}
+- {name: KAFKA_SHUTDOWN_TIMEOUT, value: {{ include "kafka-workers.text" .worker.shutdownTimeout | quote }}}
+{{- range $name, $value := $options }}
+- {name: KAFKA_{{ $name | upper | replace "-" "_" }}, value: {{ include "kafka-workers.text" $value | quote }}}
+{{- end }}
+{{- end }}
+
 {{/* The pod of a worker: (dict "root" . "component" "consumer" "command" "consume" "worker" .Values.consumer "environment" ENV). */}}
 {{- define "kafka-workers.pod" -}}
+{{- range $own := include "kafka-workers.workerEnvironment" . | fromYamlArray }}
+{{- range $.worker.env }}
+{{- if eq .name $own.name }}{{ fail (printf "%s.env: %s is set by the chart; use the value that makes it" $.component .name) }}{{ end }}
+{{- end }}
+{{- end }}
 metadata:
   labels:
     {{- include "kafka-workers.selector" . | nindent 4 }}
@@ -176,12 +199,12 @@ metadata:
     {{- toYaml . | nindent 4 }}
     {{- end }}
 spec:
-  serviceAccountName: {{ .worker.name }}
+  serviceAccountName: {{ .worker.name | quote }}
   {{- include "kafka-workers.podSecurity" . | nindent 2 }}
   # The worker's own bound comes first, so that it is never killed in the middle.
   terminationGracePeriodSeconds: {{ add .worker.shutdownTimeout 10 }}
   {{- with .worker.priorityClassName }}
-  priorityClassName: {{ . }}
+  priorityClassName: {{ . | quote }}
   {{- end }}
   {{- with .worker.nodeSelector }}
   nodeSelector: {{- toYaml . | nindent 4 }}
@@ -208,14 +231,7 @@ spec:
       {{- include "kafka-workers.containerSecurity" . | nindent 6 }}
       args: [{{ .command }}]
       env:
-        {{- include "kafka-workers.environment" . | nindent 8 }}
-        {{- range $name, $value := .environment }}
-        - {name: {{ $name }}, value: {{ $value | quote }}}
-        {{- end }}
-        - {name: KAFKA_SHUTDOWN_TIMEOUT, value: {{ .worker.shutdownTimeout | quote }}}
-        {{- range $name, $value := .worker.options }}
-        - {name: KAFKA_{{ $name | upper | replace "-" "_" }}, value: {{ include "kafka-workers.text" $value | quote }}}
-        {{- end }}
+        {{- include "kafka-workers.workerEnvironment" . | nindent 8 }}
         {{- with .worker.env }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
