@@ -312,11 +312,9 @@ def test_keda_never_asks_for_more_consumers_than_partitions() -> None:
 
 def test_a_second_release_as_the_readme_has_it_shares_nothing_with_the_first() -> None:
     (words,) = re.findall(r"helm install second (.*?)\n\n", (CHART / "README.md").read_text(), re.DOTALL)
-    everything = (
-        "--set",
-        "consumer.keda.enabled=true,metrics.podMonitor.enabled=true,metrics.prometheusRule.enabled=true",
-    )
-    everything += ("--set", "metrics.dashboard.enabled=true,networkPolicy.enabled=true,kafka.properties.a=b")
+    switches = "consumer.keda metrics.podMonitor metrics.prometheusRule metrics.dashboard networkPolicy"
+    everything = [word for switch in switches.split() for word in ("--set", f"{switch}.enabled=true")]
+    everything += ["--set", "kafka.properties.a=b"]
 
     def install(name: str, *options: str) -> list[dict[str, Any]]:
         result = helm("template", name, *options, "--kube-version", "1.34.0", *everything)
