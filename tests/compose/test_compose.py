@@ -172,7 +172,7 @@ def test_prometheus_finds_every_replica(stack: Stack, monitoring: list[str]) -> 
         stack.compose(*monitoring, "up", "--wait", "prometheus")
         eventually(lambda: up() == {"consumer": 4, "producer": 1}, "five targets are up")
     finally:
-        stack.compose(*monitoring, "rm", "--stop", "--force", "prometheus")
+        stack.compose(*monitoring, "rm", "--stop", "--force", "--volumes", "prometheus")
         stack.up("--scale", f"consumer={BASE_REPLICAS}")
 
 
@@ -193,6 +193,8 @@ def test_stopping_ends_every_worker_with_0_and_up_goes_on_from_there(stack: Stac
 
 def test_new_containers_go_on_with_the_old_volumes(stack: Stack) -> None:
     before = committed(stack)
+    # The volumes that `rm` takes along are those without a name, which nobody would find later.
+    stack.compose("rm", "--stop", "--force", "--volumes")
     stack.compose("down")
     assert stack.containers() == []
     stack.up()
