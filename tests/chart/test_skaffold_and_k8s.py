@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.chart.rendering import CHART, REPOSITORY, helm, one
@@ -23,34 +24,82 @@ def test_the_kafka_cluster_is_what_strimzi_takes() -> None:
         check(document)
 
 
-def test_skaffold_takes_its_configuration() -> None:
+def with_profile(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The configuration with the JSON patches of a profile done, as `skaffold -p` does them."""
+    changed: dict[str, Any] = json.loads(json.dumps(config))
+    for profile in changed.pop("profiles", []):
+        for patch in profile["patches"] if profile["name"] == name else []:
+            *parents, last = patch["path"].strip("/").split("/")
+            place: Any = changed
+            for each in parents:
+                place = place[int(each)] if isinstance(place, list) else place[each]
+            if patch["op"] == "remove":
+                del place[last]
+            else:
+                place[last] = patch["value"]
+    return changed
+
+
+PROFILES = ["", "existing", "plain"]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_skaffold_takes_its_configuration(profile: str) -> None:
     for document in documents("skaffold.yaml"):
         check_skaffold(document)
+        check_skaffold(with_profile(document, profile))
 
 
-def test_skaffold_deploys_the_operator_then_kafka_then_the_workers() -> None:
+@pytest.mark.parametrize("profile", PROFILES)
+def test_skaffold_deploys_the_operator_then_kafka_then_the_workers(profile: str) -> None:
+    """It goes through the configurations of a file in their order."""
+    configs = [with_profile(each, profile) for each in documents("skaffold.yaml")]
+    deployed = [each["metadata"]["name"] for each in configs if each.get("deploy")]
+    assert deployed == (["workers"] if profile else ["operator", "kafka", "workers"])
+
+
+def test_the_fast_loop_deploys_and_deletes_the_workers_only() -> None:
+    """`-m workers` takes with it all that it requires."""
     configs = documents("skaffold.yaml")
-    assert [each["metadata"]["name"] for each in configs] == ["operator", "kafka", "workers"]
-    assert [each.get("requires") for each in configs] == [None, [{"configs": ["operator"]}], [{"configs": ["kafka"]}]]
+    assert [each.get("requires") for each in configs] == [None, [{"configs": ["operator"]}], None]
 
 
-def test_every_path_and_value_that_skaffold_names_is_there() -> None:
-    _, kafka, workers = documents("skaffold.yaml")
-    for path in [*kafka["manifests"]["rawYaml"], workers["build"]["artifacts"][0]["docker"]["dockerfile"]]:
+def test_kafka_is_waited_for_in_the_cluster_that_skaffold_deploys_to() -> None:
+    _, kafka, _ = documents("skaffold.yaml")
+    (hook,) = kafka["deploy"]["kubectl"]["hooks"]["after"]
+    shell, _, command = hook["host"]["command"]
+    assert shell == "sh"
+    assert 'kubectl --context "$SKAFFOLD_KUBE_CONTEXT" wait kafka/events' in command
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("program", ["helm", "helm4"])
+def test_every_path_and_value_that_skaffold_names_is_there(profile: str, program: str) -> None:
+    _, kafka, workers = (with_profile(each, profile) for each in documents("skaffold.yaml"))
+    for path in [*kafka["manifests"].get("rawYaml", []), workers["build"]["artifacts"][0]["docker"]["dockerfile"]]:
         assert (REPOSITORY / path).exists(), path
     (release,) = workers["deploy"]["helm"]["releases"]
     assert REPOSITORY / release["chartPath"] == CHART
+    # What Go's templates make of these, with Sprig's functions.
+    templates = {
+        "{{.IMAGE_FULLY_QUALIFIED_kafka_workers}}": "kafka-workers:built",
+        '{{.KAFKA_BOOTSTRAP_SERVERS | replace "," "\\,"}}': "a:9092\\,b:9092",
+    }
+    values = {name: json.dumps(value) for name, value in release.get("setValues", {}).items()}
+    values |= {name: templates[value] for name, value in release["setValueTemplates"].items()}
+    options = [word for path in release["valuesFiles"] for word in ("--values", path)]
+    options += [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
     # The chart's schema refuses what it does not know.
-    files = [word for path in release["valuesFiles"] for word in ("--values", path)]
-    for profile in ({}, {"strimzi.enabled": False, "kafka.bootstrapServers": "kafka:9092"}):
-        settings = {**profile, **dict.fromkeys(release["setValueTemplates"], "kafka-workers:built")}
-        options = [word for name, value in settings.items() for word in ("--set-json", f"{name}={json.dumps(value)}")]
-        result = helm("template", release["name"], release["chartPath"], "--kube-version", "1.34.0", *files, *options)
-        assert result.returncode == 0, result.stderr
-        job = one([each for each in yaml.safe_load_all(result.stdout) if each], "Job")
-        container = job["spec"]["template"]["spec"]["containers"][0]
-        assert container["image"] == "kafka-workers:built"
-        assert {each["name"] for each in container["env"]} & {"KAFKA_COUNT", "KAFKA_FOREVER"} == {"KAFKA_FOREVER"}
+    result = helm("template", release["name"], str(CHART), "--kube-version", "1.34.0", *options, program=program)
+    assert result.returncode == 0, result.stderr
+    rendered = [each for each in yaml.safe_load_all(result.stdout) if each]
+    assert (profile != "plain") == any(each["kind"] == "KafkaTopic" for each in rendered)
+    container = one(rendered, "Job")["spec"]["template"]["spec"]["containers"][0]
+    environment = {each["name"]: each["value"] for each in container["env"]}
+    assert container["image"] == "kafka-workers:built"
+    assert environment.keys() & {"KAFKA_COUNT", "KAFKA_FOREVER"} == {"KAFKA_FOREVER"}
+    servers = "a:9092,b:9092" if profile == "plain" else "events-kafka-bootstrap.default.svc:9093"
+    assert environment["KAFKA_BOOTSTRAP_SERVERS"] == servers
 
 
 def test_the_workers_look_for_the_cluster_that_is_there() -> None:
