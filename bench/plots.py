@@ -107,7 +107,7 @@ def _fetch(axis: Any, section: Section) -> None:
     axis.plot(backoffs, [row["CPU us/message"] for row in rows], "o-", color=OURS, label="CPU")
     axis.set(title="fetch.queue.backoff.ms: CPU and throughput", xlabel="fetch.queue.backoff.ms (10 is shipped)",
              ylabel="CPU us for a message")  # fmt: skip
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.25 * max(row["CPU us/message"] for row in rows))
     _second(axis, backoffs, rows, "messages/s")
 
 
