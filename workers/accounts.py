@@ -95,6 +95,7 @@ class RunReport:
     missing: int = 0
     lost: int = 0
     failed: int = 0
+    failed_present: int = 0
     unknown: int = 0
     unknown_present: int = 0
     duplicated: int = 0
@@ -142,6 +143,7 @@ class Observations:
         report.present += seen.present
         report.lost += len(lost)
         report.failed += len(expected.failed)
+        report.failed_present += sum(sequence in seen for sequence in expected.failed)
         report.unknown += len(expected.unknown)
         report.unknown_present += sum(sequence in seen for sequence in expected.unknown)
         report.duplicated += seen.duplicated

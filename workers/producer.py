@@ -10,13 +10,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TypeAlias
 
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from workers.client import Events, make, wait_for_topics
 from workers.config import ClientConfig
+from workers.deadletters import ERROR_MESSAGE
 from workers.latency import Latencies
 from workers.ledger import StreamSent
 from workers.lifecycle import Shutdown, WorkerError, bounded
@@ -24,6 +25,9 @@ from workers.messages import stamp_of
 from workers.sources import BATCH_MESSAGES, Batch, Delivery, Record, Source
 
 log = logging.getLogger(__name__)
+
+# A delivery report: None and the message that was acknowledged, or the error and the message that was not.
+Report: TypeAlias = Callable[[KafkaError | None, Message], None]
 
 # Messages and bytes that may wait for their acknowledgement.
 MAX_QUEUE_MESSAGES = 100_000
@@ -36,11 +40,11 @@ STALL_S = 60.0
 # With --rate, messages are let go at this interval.
 TICK_S = 0.001
 
-# Errors after which a message is certainly not in the log. After any other it may be: librdkafka may have sent it
-# and lost the answer (INTRODUCTION.md of librdkafka, "Message reliability"; RD_KAFKA_MSG_STATUS_POSSIBLY_PERSISTED).
+# Errors after which a message is not in the log. After any other it may be: librdkafka may have sent it and lost the
+# answer (INTRODUCTION.md of librdkafka, "Message reliability"; RD_KAFKA_MSG_STATUS_POSSIBLY_PERSISTED). So _PURGE_QUEUE
+# is not among them: what waits for its second attempt is purged with it.
 NOT_WRITTEN = frozenset(
     {
-        KafkaError._PURGE_QUEUE,
         KafkaError._QUEUE_FULL,
         KafkaError._INVALID_ARG,
         KafkaError._UNKNOWN_TOPIC,
@@ -136,7 +140,7 @@ class Producer:
         *,
         rate: float | None = None,
         dead_letter_topic: str | None = None,
-        report: Callable[[KafkaError | None, Message], None] | None = None,
+        report: Report | None = None,
     ) -> None:
         self.events = Events()
         self.deliveries = Deliveries(topic)
@@ -217,8 +221,9 @@ class Producer:
     def _send(self, batch: Batch) -> None:
         self._account_for(batch)
         if not self._wait_for_room(batch):
-            # Asked to stop, and no room came up: these were never handed to the client.
-            self._refuse(batch.records)
+            # No room came up before the end: these were never handed to the client.
+            for record in batch.records:
+                self._report(KafkaError(KafkaError._QUEUE_FULL), record)
         elif batch.plain:
             self._send_plain(batch)
         else:
@@ -226,18 +231,20 @@ class Producer:
                 self._send_one(record)
 
     def _account_for(self, batch: Batch) -> None:
-        self.deliveries.enqueued += len(batch.records)
+        invalid = 0 if batch.plain else sum("invalid" in record for record in batch.records)
+        self.dead_letters.enqueued += invalid
+        self.deliveries.enqueued += len(batch.records) - invalid
         if batch.stream is not None:
-            self.deliveries.streams.setdefault(batch.stream, StreamSent()).sent += len(batch.records)
+            self.deliveries.streams.setdefault(batch.stream, StreamSent()).sent += len(batch.records) - invalid
 
     def _wait_for_room(self, batch: Batch) -> bool:
-        """Blocks while the queue is full. Returns False when the time to stop ran out first."""
+        """Blocks while the queue is full. Returns False when the time to stop ran out first, or the client gave up."""
         limit = min(MAX_QUEUE_MESSAGES, max(1, MAX_QUEUE_BYTES // max(1, batch.largest_bytes)))
         waiting = self._outstanding() - len(batch.records)
         if waiting > 0 and waiting + len(batch.records) > limit:
             self.buffer_full += 1
             while self._outstanding() > max(limit, len(batch.records)):
-                self._poll(POLL_S)
+                self._hear(POLL_S)
                 if self._shutdown.remaining_s() == 0 or self.events.fatal:
                     return False
         return True
@@ -255,21 +262,13 @@ class Producer:
                     self._report(record["_error"], record)
 
     def _send_one(self, record: Record) -> None:
+        topic, on_delivery = self._route(record)
         headers = record.get("headers", [])
-        deliveries = self.deliveries
-        on_delivery: Callable[[KafkaError | None, Message], None] = self._on_delivery
         if "invalid" in record:
-            # It goes to another topic, so the account of the main one must not wait for it.
-            deliveries.enqueued -= 1
-            deliveries = self.dead_letters
-            deliveries.enqueued += 1
-            on_delivery = deliveries.on_delivery
-            headers = [*headers, ("kafka-workers.error-message", record["invalid"].encode())]
-        if "on_delivery" in record:
-            on_delivery = partial(self._tell_source, on_delivery, record["on_delivery"])
+            headers = [*headers, (ERROR_MESSAGE, record["invalid"].encode())]
         try:
             self._client.produce(
-                deliveries.topic,
+                topic,
                 record["value"],
                 record["key"],
                 partition=record.get("partition", -1),
@@ -278,18 +277,32 @@ class Producer:
                 on_delivery=on_delivery,
             )
         except (KafkaException, BufferError) as error:
-            reason = error.args[0] if isinstance(error, KafkaException) else KafkaError(KafkaError._QUEUE_FULL)
-            on_delivery(reason, _message(deliveries.topic, record))
+            self._report(
+                error.args[0] if isinstance(error, KafkaException) else KafkaError(KafkaError._QUEUE_FULL), record
+            )
 
-    def _refuse(self, records: list[Record]) -> None:
-        for record in records:
-            self._report(KafkaError(KafkaError._PURGE_QUEUE), record)
+    def _route(self, record: Record) -> tuple[str, Report]:
+        """The topic that a record goes to, and who hears what became of it."""
+        report: Report = self._on_delivery
+        topic = self.deliveries.topic
+        if "invalid" in record:
+            topic, report = self.dead_letters.topic, self.dead_letters.on_delivery
+        if "on_delivery" in record:
+            report = partial(self._tell_source, report, record["on_delivery"])
+        return topic, report
 
     def _report(self, error: KafkaError, record: Record) -> None:
         """The delivery report of a message that the client never took."""
-        self._on_delivery(error, _message(self.deliveries.topic, record))
+        topic, report = self._route(record)
+        message = Message(topic=topic, value=record["value"], key=record.get("key"), headers=record.get("headers"))
+        report(error, message)
 
     def _poll(self, timeout_s: float) -> None:
+        self._hear(timeout_s)
+        self.events.check()
+
+    def _hear(self, timeout_s: float) -> None:
+        """Serves the callbacks: delivery reports, statistics, errors."""
         self.turned_at = time.monotonic()
         before = self.deliveries.acknowledged
         self._client.poll(timeout_s)
@@ -298,11 +311,10 @@ class Producer:
         statistics = self.events.statistics
         if statistics is not None:
             self._partitions = statistics.topic_partitions.get(self.deliveries.topic, 0) or self._partitions
-        self.events.check()
 
     def _tell_source(
         self,
-        account: Callable[[KafkaError | None, Message], None],
+        account: Report,
         tell: Callable[[Delivery], None],
         error: KafkaError | None,
         message: Message,
@@ -329,7 +341,7 @@ class Producer:
 
 def _both(
     deliveries: Deliveries,
-    report: Callable[[KafkaError | None, Message], None],
+    report: Report,
     error: KafkaError | None,
     message: Message,
 ) -> None:
@@ -342,7 +354,3 @@ def outcome_of(error: KafkaError | None) -> str:
     if error is None:
         return "success"
     return "failure" if error.code() in NOT_WRITTEN else "unknown"
-
-
-def _message(topic: str, record: dict[str, Any]) -> Message:
-    return Message(topic=topic, value=record["value"], key=record.get("key"), headers=record.get("headers"))

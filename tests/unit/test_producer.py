@@ -1,9 +1,18 @@
 """The accounts of deliveries."""
 
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
 from confluent_kafka import KafkaError, Message
 
+from tests.processes import eventually
+from workers.config import PRODUCER_DEFAULTS, ClientConfig, Rank, Setting
+from workers.lifecycle import Shutdown, WorkerError
 from workers.messages import encode, stream_of
-from workers.producer import Deliveries
+from workers.producer import Deliveries, Producer
+from workers.sources import Delivery, ThreadedSource
 
 
 def test_a_stamped_message_of_another_run_that_fails_is_counted() -> None:
@@ -14,3 +23,33 @@ def test_a_stamped_message_of_another_run_that_fails_is_counted() -> None:
     )
 
     assert (deliveries.unknown, deliveries.outstanding, deliveries.streams) == (1, 0, {})
+
+
+def test_a_client_that_gives_up_leaves_no_message_without_an_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("workers.producer.MAX_QUEUE_MESSAGES", 3000)
+    servers = Setting("bootstrap.servers", "127.0.0.1:1", Rank.COMMAND_LINE, "")
+    quiet = Setting("log_level", "0", Rank.COMMAND_LINE, "")
+    producer = Producer(ClientConfig(PRODUCER_DEFAULTS, [servers, quiet]), "orders", Shutdown(1))
+
+    def give_up() -> None:
+        eventually(lambda: producer.buffer_full, "the queue is full")
+        producer.events.fatal = WorkerError("fatal")
+
+    def tell(delivery: Delivery) -> None:
+        told.append(delivery.outcome)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for _ in range(10_000):
+            yield {"value": b"x", "key": None, "on_delivery": tell}
+
+    watcher = threading.Thread(target=give_up)
+    watcher.start()
+    with pytest.raises(WorkerError, match="fatal"):
+        producer.run(ThreadedSource(rows()))
+    watcher.join()
+
+    deliveries = producer.deliveries
+    assert deliveries.enqueued == deliveries.failed + deliveries.unknown == len(told)
+    # What was never handed to the client is not in the log; what was may be, for all that is known.
+    assert deliveries.errors["_QUEUE_FULL"] == deliveries.failed > 0

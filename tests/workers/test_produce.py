@@ -123,6 +123,20 @@ def test_a_broken_line_can_go_to_the_dead_letter_topic(
     assert read_all(bootstrap_servers, f"{topic}.dlq", 1) == [(None, b"not json")]
 
 
+def test_an_invalid_line_takes_no_stamp_so_that_nothing_is_missing(
+    processes: Processes, topics: Topics, tmp_path: Path
+) -> None:
+    topic = topics.create()
+    topics.create_named(f"{topic}.dlq")
+    options = ["--input", "-", "--key-field", "id", "--on-invalid", "dead-letter", "--stamp", "--summary", "json"]
+    result = processes.run("produce", "--topic", topic, *options, stdin=b'{"id": 1}\nnot json\n{"id": 3}\n')
+    path = processes.write("account.json", result.stdout)
+    verified = processes.run("verify", "--topic", topic, "--account", str(path), "--json")
+
+    assert verified.returncode == 0, verified.stderr
+    assert (json.loads(verified.stdout)["sent"], json.loads(verified.stdout)["missing"]) == (2, 0)
+
+
 def test_a_message_that_brokers_refuse_fails_and_the_others_arrive(
     processes: Processes, topic: str, bootstrap_servers: str
 ) -> None:

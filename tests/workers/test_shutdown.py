@@ -9,6 +9,8 @@ import pytest
 
 from tests.processes import Process, Processes, eventually
 from workers.cluster import Cluster
+from workers.producer import MAX_QUEUE_MESSAGES
+from workers.sources import BATCH_MESSAGES
 
 BOUND_S = 3.0
 # On top of the bound: closing the client is given a second or two, and the machine may be busy.
@@ -44,15 +46,34 @@ def test_a_producer_with_a_full_queue_stops_in_time_and_every_message_has_an_out
     producer = processes.start("produce", "--topic", topic, *_bounded("--forever", "--summary", "json"))
     eventually(lambda: (producer.metric("kafka_producer_deliveries_total", outcome="success") or 0) > 0, "deliveries")
     _signal(away, signal.SIGSTOP)
-    before = producer.metric("kafka_producer_buffer_full_total") or 0
-    eventually(
-        lambda: (producer.metric("kafka_producer_buffer_full_total") or 0) == before + 1, "the queue is full for good"
-    )
+    full = MAX_QUEUE_MESSAGES - BATCH_MESSAGES
+    eventually(lambda: (producer.metric("kafka_producer_queue_messages") or 0) > full, "the queue is full for good")
 
     assert _stop(producer) == 1
     account = json.loads(producer.stdout)
     assert account["unknown"] + account["failed"] > 0
     assert account["sent"] == account["acknowledged"] + account["failed"] + account["unknown"]
+
+
+def test_what_waits_for_its_second_attempt_when_time_is_up_is_unknown(
+    processes: Processes, topic: str, away: Cluster
+) -> None:
+    options = _bounded("--forever", "--rate", "500", "--summary", "json", "--property", "socket.timeout.ms=1000")
+    producer = processes.start("produce", "--topic", topic, *options)
+    eventually(lambda: (producer.metric("kafka_producer_deliveries_total", outcome="success") or 0) > 0, "deliveries")
+    _signal(away, signal.SIGSTOP)
+    producer.says("Timed out ProduceRequest")  # so the first attempt is over, and may have been written
+
+    assert _stop(producer) == 1
+    _signal(away, signal.SIGCONT)
+    account = json.loads(producer.stdout)
+    assert account["unknown"] > 0
+    path = processes.write("account.json", producer.stdout)
+    result = processes.run("verify", "--topic", topic, "--account", str(path), "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert (report["lost"], report["failed_present"]) == (0, 0)
+    assert report["unknown_present"] > 0
 
 
 def test_a_consumer_stops_in_time_while_the_brokers_are_away(
