@@ -20,6 +20,7 @@ from click.core import ParameterSource
 from workers import config as configuration
 from workers.config import ClientConfig, ConfigError, Default, Rank, Setting
 from workers.lifecycle import LEFT_BEHIND, ExitCode, Shutdown, WorkerError, set_up_logging
+from workers.sources import DEFAULT_COUNT, DEFAULT_SIZE
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 DEFAULT_METRICS_PORT = 8000
-DEFAULT_COUNT = 100
-DEFAULT_SIZE = 100
 
 
 class Option(click.Option):
@@ -316,7 +315,12 @@ def produce(**_options: object) -> None:
     "--retry-backoff-max", type=POSITIVE_NUMBER, default=30.0, show_default=True, help="Seconds between calls at most."
 )
 @option("--dead-letter-topic", help="Where messages go that the handler never takes.  [default: TOPIC.dlq]")
-@option("--from-beginning", is_flag=True, help="Begin at the oldest message where the group has committed nothing.")
+@option(
+    "--from-beginning/--from-end",
+    default=True,
+    show_default=True,
+    help="Where the group has committed nothing: begin at the oldest message, or at what comes next.",
+)
 @option("--max-messages", type=POSITIVE, help="Stop after so many messages.")
 @option("--idle-timeout", type=POSITIVE_NUMBER, help="Stop when none came for so many seconds.")
 @option(
@@ -371,13 +375,6 @@ def verify(**_options: object) -> None:
 @option("--group-id", default="kafka-workers-replay", show_default=True, help="Group that remembers what was replayed.")
 @option("--max-messages", type=POSITIVE, help="Stop after so many messages.")
 @option(
-    "--idle-timeout",
-    type=POSITIVE_NUMBER,
-    default=5.0,
-    show_default=True,
-    help="Stop when none came for so many seconds.",
-)
-@option(
     "--shutdown-timeout",
     type=SECONDS,
     default=25.0,
@@ -386,7 +383,7 @@ def verify(**_options: object) -> None:
 )
 @connection_options
 def replay(**_options: object) -> None:
-    """Send dead letters back to the topics they came from, those first that no earlier replay has sent."""
+    """Send the dead letters that are there back to the topics they came from, if no earlier replay has sent them."""
     from workers import commands
 
     commands.replay(Context())

@@ -17,6 +17,7 @@ from confluent_kafka import KafkaError, Message
 from confluent_kafka.admin import AdminClient
 
 from workers import groups
+from workers import replay as letters
 from workers import verify as verification
 from workers.accounts import as_text, read_accounts, summarize
 from workers.client import Events, make, wait_for_topics
@@ -32,24 +33,30 @@ from workers.config import (
     read_text,
 )
 from workers.consumer import Consumer, ErrorPolicy
-from workers.deadletters import DeadLetters
+from workers.deadletters import ORIGINAL_TOPIC, DeadLetters
 from workers.handlers import load_handler, printer
 from workers.lifecycle import ExitCode, Shutdown, WorkerError, settle_memory
 from workers.loading import load
 from workers.messages import check_run, new_run, stream_of
 from workers.metrics import ConsumerCollector, ProducerCollector
 from workers.producer import Producer, outcome_of
-from workers.replay import replayer
-from workers.sources import LineFormat, Source, SourceError, StampedSource, ThreadedSource, call_source, read_file
+from workers.sources import (
+    DEFAULT_COUNT,
+    DEFAULT_SIZE,
+    LineFormat,
+    Source,
+    SourceError,
+    StampedSource,
+    ThreadedSource,
+    call_source,
+    read_file,
+)
 
 if TYPE_CHECKING:
     from workers.cli import Context
     from workers.server import Server
 
 log = logging.getLogger("workers")
-
-DEFAULT_COUNT = 100
-DEFAULT_SIZE = 100
 
 
 def produce(context: "Context") -> None:
@@ -88,9 +95,10 @@ def produce(context: "Context") -> None:
     producer.close()
     if trouble is not None:
         raise trouble
-    undelivered = producer.deliveries.failed + producer.deliveries.unknown + producer.dead_letters.failed
-    if undelivered + producer.dead_letters.unknown:
-        raise WorkerError(f"{undelivered} of {producer.deliveries.enqueued} messages were not acknowledged")
+    accounts = (producer.deliveries, producer.dead_letters)
+    undelivered = sum(each.failed + each.unknown for each in accounts)
+    if undelivered:
+        raise WorkerError(f"{undelivered} of {sum(each.enqueued for each in accounts)} messages were not acknowledged")
 
 
 def _check_combinations(context: "Context") -> None:
@@ -233,39 +241,34 @@ def consume(context: "Context") -> None:
             consumer.run()
         finally:
             _show_consumed(consumer, values["summary"])
-    if not consumer.left_cleanly:
-        raise WorkerError("the group was not left in time; what was not committed is redelivered")
+    if consumer.trouble is not None:
+        raise WorkerError(consumer.trouble)
 
 
 def replay(context: "Context") -> None:
     """Replays a dead-letter topic; raises WorkerError when a letter cannot be sent, which then stays to be replayed."""
     values = context.values
     name = "group_id"
-    settings = [
-        Setting("group.id", values[name], context.rank(name), context.origin(name)),
-        Setting("auto.offset.reset", "earliest", Rank.DEFAULT, "default: every letter that was not replayed yet"),
-    ]
-    config = context.client_config((*CONSUMER_DEFAULTS, *CLASSIC_DEFAULTS), settings)
-    producer_config = context.client_config(PRODUCER_DEFAULTS)
+    group = Setting("group.id", values[name], context.rank(name), context.origin(name))
+    config = context.client_config(CONSUMER_DEFAULTS, [group])
     context.show_config(config)
     context.set_up_logging()
     shutdown = Shutdown(values["shutdown_timeout"])
     shutdown.install()
-    consumer = Consumer(
+    done = letters.replay(
         config,
-        [values["topic"]],
-        replayer(producer_config),
+        context.client_config(PRODUCER_DEFAULTS),
+        values["topic"],
         shutdown,
-        policy=ErrorPolicy("stop", max_attempts=3),
-        dead_letters=DeadLetters(producer_config, None, config.get("group.id")),
-        max_messages=values["max_messages"],
-        idle_timeout_s=values["idle_timeout"],
+        timeout_s=values["timeout"],
+        limit=values["max_messages"],
     )
-    consumer.start(values["timeout"])
-    try:
-        consumer.run()
-    finally:
-        click.echo(f"{consumer.handled} dead letters replayed from {values['topic']}")
+    click.echo(f"{done.sent} dead letters replayed from {values['topic']}")
+    if done.without_origin:
+        raise WorkerError(
+            f"{done.without_origin} messages of {values['topic']} do not say which topic they came from (header "
+            f"{ORIGINAL_TOPIC}); they were passed over"
+        )
 
 
 def _consumer_config(context: "Context") -> ClientConfig:
@@ -274,9 +277,10 @@ def _consumer_config(context: "Context") -> ClientConfig:
         Setting(key, values[name], context.rank(name), context.origin(name))
         for name, key in (("group_id", "group.id"), ("group_protocol", "group.protocol"))
     ]
-    if values["from_beginning"]:
-        name = "from_beginning"
-        settings.append(Setting("auto.offset.reset", "earliest", context.rank(name), context.origin(name)))
+    name = "from_beginning"
+    if context.given(name):
+        reset = "earliest" if values[name] else "latest"
+        settings.append(Setting("auto.offset.reset", reset, context.rank(name), context.origin(name)))
     config = context.client_config(CONSUMER_DEFAULTS, settings)
     if config.get("group.protocol") == "classic":
         return context.client_config((*CONSUMER_DEFAULTS, *CLASSIC_DEFAULTS), settings)

@@ -79,7 +79,7 @@ CONSUMER_DEFAULTS = (
     Default("enable.auto.offset.store", "false", "an offset is stored after its message was handled"),
     Default("enable.auto.commit", "true", "stored offsets are committed on a timer, without a call for each batch"),
     Default("auto.commit.interval.ms", "1000", "a crash redelivers at most a second of messages"),
-    Default("auto.offset.reset", "latest", "as Kafka; --from-beginning says earliest"),
+    Default("auto.offset.reset", "earliest", "what came before the first commit is not skipped"),
     Default("fetch.queue.backoff.ms", "10", "librdkafka's 1000 throttles a fast consumer ten times"),
     Default("queued.max.messages.kbytes", "16384", "bounds the memory of a consumer with a backlog"),
     Default("allow.auto.create.topics", "false", "a misspelt topic is an error, not a new topic"),

@@ -27,6 +27,8 @@ from workers.handling import HandlerThread, Job
 from workers.latency import Latencies
 from workers.ledger import OrderCounts, OrderLedger
 from workers.lifecycle import Shutdown, WorkerError, bounded
+from workers.messages import raw_stamp_of
+from workers.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,8 @@ SLICE_S = 0.5
 PAUSE_AFTER_S = 10.0
 # How long a rebalance waits for the message at hand; then it is redelivered to the next owner.
 REVOKE_WAIT_S = 10.0
+# How long a stop waits for dead letters that are under way.
+LETTERS_TIMEOUT_S = 5.0
 # librdkafka learns the end of a partition from fetching it, so that of a paused one is asked for.
 PAUSED_LAG_INTERVAL_S = 5.0
 # Committed offsets are asked for when partitions are assigned; without an answer librdkafka asks again by itself.
@@ -156,7 +160,7 @@ class Consumer:
         self.rebalances = {"assign": 0, "revoke": 0, "lost": 0}
         self.commits = {"success": 0, "failure": 0}
         self.handled = 0
-        self.left_cleanly = True
+        self.trouble: str | None = None
         self._config = config
         self._handler = HandlerThread(lifespan)
         self._shutdown = shutdown
@@ -166,7 +170,8 @@ class Consumer:
         self._idle_timeout_s = idle_timeout_s
         self._stall_timeout_s = stall_timeout_s
         self._joined = False
-        self._jobs: list[Job] = []
+        self._jobs: list[Job[Partition]] = []
+        self._noted: Statistics | None = None
         self._turned_at = self._last_message_at = time.monotonic()
         self._paused_lag_at = 0.0
         self._broker_assigns = config.get("group.protocol") == "consumer"
@@ -180,7 +185,7 @@ class Consumer:
         wait_for_topics(
             self._client, list(self.topics), self._config, self.events, timeout_s=timeout_s, shutdown=self._shutdown
         )
-        self._handler.start()
+        self._handler.start(self._shutdown)
 
     def run(self) -> None:
         """Handles messages until a stop is asked for or the limits are reached; raises WorkerError when it cannot
@@ -236,13 +241,9 @@ class Consumer:
         known = statistics.partitions if statistics is not None else {}
         lags = []
         for key, partition in list(self.partitions.items()):
-            seen = known.get(key)
-            if seen is not None and seen.end_offset >= 0 and not partition.paused:
-                # Kept for the time when the leader is away: then there are no statistics, and the lag must not vanish.
-                partition.end_offset = seen.end_offset
             handled = partition.next_offset
             if handled is None:
-                handled = seen.fetch_offset if seen is not None else -1
+                handled = known[key].fetch_offset if key in known else -1
             if partition.end_offset < 0 or handled < 0:
                 continue
             messages = max(0, partition.end_offset - handled)
@@ -337,10 +338,10 @@ class Consumer:
         for job in done:
             self._account(job)
         for job in done:
-            if job.error is not None and isinstance(job.partition, Partition) and job.partition.owned:
+            if job.error is not None and job.partition.owned:
                 self._on_failure(job.partition, job.error, len(job.messages))
 
-    def _next_jobs(self) -> list[Job]:
+    def _next_jobs(self) -> list[Job[Partition]]:
         jobs = []
         room = self._max_messages - self.handled if self._max_messages is not None else None
         for partition in sorted(self.partitions.values(), key=attrgetter("progress_at")):
@@ -366,18 +367,22 @@ class Consumer:
             self._take([message])
         for job in self._jobs:
             self._account(job)
-        self._dead_letters.poll()
         self.events.check()
+        self._look_after_letters()
+        self._refresh_paused_ends()
         if self._shutdown.requested:
             self._handler.interrupt()
             if self._shutdown.remaining_s() == 0:
                 raise WorkerError("the handler did not finish its message in time; it will be redelivered")
 
-    def _account(self, job: Job) -> None:
-        """Books what a job has handled since the last time: ledger, counters, stored offset."""
+    def _account(self, job: Job[Partition], *, revoked: bool = False) -> None:
+        """Books what a job has handled since the last time: ledger, counters, stored offset.
+
+        What is done for a partition that was taken away counts only while it is being revoked.
+        """
         partition = job.partition
         handled = job.handled
-        if handled == job.accounted or not isinstance(partition, Partition) or not partition.owned:
+        if handled == job.accounted or not (partition.owned or revoked):
             return
         self._advance(partition, job.messages[job.accounted : handled])
         partition.topic.handled += handled - job.accounted
@@ -387,7 +392,8 @@ class Consumer:
         """These messages are done with: the next offset is behind them."""
         count = len(messages)
         last = messages[-1]
-        partition.ledger.observe([*map(Message.value, messages)])
+        if not partition.ledger.follow([*map(Message.value, messages)]):
+            partition.ledger.observe(map(raw_stamp_of, messages))
         self.handled += count
         del partition.pending[:count]
         partition.next_offset = (last.offset() or 0) + 1
@@ -446,12 +452,7 @@ class Consumer:
     def _look_after(self) -> None:
         """What does not come from a message: dead letters, paused partitions, the client's events."""
         self.events.check()
-        self._dead_letters.poll()
-        for partition in self.partitions.values():
-            if partition.letter is not None:
-                self._on_letter(partition, partition.letter)
-            elif partition.letter_error is not None and partition.retry_at <= time.monotonic():
-                self._send_letter(partition)
+        self._look_after_letters()
         done = [each for each in self.partitions.values() if each.paused and not each.pending and not each.blocked]
         if done:
             self._client.resume([partition.at() for partition in done])
@@ -459,13 +460,30 @@ class Consumer:
                 partition.paused = False
         self._refresh_paused_ends()
 
+    def _look_after_letters(self) -> None:
+        """Hears of dead letters that are under way, and sends those again that were not written."""
+        self._dead_letters.poll(0)
+        for partition in self.partitions.values():
+            if partition.letter is not None:
+                self._on_letter(partition, partition.letter)
+            elif partition.letter_error is not None and partition.retry_at <= time.monotonic():
+                self._send_letter(partition)
+
     def _note_the_turn(self) -> None:
-        """What the probes ask for."""
+        """What the probes and the metrics ask for."""
         self._turned_at = time.monotonic()
         statistics = self.events.statistics
-        if statistics is not None and statistics.coordinator_up:
+        if statistics is None or statistics is self._noted:
+            return
+        self._noted = statistics
+        if statistics.coordinator_up:
             # A KIP-848 member that never owned a partition stays in the join state "init".
             self._joined = self._joined or statistics.group_steady or self._broker_assigns
+        for key, seen in statistics.partitions.items():
+            partition = self.partitions.get(key)
+            # Kept for the time when the leader is away: then there are no statistics, and the lag must not vanish.
+            if partition is not None and not partition.paused and seen.end_offset >= 0:
+                partition.end_offset = seen.end_offset
 
     def _on_letter(self, partition: Partition, letter: Letter) -> None:
         if letter.delivered is None:
@@ -479,6 +497,11 @@ class Consumer:
             partition.tries += 1
             pause_s = self._policy.pause_s(partition.tries)
             topic = self._dead_letters.topic_for(partition.pending[0])
+            if letter.too_large:
+                raise WorkerError(
+                    f"stopping at {partition} offset {partition.pending[0].offset()}, as nothing is skipped: topic "
+                    f"{topic} takes no dead letter of that size, raise its max.message.bytes: {letter.error}"
+                )
             log.error(
                 "%s offset %s: not written to the dead-letter topic %s, next try in %.1f s, nothing is skipped: %s",
                 partition, partition.pending[0].offset(), topic, pause_s, letter.error,
@@ -524,18 +547,19 @@ class Consumer:
         log.info("assigned %s", _names(partitions) or "nothing: idle")
 
     def _on_revoke(self, client: confluent_kafka.Consumer, partitions: list[TopicPartition]) -> None:
+        """Stores what is handled by now. Unassigning commits it, and librdkafka joins again only after that.
+
+        A commit of our own would block this thread, and signals with it, for as long as the coordinator is away
+        (rd_kafka_assignment_serve_removals in librdkafka's rdkafka_assignment.c).
+        """
         self.rebalances["revoke"] += 1
         revoked = self._take_away(partitions)
         deadline = time.monotonic() + min(REVOKE_WAIT_S, max(0.5, self._shutdown.remaining_s()))
-        self._handler.interrupt()
         for job in [job for job in self._jobs if job.partition in revoked]:
-            while not job.finished and time.monotonic() < deadline:
+            # One that has not begun does not begin any more.
+            while job.begun and not job.finished and time.monotonic() < deadline:
                 time.sleep(0.005)
-            if isinstance(job.partition, Partition):
-                job.partition.owned = True
-                self._account(job)
-                job.partition.owned = False
-        self._commit([partition for partition in revoked if partition.next_offset is not None])
+            self._account(job, revoked=True)
         self._unassign(client, partitions)
         log.info("revoked %s", _names(partitions))
 
@@ -551,6 +575,10 @@ class Consumer:
         gone = [partition for partition in taken if partition is not None]
         for partition in gone:
             partition.owned = False
+        paused = [partition.at() for partition in gone if partition.paused]
+        if paused:
+            # librdkafka keeps the pause of a partition that leaves: if it came back, nothing would be fetched from it.
+            self._client.resume(paused)
         return gone
 
     def _unassign(self, client: confluent_kafka.Consumer, partitions: list[TopicPartition]) -> None:
@@ -558,15 +586,6 @@ class Consumer:
             client.unassign()
         else:
             client.incremental_unassign(partitions)
-
-    def _commit(self, partitions: list[Partition]) -> None:
-        offsets = [each.at(each.next_offset or 0, each.ledger.memo()) for each in partitions]
-        if not offsets:
-            return
-        try:
-            self._client.commit(offsets=offsets, asynchronous=False)
-        except KafkaException as error:
-            log.warning("offsets of revoked partitions were not committed, their next owner repeats: %s", error)
 
     def _on_commit(self, error: KafkaError | None, _partitions: list[TopicPartition]) -> None:
         if error is None:
@@ -578,12 +597,26 @@ class Consumer:
     def _leave(self) -> None:
         """Ends the handler, commits and leaves the group, within what is left of the time to stop."""
         self._shutdown.request()
-        handler_ended = self._handler.stop(self._shutdown.remaining_s())
+        self.trouble = self._handler.stop(self._shutdown.remaining_s())
         for job in self._jobs:
             self._account(job)
+        self._await_letters()
         self._dead_letters.close(1.0)
-        closed = bounded(self._close_client, max(1.0, self._shutdown.remaining_s()))
-        self.left_cleanly = handler_ended and closed
+        if not bounded(self._close_client, max(1.0, self._shutdown.remaining_s())):
+            self.trouble = "the group was not left in time; what was not committed is redelivered"
+
+    def _await_letters(self) -> None:
+        """A dead letter that is under way is written all the same, so its message shall not be redelivered."""
+        until = time.monotonic() + min(LETTERS_TIMEOUT_S, self._shutdown.remaining_s())
+        while self._letters_under_way() and time.monotonic() < until and self.events.fatal is None:
+            self._dead_letters.poll(0.05)
+        for partition in self.partitions.values():
+            if partition.letter is not None and partition.letter.delivered:
+                self._on_letter(partition, partition.letter)
+
+    def _letters_under_way(self) -> bool:
+        letters = [partition.letter for partition in self.partitions.values()]
+        return any(letter is not None and letter.delivered is None for letter in letters)
 
     def _close_client(self) -> None:
         # With cooperative-sticky, close() of librdkafka 2.16 sends no LeaveGroup for a member without partitions:

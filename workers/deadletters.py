@@ -25,6 +25,10 @@ ERROR_CLASS = PREFIX + "error-class"
 ERROR_MESSAGE = PREFIX + "error-message"
 ATTEMPTS = PREFIX + "attempts"
 
+# A letter is larger than its message. How large it may be is the topic's business, not the client's.
+ANY_SIZE = {"message.max.bytes": "1000000000"}
+TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE)
+
 Header = tuple[str, str | bytes | None]
 
 
@@ -54,9 +58,12 @@ class Letter:
     def __init__(self) -> None:
         self.delivered: bool | None = None
         self.error = ""
+        self.too_large = False
 
     def on_delivery(self, error: KafkaError | None, _message: Message) -> None:
-        self.error = error.str() if error else ""
+        if error is not None:
+            self.error = error.str()
+            self.too_large = error.code() in TOO_LARGE
         self.delivered = error is None
 
 
@@ -76,7 +83,7 @@ class DeadLetters:
     def send(self, message: Message, error: BaseException, attempts: int) -> Letter:
         """Hands the message to the client; look at the letter after later calls of `poll`."""
         if self._client is None:
-            self._client = make(confluent_kafka.Producer, self._config, self._events.callbacks())
+            self._client = make(confluent_kafka.Producer, self._config, {**self._events.callbacks(), **ANY_SIZE})
         letter = Letter()
         try:
             self._client.produce(
@@ -86,13 +93,16 @@ class DeadLetters:
                 headers=letter_headers(message, self._group_id, error, attempts),
                 on_delivery=letter.on_delivery,
             )
-        except (KafkaException, BufferError) as refused:
-            letter.delivered, letter.error = False, str(refused)
+        except KafkaException as refused:
+            letter.on_delivery(refused.args[0], message)
+        except BufferError as full:
+            letter.delivered, letter.error = False, str(full)
         return letter
 
-    def poll(self) -> None:
+    def poll(self, timeout_s: float) -> None:
+        """Hears of the letters that are under way; raises WorkerError when the client cannot go on."""
         if self._client is not None:
-            self._client.poll(0)
+            self._client.poll(timeout_s)
             self._events.check()
 
     def close(self, timeout_s: float) -> None:

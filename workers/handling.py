@@ -6,13 +6,16 @@ partitions. So the handler has one thread, in which its lifespan begins and ends
 
 import threading
 from collections.abc import Sequence
-from queue import SimpleQueue
-from typing import Protocol
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, Protocol, TypeVar
 
 from confluent_kafka import Message
 
 from workers.handlers import Lifespan, is_batch
-from workers.lifecycle import HANDLER_THREAD, WorkerError
+from workers.lifecycle import HANDLER_THREAD, Shutdown, WorkerError
+
+# How often a signal is looked for while the handler starts.
+LOOK_S = 0.1
 
 
 class Owned(Protocol):
@@ -21,12 +24,16 @@ class Owned(Protocol):
     owned: bool
 
 
-class Job:
+_Partition = TypeVar("_Partition", bound=Owned)
+
+
+class Job(Generic[_Partition]):
     """Messages of one partition to handle, in order. `handled` grows while they are; `error` is what stopped it."""
 
-    __slots__ = ("accounted", "error", "finished", "handled", "messages", "partition")
+    __slots__ = ("accounted", "begun", "error", "finished", "handled", "messages", "partition")
 
-    def __init__(self, partition: Owned, messages: Sequence[Message]) -> None:
+    def __init__(self, partition: _Partition, messages: Sequence[Message]) -> None:
+        self.begun = False
         self.partition = partition
         self.messages = messages
         self.handled = 0
@@ -40,23 +47,28 @@ class HandlerThread:
 
     def __init__(self, lifespan: Lifespan) -> None:
         self._lifespan = lifespan
-        self._inbox: SimpleQueue[list[Job] | None] = SimpleQueue()
+        self._inbox: SimpleQueue[list[Job[Any]] | None] = SimpleQueue()
         self._outbox: SimpleQueue[bool] = SimpleQueue()
         self._interrupted = False
         self._broken: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=HANDLER_THREAD, daemon=True)
-        self._started = False
         self.batch = False
 
-    def start(self) -> None:
-        """Enters the handler's lifespan; raises WorkerError when that fails."""
+    def start(self, shutdown: Shutdown) -> None:
+        """Enters the handler's lifespan, for which it waits until a stop is asked for; raises WorkerError when that
+        fails.
+        """
         self._thread.start()
-        self._outbox.get()
-        if self._broken is not None:
-            raise WorkerError(f"the handler did not start: {type(self._broken).__name__}: {self._broken}")
-        self._started = True
+        while not shutdown.requested:
+            try:
+                self._outbox.get(timeout=LOOK_S)
+            except Empty:
+                continue
+            if self._broken is not None:
+                raise WorkerError(f"the handler did not start: {_named(self._broken)}")
+            return
 
-    def submit(self, jobs: list[Job]) -> None:
+    def submit(self, jobs: list[Job[Any]]) -> None:
         self._interrupted = False
         self._inbox.put(jobs)
 
@@ -64,23 +76,28 @@ class HandlerThread:
         """Whether the jobs that were submitted are done. Raises WorkerError when the thread has ended instead."""
         try:
             self._outbox.get(timeout=timeout_s)
-        except Exception:  # queue.Empty, or its C twin
+        except Empty:
             return False
         if self._broken is not None:
-            raise WorkerError(f"the handler ended its thread: {type(self._broken).__name__}: {self._broken}")
+            raise WorkerError(f"the handler ended its thread: {_named(self._broken)}")
         return True
 
     def interrupt(self) -> None:
         """Lets the message at hand, or the batch, be finished and no other begun before the next `submit`."""
         self._interrupted = True
 
-    def stop(self, timeout_s: float) -> bool:
-        """Leaves the lifespan and ends the thread; False when it took longer than `timeout_s` and was left behind."""
+    def stop(self, timeout_s: float) -> str | None:
+        """Leaves the lifespan and ends the thread; returns what went wrong, or None.
+
+        A thread that takes longer than `timeout_s` is left behind.
+        """
         self.interrupt()
-        if self._started:
-            self._inbox.put(None)
+        self._inbox.put(None)
+        if self._thread.ident is not None:
             self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        if self._thread.is_alive():
+            return "the handler did not end in time"
+        return f"the handler did not end well: {_named(self._broken)}" if self._broken is not None else None
 
     def _run(self) -> None:
         try:
@@ -95,8 +112,9 @@ class HandlerThread:
             self._broken = error
             self._outbox.put(False)
 
-    def _handle(self, handler: object, job: Job) -> None:
+    def _handle(self, handler: object, job: Job[Any]) -> None:
         assert callable(handler)
+        job.begun = True
         try:
             if self.batch:
                 if job.partition.owned and not self._interrupted:
@@ -112,3 +130,7 @@ class HandlerThread:
             job.error = error
         finally:
             job.finished = True
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -7,6 +7,7 @@ Three ledgers, one for each place that sees messages pass:
 - `StreamSeen` (verification): exactly which sequences are in a log, how often, and in which order.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from operator import itemgetter, lt
@@ -17,6 +18,11 @@ from workers.messages import MAGIC, SEQUENCE, STREAM, Stamp, head, is_bound
 # Bounds of one partition's OrderLedger. Beyond them an old stream starts anew and an old gap stays counted as missing.
 MAX_STREAMS = 64
 MAX_GAPS = 128
+# What a committed offset's metadata may hold: offset.metadata.max.bytes of the brokers.
+MEMO_BYTES = 4096
+_MEMO_GAP = re.compile(r" (\d+)-(\d+)")
+_STREAM_LENGTH = STREAM.stop - STREAM.start
+_MEMO_ENTRY = re.compile(rf"(?P<stream>.{{{_STREAM_LENGTH}}}) (?P<next>\d+)(?P<gaps>(?: \d+-\d+)*)", re.ASCII)
 _LAST_DIGIT: Callable[[bytes], int] = itemgetter(SEQUENCE.stop - 1)
 
 
@@ -90,13 +96,8 @@ class OrderLedger:
         self._counts = counts
         self._streams: dict[bytes, _Expected] = _from_memo(memo)
 
-    def observe(self, values: list[bytes | None]) -> None:
-        """Accounts for the values of messages in the order of their offsets; what has no stamp is passed over."""
-        if values and not self._continue(values):
-            self._observe_each(values)
-
-    def _continue(self, values: list[Any]) -> bool:
-        """Books the values at once if they are just the next ones of one stream, and says whether they are.
+    def follow(self, values: list[Any]) -> bool:
+        """Books the values of messages at once if they are just the next ones of one stream, and says whether they are.
 
         They are if they rise, the first and the last are the right ones, and each last digit follows the one before:
         then no step is 0, none is below 1, and there are just as many as lead from the first to the last. This makes
@@ -121,9 +122,10 @@ class OrderLedger:
             expected.next = end
         return consecutive
 
-    def _observe_each(self, values: list[bytes | None]) -> None:
+    def observe(self, stamps: Iterable[bytes | None]) -> None:
+        """Accounts for messages one by one, in the order of their offsets; what is no stamp is passed over."""
         streams = self._streams
-        for value in values:
+        for value in stamps:
             if value is None or value[:4] != MAGIC:
                 continue
             try:
@@ -137,10 +139,17 @@ class OrderLedger:
                 self._surprise(value[STREAM], expected, sequence)
 
     def memo(self) -> str:
-        """What the next owner of the partition needs to go on; fits the metadata of a committed offset (4,096
-        bytes).
-        """
-        return ";".join(f"{stream.decode()} {expected.next}" for stream, expected in self._streams.items())
+        """What the next owner of the partition needs to go on, without the oldest gaps where they do not fit."""
+        entries = [f"{stream.decode()} {expected.next}" for stream, expected in self._streams.items()]
+        room = MEMO_BYTES - sum(map(len, entries)) - len(entries)
+        for at, expected in enumerate(self._streams.values()):
+            for start, end in reversed(expected.gaps):
+                gap = f" {start}-{end}"
+                room -= len(gap)
+                if room < 0:
+                    return ";".join(entries)
+                entries[at] += gap
+        return ";".join(entries)
 
     def _surprise(self, stream: bytes, expected: _Expected | None, sequence: int) -> None:
         if expected is None:
@@ -173,10 +182,11 @@ def _fill(gaps: list[tuple[int, int]], sequence: int) -> bool:
 def _from_memo(memo: str | None) -> dict[bytes, _Expected]:
     streams = {}
     for entry in (memo or "").split(";"):
-        stream, _, following = entry.rpartition(" ")
         # Somebody else's commit may carry any text.
-        if len(stream) == STREAM.stop - STREAM.start and following.isdecimal():
-            streams[stream.encode()] = _Expected(int(following))
+        found = _MEMO_ENTRY.fullmatch(entry)
+        if found is not None:
+            gaps = [(int(start), int(end)) for start, end in _MEMO_GAP.findall(found["gaps"])]
+            streams[found["stream"].encode()] = _Expected(int(found["next"]), sorted(gaps))
     return streams
 
 

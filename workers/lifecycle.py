@@ -59,6 +59,7 @@ class Shutdown:
 
     def __init__(self, timeout_s: float) -> None:
         self.requested = False
+        self._signalled = False
         self._timeout_s = timeout_s
         self._deadline = float("inf")
 
@@ -76,8 +77,10 @@ class Shutdown:
         return max(0.0, self._deadline - time.monotonic())
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self.requested:
+        # A worker that stops by itself has asked too; the first signal must not cut that short.
+        if self._signalled:
             os._exit(128 + number)
+        self._signalled = True
         self.request()
 
 

@@ -111,10 +111,14 @@ def headers_of(message: Message) -> list[tuple[str, bytes | None]]:
     return [(name, value.encode() if isinstance(value, str) else value) for name, value in pairs]
 
 
+def raw_stamp_of(message: Message) -> bytes | None:
+    """What stands where a message has its stamp: in its value, or else in its header."""
+    value = message.value()
+    if value is None or value[:4] != MAGIC:
+        return next((stamp for name, stamp in headers_of(message) if name == STAMP_HEADER), None)
+    return value
+
+
 def stamp_of(message: Message) -> Stamp | None:
     """The stamp of a message, in its value or in its header."""
-    stamp = decode(message.value())
-    if stamp is None:
-        values = (decode(value) for name, value in headers_of(message) if name == STAMP_HEADER)
-        stamp = next(values, None)
-    return stamp
+    return decode(raw_stamp_of(message))

@@ -1,72 +1,147 @@
-"""Sends dead letters back to where they came from: a consumer of the dead-letter topic whose handler is a producer.
+"""Sends dead letters back to where they came from: those that are there when it begins, and that no replay has sent.
 
-At least once, as every consumer: a letter is committed when the brokers have acknowledged its replay.
+At least once, as every consumer: a letter is committed when the brokers have acknowledged its replay. What the handler
+rejects again while this runs is a letter for the next replay, so it ends.
 """
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import confluent_kafka
-from confluent_kafka import KafkaError, KafkaException, Message
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from workers.client import Events, make
+from workers.client import Events, make, wait_for_topics
 from workers.config import ClientConfig
-from workers.deadletters import ORIGINAL_PARTITION, ORIGINAL_TOPIC, own_headers
-from workers.handlers import Handler, Lifespan, Reject, batch, lifespan
-from workers.lifecycle import bounded
+from workers.deadletters import ANY_SIZE, ORIGINAL_PARTITION, ORIGINAL_TOPIC, own_headers
+from workers.lifecycle import Shutdown, WorkerError, bounded
 from workers.messages import headers_of
+from workers.reading import PROPERTIES, read_to_end
+
+log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 2.0
+COMMITTED_TIMEOUT_S = 10.0
 
 
-class ReplayError(Exception):
-    """A letter was not acknowledged; it stays uncommitted."""
+@dataclass(slots=True)
+class Replayed:
+    """How many letters were sent back, and how many were passed over because they do not say where they came from."""
+
+    sent: int = 0
+    without_origin: int = 0
 
 
-def replayer(config: ClientConfig) -> Lifespan:
-    """The handler that sends letters to the topic and partition that their headers name."""
+def replay(
+    config: ClientConfig,
+    producer_config: ClientConfig,
+    topic: str,
+    shutdown: Shutdown,
+    *,
+    timeout_s: float | None,
+    limit: int | None,
+) -> Replayed:
+    """Replays the letters of `topic`, `limit` at the most, and commits them to the group of `config`.
 
-    @lifespan
-    def replay() -> Iterator[Handler]:
-        events = Events()
-        client = make(confluent_kafka.Producer, config, events.callbacks())
-
-        @batch
-        def send(letters: Sequence[Message]) -> None:
-            errors: list[str] = []
-
-            def on_delivery(error: KafkaError | None, _message: Message) -> None:
-                if error is not None:
-                    errors.append(error.str())
-
-            for letter in letters:
-                _send(client, letter, on_delivery)
-            while len(client) and events.fatal is None:
-                client.poll(0.1)
-            events.check()
-            if errors:
-                raise ReplayError(f"{len(errors)} of {len(letters)} not acknowledged: {errors[0]}")
-
-        yield send
-        bounded(client.close, CLOSE_TIMEOUT_S)
-
-    return replay
-
-
-def _send(client: confluent_kafka.Producer, letter: Message, on_delivery: object) -> None:
-    story = dict(headers_of(letter))
-    topic = story.get(ORIGINAL_TOPIC)
-    if topic is None:
-        raise Reject(f"no header {ORIGINAL_TOPIC}: {letter.topic()} is no dead-letter topic of ours")
-    partition = story.get(ORIGINAL_PARTITION)
-    assert callable(on_delivery)
+    Raises WorkerError when one cannot be sent, which then is the first of the next replay, and as `read_to_end` does.
+    """
+    events = Events()
+    reader = make(confluent_kafka.Consumer, config, {**events.callbacks(), **PROPERTIES})
+    sender = Sender(producer_config, shutdown)
+    done = Replayed()
     try:
-        client.produce(
-            topic.decode(),
-            letter.value(),
-            letter.key(),
-            partition=int(partition) if partition is not None else -1,
-            headers=list(own_headers(letter)),
-            on_delivery=on_delivery,
+        count = wait_for_topics(reader, [topic], config, events, timeout_s=timeout_s, shutdown=shutdown).get(topic, 0)
+        starts = _committed(reader, topic, count)
+        for letters in read_to_end(reader, events, topic, starts, shutdown, timeout_s):
+            chosen = letters if limit is None else letters[: limit - done.sent - done.without_origin]
+            if chosen:
+                done.sent += sender.send([letter for letter in chosen if _origin(letter) is not None])
+                done.without_origin += sum(_origin(letter) is None for letter in chosen)
+                _commit(reader, chosen)
+            if limit is not None and done.sent + done.without_origin >= limit:
+                break
+    finally:
+        sender.close()
+        bounded(reader.close, CLOSE_TIMEOUT_S)
+        log.info("%d dead letters replayed from %s", done.sent, topic)
+    return done
+
+
+def _committed(reader: confluent_kafka.Consumer, topic: str, count: int) -> dict[int, int]:
+    partitions = [TopicPartition(topic, number) for number in range(count)]
+    try:
+        places = reader.committed(partitions, timeout=COMMITTED_TIMEOUT_S)
+    except KafkaException as error:
+        raise WorkerError(f"what was replayed already is not known: {error.args[0].str()}") from None
+    # Negative where nothing was replayed yet: librdkafka's word for the beginning of a partition.
+    return {each.partition: each.offset if each.offset >= 0 else confluent_kafka.OFFSET_BEGINNING for each in places}
+
+
+def _commit(reader: confluent_kafka.Consumer, letters: Sequence[Message]) -> None:
+    following = {letter.partition() or 0: (letter.offset() or 0) + 1 for letter in letters}
+    topic = letters[0].topic() or ""
+    try:
+        reader.commit(
+            offsets=[TopicPartition(topic, number, offset) for number, offset in following.items()], asynchronous=False
         )
-    except (KafkaException, BufferError) as error:
-        raise ReplayError(f"not taken for {topic.decode()}: {error}") from None
+    except KafkaException as error:
+        raise WorkerError(
+            f"{len(letters)} letters were sent and could not be committed, the next replay sends them again: "
+            f"{error.args[0].str()}"
+        ) from None
+
+
+def _origin(letter: Message) -> tuple[str, int] | None:
+    """The topic and the partition that a letter came from, -1 for any; None when it does not say."""
+    story = dict(headers_of(letter))
+    topic, partition = story.get(ORIGINAL_TOPIC), story.get(ORIGINAL_PARTITION)
+    if topic is None:
+        return None
+    return topic.decode(), int(partition) if partition is not None else -1
+
+
+class Sender:
+    """Sends letters and waits until the brokers have them."""
+
+    def __init__(self, config: ClientConfig, shutdown: Shutdown) -> None:
+        self._events = Events()
+        self._client = make(confluent_kafka.Producer, config, {**self._events.callbacks(), **ANY_SIZE})
+        self._shutdown = shutdown
+        self._errors: list[str] = []
+
+    def send(self, letters: Sequence[Message]) -> int:
+        """Returns how many were sent, which is all; raises WorkerError when one was not acknowledged."""
+        self._errors.clear()
+        for letter in letters:
+            self._send(letter)
+        while len(self._client) and self._shutdown.remaining_s():
+            self._client.poll(0.1)
+            self._events.check()
+        unsent = len(self._client)
+        if unsent or self._errors:
+            reason = self._errors[0] if self._errors else "stopped meanwhile"
+            raise WorkerError(f"{unsent + len(self._errors)} of {len(letters)} letters were not acknowledged: {reason}")
+        return len(letters)
+
+    def close(self) -> None:
+        self._client.purge()
+        bounded(self._client.close, CLOSE_TIMEOUT_S)
+
+    def _send(self, letter: Message) -> None:
+        topic, partition = _origin(letter) or ("", -1)
+        try:
+            # With the time of now: one of long ago could be past what the topic keeps.
+            self._client.produce(
+                topic,
+                letter.value(),
+                letter.key(),
+                partition=partition,
+                headers=list(own_headers(letter)),
+                on_delivery=self._on_delivery,
+            )
+        except (KafkaException, BufferError) as error:
+            raise WorkerError(f"not taken for {topic}: {error}") from None
+
+    def _on_delivery(self, error: KafkaError | None, _message: Message) -> None:
+        if error is not None:
+            self._errors.append(error.str())

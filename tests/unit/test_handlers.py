@@ -13,7 +13,7 @@ from tests.processes import eventually
 from workers.config import ConfigError
 from workers.handlers import Handler, OutputClosedError, batch, is_batch, lifespan, load_handler, printer
 from workers.handling import HandlerThread, Job
-from workers.lifecycle import WorkerError
+from workers.lifecycle import Shutdown, WorkerError
 
 
 class Partition:
@@ -30,7 +30,7 @@ def thread_of(handler: Handler) -> HandlerThread:
         yield handler
 
     thread = HandlerThread(once)
-    thread.start()
+    thread.start(Shutdown(5))
     return thread
 
 
@@ -53,7 +53,7 @@ def test_messages_are_handled_in_order_and_progress_shows_where_it_failed() -> N
 
     assert seen == [b"0", b"1", b"2"]
     assert (job.handled, str(job.error), job.finished) == (3, "three", True)
-    assert thread.stop(5)
+    assert thread.stop(5) is None
 
 
 def test_a_partition_that_is_taken_away_stops_after_the_message_at_hand() -> None:
@@ -73,7 +73,7 @@ def test_a_partition_that_is_taken_away_stops_after_the_message_at_hand() -> Non
     finish(thread)
 
     assert job.handled == 1
-    assert thread.stop(5)
+    assert thread.stop(5) is None
 
 
 def test_an_interrupted_handler_finishes_its_message_and_goes_on_at_the_next_submit() -> None:
@@ -95,7 +95,7 @@ def test_an_interrupted_handler_finishes_its_message_and_goes_on_at_the_next_sub
     thread.submit([second])
     finish(thread)
     assert second.handled == 5
-    assert thread.stop(5)
+    assert thread.stop(5) is None
 
 
 def test_a_batch_counts_as_handled_only_as_a_whole() -> None:
@@ -110,7 +110,7 @@ def test_a_batch_counts_as_handled_only_as_a_whole() -> None:
     finish(thread)
 
     assert (large.handled, small.handled) == (0, 2)
-    assert thread.stop(5)
+    assert thread.stop(5) is None
 
 
 def test_the_lifespan_begins_and_ends_in_the_handlers_own_thread() -> None:
@@ -123,11 +123,11 @@ def test_the_lifespan_begins_and_ends_in_the_handlers_own_thread() -> None:
         threads.append(threading.get_ident())
 
     thread = HandlerThread(mine)
-    thread.start()
+    thread.start(Shutdown(5))
     thread.submit([Job(Partition(), messages(1))])
     finish(thread)
 
-    assert thread.stop(5)
+    assert thread.stop(5) is None
     assert len(threads) == 3
     assert len(set(threads)) == 1
     assert threads[0] != threading.get_ident()
@@ -140,7 +140,36 @@ def test_a_lifespan_that_fails_to_begin_is_named() -> None:
         yield print
 
     with pytest.raises(WorkerError, match="did not start: ConnectionError: no database"):
-        HandlerThread(broken).start()
+        HandlerThread(broken).start(Shutdown(5))
+
+
+def test_a_lifespan_that_fails_to_end_is_reported() -> None:
+    @lifespan
+    def mine() -> Iterator[Handler]:
+        yield print
+        raise OSError("disk full")
+
+    thread = HandlerThread(mine)
+    thread.start(Shutdown(5))
+
+    assert thread.stop(5) == "the handler did not end well: OSError: disk full"
+
+
+def test_a_stop_is_heard_while_a_lifespan_begins() -> None:
+    never = threading.Event()
+
+    @lifespan
+    def stuck() -> Iterator[Handler]:
+        never.wait(20)
+        yield print
+
+    shutdown = Shutdown(5)
+    threading.Timer(0.3, shutdown.request).start()
+    thread = HandlerThread(stuck)
+    thread.start(shutdown)
+
+    assert thread.stop(0.1) == "the handler did not end in time"
+    never.set()
 
 
 def test_a_handler_that_exits_is_reported_not_swallowed() -> None:
@@ -160,7 +189,7 @@ def test_a_handler_that_hangs_is_left_behind() -> None:
     thread.submit([Job(Partition(), messages(1))])
 
     assert not thread.wait(0.05)
-    assert not thread.stop(0.2)
+    assert thread.stop(0.2) == "the handler did not end in time"
     never.set()
 
 

@@ -98,6 +98,19 @@ def test_of_four_members_on_three_partitions_one_idles_and_is_ready(
     assert json.loads(processes.run("lag", "--group-id", group, "--json").stdout)["members"] == []
 
 
+def test_order_is_checked_by_stamps_in_headers_too(processes: Processes, topics: Topics, group: str) -> None:
+    topic = topics.create(partitions=1)
+    for _ in range(2):
+        options = ["--input", "-", "--stamp", "--run", "again"]
+        processes.produce(topic, *options, stdin=b"a\nb\nc\n")
+    consumer = processes.consume(topic, group, "--max-messages", "6", "--summary", "json")
+
+    assert consumer.wait() == 0
+    counts = json.loads(consumer.stderr.splitlines()[-1])["topics"][topic]
+    # The second run began again at 0: three messages stand behind a later one of their stream.
+    assert (counts["missing"], counts["reordered"]) == (0, 3)
+
+
 def test_lag_is_exported_by_the_owner_only_and_moves_with_the_partition(
     processes: Processes, topic: str, group: str
 ) -> None:

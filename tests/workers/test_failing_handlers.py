@@ -57,6 +57,14 @@ def hang(message):
     note("begin")
     time.sleep(3600)
 
+calls = 0
+def later(message):
+    global calls
+    calls += 1
+    note(f"call {{message.value().decode()}}")
+    if calls == 1:
+        raise Retry("a long time from now", after_s=3600)
+
 failures = 0
 def slow_beside_failing(message):
     global failures
@@ -218,7 +226,7 @@ def test_a_failing_partition_does_not_stall_the_others(
     eventually(
         lambda: len([line for line in notes.lines if line.startswith("poison")]) >= 4, "it is tried again and again"
     )
-    assert consumer.metric("kafka_consumer_lag_messages", partition="0") == 101
+    eventually(lambda: consumer.metric("kafka_consumer_lag_messages", partition="0") == 101, "the lag where it fails")
     eventually(lambda: consumer.metric("kafka_consumer_lag_messages", partition="1") == 0, "no lag where nothing fails")
     assert (consumer.metric("kafka_consumer_messages_total", outcome="retry") or 0) >= 3
     assert consumer.get("/livez")[0] == 200
@@ -260,6 +268,55 @@ def test_messages_do_not_pile_up_in_a_consumer_that_takes_a_failed_batch_apart(
     eventually(lambda: (consumer.metric("kafka_consumer_messages_total", outcome="success") or 0) > 1000, "progress")
     assert consumer.running
     assert consumer.peak_rss_mib < 120  # three hundred thousand messages in Python take more than two hundred
+
+
+def test_a_paused_partition_that_leaves_and_comes_back_is_read_on(
+    processes: Processes, topics: Topics, group: str, notes: Notes
+) -> None:
+    topic = topics.create(partitions=1)
+    # With this strategy every rebalance takes away what a member has, and maybe gives it back.
+    options = ["--handler", "mine:later", "--property", "partition.assignment.strategy=range"]
+    consumer = processes.consume(topic, group, *options)
+    eventually(lambda: consumer.metric("kafka_consumer_assigned_partitions") == 1, "assigned")
+    put(processes, topic, "a")
+    eventually(lambda: notes.lines == ["call a"], "the partition is paused")
+    # Whichever member has it after each change: in the end it is the first one, whose second call succeeds.
+    other = processes.consume(topic, group, *options)
+    eventually(lambda: other.get("/readyz")[0] == 200, "the other has joined")
+    assert (consumer.metric("kafka_consumer_rebalances_total", event="revoke") or 0) >= 1
+    assert other.stop() == 0
+    put(processes, topic, "b")
+
+    eventually(lambda: consumer.metric("kafka_consumer_messages_total", outcome="success") == 2, "both are handled")
+
+
+def test_a_dead_letter_that_is_too_large_stops_the_worker_and_skips_nothing(
+    processes: Processes, topics: Topics, group: str, admin: AdminClient, notes: Notes
+) -> None:
+    topic = topics.create(partitions=1)
+    topics.create_named(f"{topic}.dlq", config={"max.message.bytes": "300"})
+    put(processes, topic, "a", "poison")
+    consumer = processes.consume(topic, group, "--handler", "mine:reject")
+
+    assert consumer.wait() == 1
+    assert f"{topic}.dlq takes no dead letter of that size" in consumer.stderr.splitlines()[-1]
+    assert committed(admin, group) == {0: 1}
+
+
+def test_a_stop_hook_that_fails_is_said_and_fails_the_worker(processes: Processes, topic: str, group: str) -> None:
+    processes.write(
+        "hooks.py",
+        "from workers import lifespan\n"
+        "@lifespan\n"
+        "def flushes():\n"
+        "    yield lambda message: None\n"
+        "    raise OSError('the last rows were not written')\n",
+    )
+    processes.produce(topic, "--count", "1")
+    consumer = processes.consume(topic, group, "--handler", "hooks:flushes", "--max-messages", "1")
+
+    assert consumer.wait() == 1
+    assert "OSError: the last rows were not written" in consumer.stderr.splitlines()[-1]
 
 
 def test_stop_on_error_ends_the_worker_and_commits_only_what_was_handled(
@@ -382,8 +439,8 @@ def test_a_replayed_dead_letter_is_back_where_it_came_from_once(
     processes.produce(topic, "--input", "-", "--key-separator", ":", stdin=b"k:poison\n")
     limits = ["--max-messages", "1"]
     assert processes.consume(topic, group, "--handler", "mine:reject", *limits).wait() == 0
-    first = processes.run("replay", "--topic", f"{topic}.dlq", "--idle-timeout", "2")
-    second = processes.run("replay", "--topic", f"{topic}.dlq", "--idle-timeout", "2")
+    first = processes.run("replay", "--topic", f"{topic}.dlq")
+    second = processes.run("replay", "--topic", f"{topic}.dlq")
 
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert "1 dead letters replayed" in first.stdout
@@ -395,9 +452,41 @@ def test_a_replayed_dead_letter_is_back_where_it_came_from_once(
     assert "headers" not in line
 
 
-def test_what_is_no_dead_letter_is_not_replayed(processes: Processes, topic: str) -> None:
-    put(processes, topic, "plain")
-    result = processes.run("replay", "--topic", topic, "--idle-timeout", "2")
+def test_a_replay_ends_though_all_that_it_sends_is_rejected_again(
+    processes: Processes, topics: Topics, group: str, notes: Notes
+) -> None:
+    topic = topics.create()
+    topics.create_named(f"{topic}.dlq")
+    put(processes, topic, *["poison"] * 30)
+    consumer = processes.consume(topic, group, "--handler", "mine:reject")
+    eventually(
+        lambda: consumer.metric("kafka_consumer_messages_total", outcome="dead_letter") == 30, "all are dead letters"
+    )
+    first = processes.run("replay", "--topic", f"{topic}.dlq", "--max-messages", "10")
+    second = processes.run("replay", "--topic", f"{topic}.dlq")
+
+    assert "10 dead letters replayed" in first.stdout
+    replayed = int(second.stdout.split()[0])
+    assert replayed >= 20
+    eventually(
+        lambda: consumer.metric("kafka_consumer_messages_total", outcome="dead_letter") == 30 + 10 + replayed,
+        "each was sent back once",
+    )
+
+
+def test_a_letter_that_does_not_say_where_it_came_from_is_passed_over_and_said(
+    processes: Processes, topics: Topics, group: str, notes: Notes
+) -> None:
+    topic = topics.create()
+    letters = f"{topic}.dlq"
+    topics.create_named(letters)
+    options = ["--key-field", "id", "--on-invalid", "dead-letter"]
+    processes.produce(topic, "--input", "-", *options, stdin=b"no JSON\nnone either\n")
+    put(processes, topic, "poison")
+    assert processes.consume(topic, group, "--handler", "mine:reject", "--max-messages", "1").wait() == 0
+    result = processes.run("replay", "--topic", letters)
 
     assert result.returncode == 1
-    assert "no dead-letter topic of ours" in result.stderr.splitlines()[-1]
+    assert "1 dead letters replayed" in result.stdout
+    assert f"2 messages of {letters} do not say which topic they came from" in result.stderr.splitlines()[-1]
+    assert processes.run("replay", "--topic", letters).returncode == 0

@@ -1,0 +1,76 @@
+"""Reads a topic from given offsets to its end as of now, with explicit offsets and outside of any group."""
+
+import time
+from collections.abc import Iterator, Mapping
+
+import confluent_kafka
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+
+from workers.client import Events
+from workers.lifecycle import Shutdown, WorkerError
+
+BATCH_MESSAGES = 1000
+POLL_S = 0.5
+END_TIMEOUT_S = 5.0
+END_ATTEMPTS = 10
+
+# What a client that reads to the end needs to be told.
+PROPERTIES = {"enable.partition.eof": True, "enable.auto.commit": False, "auto.offset.reset": "earliest"}
+
+
+def read_to_end(
+    client: confluent_kafka.Consumer,
+    events: Events,
+    topic: str,
+    starts: Mapping[int, int],
+    shutdown: Shutdown,
+    timeout_s: float | None,
+) -> Iterator[list[Message]]:
+    """Batches of the messages between `starts`, an offset for each partition, and the ends of now.
+
+    What comes later belongs to the next reading. Raises WorkerError when nothing comes for `timeout_s` (None waits for
+    ever), or a stop was asked for.
+    """
+    ends = {number: _end(client, topic, number) for number in starts}
+    left = {number: end for number, end in ends.items() if end > max(0, starts[number])}
+    client.assign([TopicPartition(topic, number, starts[number]) for number in left])
+    last = time.monotonic()
+    while left:
+        if shutdown.requested:
+            raise WorkerError(f"stopped before the end of {topic}")
+        messages = client.consume(BATCH_MESSAGES, POLL_S)
+        events.check()
+        if messages:
+            last = time.monotonic()
+        elif timeout_s is not None and time.monotonic() - last > timeout_s:
+            raise WorkerError(
+                f"nothing from {topic} partitions {sorted(left)} for {timeout_s:g} s; are their leaders up?"
+            )
+        yield [message for message in messages if _is_before_end(message, left)]
+
+
+def _end(client: confluent_kafka.Consumer, topic: str, partition: int) -> int:
+    for _ in range(END_ATTEMPTS):
+        try:
+            return int(client.get_watermark_offsets(TopicPartition(topic, partition), timeout=END_TIMEOUT_S)[1])
+        except KafkaException as error:
+            reason = error.args[0].str()
+    raise WorkerError(f"the end of {topic}[{partition}] is not known: {reason}")
+
+
+def _is_before_end(message: Message, left: dict[int, int]) -> bool:
+    """Whether it is to be read; takes its partition out of `left` when that is at its end."""
+    number = message.partition()
+    error = message.error()
+    if number is None or number not in left:
+        return False
+    if error is not None:
+        # Aborted or compacted messages can be the last: then only the end-of-partition event tells.
+        if error.code() == KafkaError._PARTITION_EOF:
+            del left[number]
+        return False
+    following = (message.offset() or 0) + 1
+    wanted = following <= left[number]
+    if following >= left[number]:
+        del left[number]
+    return wanted
