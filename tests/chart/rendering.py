@@ -1,5 +1,6 @@
 """Renders the chart as `helm template` does."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -30,6 +31,12 @@ def render(*settings: str, program: str = "helm") -> list[dict[str, Any]]:
     result = template(*settings, program=program)
     assert result.returncode == 0, result.stderr
     return [document for document in yaml.safe_load_all(result.stdout) if document]
+
+
+def second_release() -> list[str]:
+    """What `helm install second` is given in the chart's README, after the chart."""
+    (words,) = re.findall(r"helm install second \S+ (.*?)\n\n", (CHART / "README.md").read_text(), re.DOTALL)
+    return str(words).replace("\\\n", " ").split()
 
 
 def one(documents: list[dict[str, Any]], kind: str, name: str = "") -> dict[str, Any]:

@@ -11,7 +11,7 @@ import click
 import pytest
 import yaml
 
-from tests.chart.rendering import CHART, helm, one, render, template
+from tests.chart.rendering import CHART, helm, one, render, second_release, template
 from tests.chart.schemas import check, write_for_kubeconform
 from tests.chart.values import table
 from workers.cli import cli
@@ -311,17 +311,16 @@ def test_keda_never_asks_for_more_consumers_than_partitions() -> None:
 
 
 def test_a_second_release_as_the_readme_has_it_shares_nothing_with_the_first() -> None:
-    (words,) = re.findall(r"helm install second (.*?)\n\n", (CHART / "README.md").read_text(), re.DOTALL)
     switches = "consumer.keda metrics.podMonitor metrics.prometheusRule metrics.dashboard networkPolicy"
     everything = [word for switch in switches.split() for word in ("--set", f"{switch}.enabled=true")]
     everything += ["--set", "kafka.properties.a=b"]
 
     def install(name: str, *options: str) -> list[dict[str, Any]]:
-        result = helm("template", name, *options, "--kube-version", "1.34.0", *everything)
+        result = helm("template", name, str(CHART), *options, "--kube-version", "1.34.0", *everything)
         assert result.returncode == 0, result.stderr
         return [document for document in yaml.safe_load_all(result.stdout) if document]
 
-    first, second = install("workers", str(CHART)), install("second", *words.replace("\\\n", " ").split())
+    first, second = install("workers"), install("second", *second_release())
     names = [{(each["kind"], each["metadata"]["name"]) for each in release} for release in (first, second)]
     assert len(names[1]) >= 10
     assert not names[0] & names[1]

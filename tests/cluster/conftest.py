@@ -45,4 +45,4 @@ def second(kafka: None) -> Iterator[Release]:
     release.uninstall()
     yield release
     release.uninstall()
-    kubectl("delete", "secret", "wrong-password", "--ignore-not-found")
+    kubectl("delete", "secret", "wrong-password", release.consumer, release.producer, "--ignore-not-found")

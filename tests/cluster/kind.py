@@ -84,9 +84,11 @@ class Release:
     def __init__(self, helm: str, name: str = "workers", suffix: str = "") -> None:
         self.helm = [helm, "--kube-context", CONTEXT]
         self.name = name
-        self.consumer = f"consumer{suffix}"
+        self.consumer, self.producer = f"consumer{suffix}", f"producer{suffix}"
+        # What Helm 4 has to be told when `kubectl scale` owns a field that it changes.
+        self.force_conflicts = ("--force-conflicts",) if helm == "helm4" else ()
         self._settings = ["--set", f"image.tag={IMAGE.partition(':')[2]}"]
-        self._settings += ["--set", f"consumer.name={self.consumer},producer.name=producer{suffix}"]
+        self._settings += ["--set", f"consumer.name={self.consumer},producer.name={self.producer}"]
 
     def install(self, *settings: str) -> None:
         output(*self.helm, "install", self.name, CHART, *self._settings, *settings, timeout_s=200)
@@ -96,6 +98,11 @@ class Release:
 
     def uninstall(self) -> None:
         run(*self.helm, "uninstall", self.name, "--wait", timeout_s=200)
+
+    def revision(self) -> str:
+        """Number of the revision that is deployed."""
+        history = json.loads(output(*self.helm, "history", self.name, "--output", "json"))
+        return str(history[-1]["revision"])
 
     def pods(self, component: str) -> list[Pod]:
         """The pods of a worker that are not being deleted."""

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 
+from tests.chart.rendering import second_release
 from tests.cluster.kind import CHART, CONTEXT, REPOSITORY, Release, found, kubectl, output, run
 from tests.processes import eventually
 
@@ -35,6 +36,31 @@ def account_of(release: Release, job: str) -> str:
     (account,) = [line for line in lines if '"acknowledged"' in line]
     assert json.loads(account)["acknowledged"] == MESSAGES
     return account
+
+
+MAKE_USERS = """
+import sys
+from confluent_kafka.admin import AdminClient, ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
+admin = AdminClient({"bootstrap.servers": "events-kafka-bootstrap:9092"})
+info = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
+users = [UserScramCredentialUpsertion(name, info, b"secret") for name in sys.argv[1:]]
+for done in admin.alter_user_scram_credentials(users).values():
+    done.result()
+"""
+
+
+def make_users(release: Release, *names: str) -> None:
+    """Does what Strimzi's user operator does, from a pod of the release."""
+    for name in names:
+        secret = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": name},
+            "stringData": {"password": "secret"},
+        }
+        kubectl("apply", "--filename", "-", stdin=json.dumps(secret))
+    python = "/opt/kafka-workers/bin/python"
+    kubectl("exec", "-i", f"deploy/{release.consumer}", "--", python, "-", *names, stdin=MAKE_USERS)
 
 
 def test_installing_makes_every_consumer_ready_within_a_minute(release: Release) -> None:
@@ -74,9 +100,24 @@ def test_an_upgrade_keeps_what_was_scaled_and_a_changed_value_wins(release: Rele
     release.upgrade("--set", "consumer.podAnnotations.changed=yes", "--wait")
     assert len(release.pods("consumer")) == 4
 
-    force = ("--force-conflicts",) if release.helm[0] == "helm4" else ()
-    release.upgrade("--set", "consumer.replicas=2", "--wait", *force)
+    release.upgrade("--set", "consumer.replicas=2", "--wait", *release.force_conflicts)
     eventually(lambda: len(release.pods("consumer")) == 2, "the changed value is in force")
+
+
+def test_a_rollback_after_a_scale_goes_back_to_the_number_of_its_revision(release: Release) -> None:
+    release.upgrade("--wait")
+    revision = release.revision()
+    kubectl("scale", "deploy", release.consumer, "--replicas=4")
+    release.upgrade("--set", "test.count=301", "--wait")
+    assert len(release.pods("consumer")) == 4
+
+    rollback = (*release.helm, "rollback", release.name, revision, "--wait")
+    if release.force_conflicts:
+        refused = run(*rollback)
+        assert refused.returncode != 0
+        assert "conflict" in refused.stderr
+    output(*rollback, *release.force_conflicts)
+    eventually(lambda: len(release.pods("consumer")) == 3, "the number of that revision is in force")
 
 
 def test_an_upgrade_makes_a_new_job_while_the_old_one_runs_and_a_rollback_goes_back(release: Release) -> None:
@@ -105,15 +146,23 @@ def test_scaling_1_4_2_and_killing_pods_under_load_loses_nothing(release: Releas
     report = json.loads(release.workers(*verify, stdin=account))
     assert (report["present"], report["missing"], report["duplicated"]) == (MESSAGES, 0, 0)
     eventually(lambda: release.group()["lag"] == 0, "all of it was handled", RECOVERY_S)
-    missing = [pod.metric("kafka_consumer_missing_total") for pod in release.pods("consumer")]
-    assert sum(value or 0 for value in missing) == 0
+    eventually(partial(all_answer, release, 2), "both consumers answer")
+    assert [pod.metric("kafka_consumer_missing_total") for pod in release.pods("consumer")] == [0, 0]
 
 
-def test_uninstalling_leaves_nothing(release: Release) -> None:
-    release.uninstall()
-    kinds = "deploy,job,pod,serviceaccount,configmap,pdb,kafkatopic,kafkauser,networkpolicy,cronjob"
-    selector = f"app.kubernetes.io/instance={release.name}"
-    eventually(lambda: found(kinds, "--selector", selector) == [], "everything is gone")
+def test_two_releases_live_side_by_side_in_one_namespace(release: Release, second: Release) -> None:
+    kubectl("scale", "deploy", release.consumer, "--replicas=3")
+    make_users(release, second.consumer, second.producer)
+    second.install(*second_release(), "--wait", "--timeout", "60s")
+    for each in (release, second):
+        eventually(partial(settled, each, [1, 1, 1]), f"{each.name} owns all partitions in its own group", SETTLE_S)
+    groups = [each.group() for each in (release, second)]
+    assert [group["group"] for group in groups] == ["kafka-workers", "workers-b"]
+    assert [len(group["members"]) for group in groups] == [3, 3]
+
+    second.uninstall()
+    assert [pod.ready for pod in release.pods("consumer")] == [True] * 3
+    assert found("kafkatopics", "--selector", f"app.kubernetes.io/instance={release.name}")
 
 
 def test_a_wrong_password_is_said_in_one_line_beside_a_release_that_works(release: Release, second: Release) -> None:
@@ -134,6 +183,14 @@ def test_a_wrong_password_is_said_in_one_line_beside_a_release_that_works(releas
     assert not any(pod.ready for pod in second.pods("consumer"))
     (job,) = second.jobs()
     kubectl("wait", f"job/{job}", "--for=condition=Failed", "--timeout=120s")
+
+
+def test_uninstalling_leaves_nothing(release: Release) -> None:
+    release.uninstall()
+    kinds = "deploy,job,pod,serviceaccount,configmap,pdb,kafkatopic,kafkauser,networkpolicy,cronjob"
+    selector = f"app.kubernetes.io/instance={release.name}"
+    eventually(lambda: found(kinds, "--selector", selector) == [], "everything is gone")
+    assert found("secrets", "--selector", f"owner=helm,name={release.name}") == []
 
 
 def test_without_strimzi_a_missing_topic_is_said_in_one_line(second: Release) -> None:
