@@ -179,7 +179,9 @@ def _send_all(producer: Producer, source: Source, values: dict[str, Any]) -> Wor
 def _delivery_printer(shutdown: Shutdown) -> Callable[[KafkaError | None, Message], None]:
     def show(error: KafkaError | None, message: Message) -> None:
         if error is None:
-            line = f"delivered {message.topic()}[{message.partition()}]@{message.offset()}"
+            # Brokers do not say the offset of a message that they had already when its retry came.
+            offset = message.offset()
+            line = f"delivered {message.topic()}[{message.partition()}]@{'unknown' if offset is None else offset}"
         else:
             line = f"{outcome_of(error)} {message.topic()}: {error.name()}: {error.str()}"
         try:

@@ -43,7 +43,10 @@ class SourceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What became of one message: `outcome` is success, failure or unknown (it may still be in the log)."""
+    """What became of one message: `outcome` is success, failure or unknown (it may still be in the log).
+
+    The offset of a success is None where the brokers had the message already when its retry came.
+    """
 
     outcome: str
     topic: str

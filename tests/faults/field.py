@@ -185,8 +185,8 @@ class Field:
         directory = self.directory / f"{setup.name}-{secrets.token_hex(2)}"
         directory.mkdir()
         processes = Processes(self.cluster.proxied_bootstrap_servers, directory)
-        stack.callback(processes.kill_all)
         load = Load(setup, processes, self.cluster)
+        stack.callback(load.close)
         self.cluster.create_topic(load.topic)
         return load
 

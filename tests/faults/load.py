@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from tests.faults.books import Acknowledged, Handled, Tail
 from tests.faults.recorder import FILE
@@ -88,6 +88,14 @@ class Load:
         self._processes = processes
         self._cluster = cluster
         self._tails: list[tuple[str | None, Tail]] = []
+        # It asks for the group's offsets and never joins. An admin client would go on asking a coordinator that is
+        # gone.
+        servers = {"bootstrap.servers": cluster.bootstrap_servers, "log_level": 0}
+        self._reader = Consumer({**servers, "group.id": self.group})
+
+    def close(self) -> None:
+        self._processes.kill_all()
+        self._reader.close()
 
     def start(self) -> None:
         """Starts the group, waits until it has the partitions, and starts the producer."""
@@ -231,15 +239,11 @@ class Load:
         self.membership_changes += 1
 
     def _ask_committed(self) -> list[TopicPartition] | None:
-        wanted = [ConsumerGroupTopicPartitions(self.group)]
-        # A client of its own for each question: one that asked a coordinator that was killed since goes on asking it.
-        admin = self._cluster.admin()
         try:
-            answer = admin.list_consumer_group_offsets(wanted, request_timeout=3)[self.group].result()
+            numbers = self._reader.list_topics(self.topic, timeout=3).topics[self.topic].partitions
+            return list(self._reader.committed([TopicPartition(self.topic, number) for number in numbers], timeout=3))
         except KafkaException:
             return None
-        places: list[TopicPartition] = answer.topic_partitions
-        return places
 
     def _lag(self) -> int:
         answer = self._processes.run("lag", "--group-id", self.group, "--topic", self.topic, "--json")
