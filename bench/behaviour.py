@@ -1,5 +1,6 @@
 """What is not a throughput: growth with partitions and topics, scale-out, rebalances, memory."""
 
+import os
 import time
 from contextlib import ExitStack
 from itertools import pairwise
@@ -68,11 +69,12 @@ def scale_out(bed: Bed) -> Section:
     note = (
         f"Messages handled a second over {MEASURED_S:.0f} s, once the assignment of three partitions had settled, with "
         f"a backlog; medians of {ROUNDS} rounds. `millisecond` sleeps for a millisecond, as one that waits for a "
-        "database; `busy` computes for about 50 us in Python. The fourth member idles. Members share two cores with "
-        "three brokers, so computing scales to less than two: members are processes, and more cores are the answer.\n\n"
+        "database; `busy` computes for about 50 us in Python. The fourth member idles. Members share "
+        f"{os.cpu_count()} cores with three brokers, and computing scales to fewer: members are processes, so more of "
+        "them help as long as there are cores.\n\n"
         "Free-threaded CPython would not change this for a consumer, whose handler has one thread by contract. "
-        "confluent-kafka 2.16.1 has wheels for free-threaded 3.14 (cp314t), none for 3.13; Debian and the package "
-        "indexes have no such interpreter, so it was not measured."
+        "confluent-kafka 2.16.1 has a wheel for free-threaded 3.14 (cp314t), none for 3.13; no such interpreter was "
+        "found in Debian 12 nor, by its name, on PyPI and npm, so it was not measured."
     )
     return Section(note, tables=tables)
 

@@ -1,5 +1,6 @@
 """The pictures beside RESULTS.md."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,11 @@ def _members(axis: Any, section: Section) -> None:
         members = [next(iter(row.values())) for row in rows]
         axis.plot(members, [row["of one member"] for row in rows], "o-", color=colour, label=f"handler {name}")
     axis.plot([1, 2, 3], [1, 2, 3], ":", color=GREY, label="as many times as members")
-    axis.set(title="Scale-out on three partitions, two cores", xlabel="members", ylabel="throughput, of one member")
+    axis.set(
+        title=f"Scale-out on three partitions, {os.cpu_count()} cores",
+        xlabel="members",
+        ylabel="throughput, of one member",
+    )
     axis.set_xticks(members)
     axis.set_ylim(bottom=0)
     axis.legend(frameon=False)
