@@ -4,6 +4,7 @@ A handler may take as long as it likes, and a consumer that does not poll for `m
 partitions. So the handler has one thread, in which its lifespan begins and ends too, and the consumer's loop polls on.
 """
 
+import logging
 import threading
 from collections.abc import Sequence
 from queue import Empty, SimpleQueue
@@ -13,6 +14,8 @@ from confluent_kafka import Message
 
 from workers.handlers import Lifespan, is_batch
 from workers.lifecycle import HANDLER_THREAD, Shutdown, WorkerError
+
+log = logging.getLogger(__name__)
 
 # How often a signal is looked for while the handler starts.
 LOOK_S = 0.1
@@ -127,7 +130,9 @@ class HandlerThread:
                     handler(message)
                     job.handled += 1
         except Exception as error:
-            job.error = error
+            log.debug("the handler raised", exc_info=True)
+            # Its traceback holds this frame, and so the job and all of its messages, in a circle that is seldom looked for.
+            job.error = error.with_traceback(None)
         finally:
             job.finished = True
 

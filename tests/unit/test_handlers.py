@@ -53,6 +53,9 @@ def test_messages_are_handled_in_order_and_progress_shows_where_it_failed() -> N
 
     assert seen == [b"0", b"1", b"2"]
     assert (job.handled, str(job.error), job.finished) == (3, "three", True)
+    # Or else the error would keep the job and its messages alive, and they would keep it.
+    assert job.error is not None
+    assert job.error.__traceback__ is None
     assert thread.stop(5) is None
 
 
