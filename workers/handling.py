@@ -131,7 +131,7 @@ class HandlerThread:
                     job.handled += 1
         except Exception as error:
             log.debug("the handler raised", exc_info=True)
-            # Its traceback holds this frame, and so the job and all of its messages, in a circle that is seldom looked for.
+            # Its traceback holds this frame, and so the job and its messages, in a circle that is seldom looked for.
             job.error = error.with_traceback(None)
         finally:
             job.finished = True

@@ -206,18 +206,14 @@ def test_a_job_that_goes_at_once_and_one_that_stays() -> None:
     assert "ttlSecondsAfterFinished" not in one(render(), "Job")["spec"]
 
 
-def test_what_strimzi_has_not_made_yet_is_waited_for() -> None:
-    assert environment(one(render(), "Job"))["KAFKA_TIMEOUT"] == "120"
-    assert environment(one(render('producer.options={"timeout":5}'), "Job"))["KAFKA_TIMEOUT"] == "5"
-    assert "KAFKA_TIMEOUT" not in environment(one(render(*PLAIN), "Job"))
-
-
-def test_a_user_that_is_still_being_made_does_not_fail_the_job_for_good() -> None:
+def test_a_topic_or_a_user_that_is_still_being_made_does_not_fail_the_job_for_good() -> None:
     def actions(*settings: str) -> list[str]:
         return [rule["action"] for rule in one(render(*settings), "Job")["spec"]["podFailurePolicy"]["rules"]]
 
     assert actions() == ["Ignore"]
-    assert actions("strimzi.users.create=false") == actions(*PLAIN) == ["FailJob", "Ignore"]
+    assert actions("strimzi.users.create=false") == actions("strimzi.topic.create=false") == ["Ignore"]
+    nothing_made = ("strimzi.users.create=false", "strimzi.topic.create=false")
+    assert actions(*nothing_made) == actions(*PLAIN) == ["FailJob", "Ignore"]
 
 
 def test_brokers_are_found_from_every_namespace() -> None:

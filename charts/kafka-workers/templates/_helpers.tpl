@@ -160,19 +160,14 @@ securityContext:
   capabilities: {drop: [ALL]}
 {{- end }}
 
-{{/* All that the chart sets itself. The worker's options win over what follows from Strimzi. */}}
+{{/* All that the chart sets itself. */}}
 {{- define "kafka-workers.workerEnvironment" -}}
-{{- $options := .worker.options }}
-{{- if .root.Values.strimzi.enabled }}
-{{- /* Topic, password and rights may come a while after the pod. */}}
-{{- $options = merge (dict) $options (dict "timeout" 120) }}
-{{- end }}
 {{- include "kafka-workers.environment" . }}
 {{- range $name, $value := .environment }}
 - {name: {{ $name }}, value: {{ include "kafka-workers.text" $value | quote }}}
 {{- end }}
 - {name: KAFKA_SHUTDOWN_TIMEOUT, value: {{ include "kafka-workers.text" .worker.shutdownTimeout | quote }}}
-{{- range $name, $value := $options }}
+{{- range $name, $value := .worker.options }}
 - {name: KAFKA_{{ $name | upper | replace "-" "_" }}, value: {{ include "kafka-workers.text" $value | quote }}}
 {{- end }}
 {{- end }}
