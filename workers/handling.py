@@ -124,11 +124,12 @@ class HandlerThread:
                     handler(job.messages)
                     job.handled = len(job.messages)
             else:
-                for message in job.messages:
-                    if not job.partition.owned or self._interrupted:
+                partition = job.partition
+                for handled, message in enumerate(job.messages, start=1):
+                    if not partition.owned or self._interrupted:
                         break
                     handler(message)
-                    job.handled += 1
+                    job.handled = handled
         except Exception as error:
             log.debug("the handler raised", exc_info=True)
             # Its traceback holds this frame, and so the job and its messages, in a circle that is seldom looked for.

@@ -87,8 +87,8 @@ class Deliveries:
     def on_delivery(self, error: KafkaError | None, message: Message) -> None:
         """The delivery report, once for each message, from inside `poll`."""
         if error is None:
-            self.acknowledged += 1
-            if not self.acknowledged % LATENCY_SAMPLE or self.acknowledged == 1:
+            self.acknowledged = count = self.acknowledged + 1
+            if count % LATENCY_SAMPLE == 1:
                 self.latencies.add(message.latency() or 0.0)
         else:
             self._not_acknowledged(error, message)
