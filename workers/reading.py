@@ -68,6 +68,8 @@ def _is_before_end(message: Message, left: dict[int, int]) -> bool:
         # Aborted or compacted messages can be the last: then only the end-of-partition event tells.
         if error.code() == KafkaError._PARTITION_EOF:
             del left[number]
+        elif error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            raise WorkerError(f"the user has no right to read {message.topic()}: {error.str()}")
         return False
     following = (message.offset() or 0) + 1
     wanted = following <= left[number]

@@ -71,8 +71,12 @@ def _committed(reader: confluent_kafka.Consumer, topic: str, count: int) -> dict
     partitions = [TopicPartition(topic, number) for number in range(count)]
     try:
         places = reader.committed(partitions, timeout=COMMITTED_TIMEOUT_S)
+        errors = [each.error for each in places if each.error is not None]
     except KafkaException as error:
-        raise WorkerError(f"what was replayed already is not known: {error.args[0].str()}") from None
+        errors = [error.args[0]]
+    if errors:
+        # librdkafka tries on where the right is missing, and says only that its time was up.
+        raise WorkerError(f"what was replayed already is not known, may the user read the group? {errors[0].str()}")
     # Negative where nothing was replayed yet: librdkafka's word for the beginning of a partition.
     return {each.partition: each.offset if each.offset >= 0 else confluent_kafka.OFFSET_BEGINNING for each in places}
 

@@ -87,7 +87,7 @@ def test_the_rights_are_enough_for_everything_and_without_them_that_is_said(
         return result.stdout
 
     for user, command in (("producer", "produce"), ("consumer", "consume")):
-        result = processes.run(command, "--timeout", "1", env=as_user[user])
+        result = processes.run(command, env=as_user[user])
         assert result.returncode == 2, result.stderr
         assert "the user has no right to teste at" in result.stderr.splitlines()[-1]
 
@@ -106,6 +106,9 @@ def test_the_rights_are_enough_for_everything_and_without_them_that_is_said(
     succeeds("consumer", "consume", "--from-beginning", *always_fails)
     succeeds("consumer", "lag")
 
-    grant(admin, "strimzi.users.replay=true")
     replay = ("replay", "--topic", "teste.dlq", "--group-id", "kafka-workers-replay")
+    refused = processes.run(*replay, env=as_user["consumer"])
+    assert refused.returncode == 1
+    assert "may the user read the group?" in refused.stderr.splitlines()[-1]
+    grant(admin, "strimzi.users.replay=true")
     eventually(lambda: "30 dead letters replayed" in succeeds("consumer", *replay, "--max-messages", "30"), "replayed")
