@@ -51,6 +51,16 @@ PAUSED_LAG_INTERVAL_S = 5.0
 # Committed offsets are asked for when partitions are assigned; without an answer librdkafka asks again by itself.
 COMMITTED_TIMEOUT_S = 5.0
 STATISTICS_AGE_S = 15.0
+# What a coordinator answers to the commit of a member that it does not have, or not with that epoch.
+FORGOTTEN = frozenset(
+    {
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.STALE_MEMBER_EPOCH,
+        KafkaError.FENCED_MEMBER_EPOCH,
+    }
+)
+FORGOTTEN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +182,7 @@ class Consumer:
         self._joined = False
         self._jobs: list[Job[Partition]] = []
         self._noted: Statistics | None = None
+        self._forgotten_since: float | None = None
         self._turned_at = self._last_message_at = time.monotonic()
         self._paused_lag_at = 0.0
         self._broker_assigns = config.get("group.protocol") == "consumer"
@@ -452,6 +463,7 @@ class Consumer:
     def _look_after(self) -> None:
         """What does not come from a message: dead letters, paused partitions, the client's events."""
         self.events.check()
+        self._check_membership()
         self._look_after_letters()
         done = [each for each in self.partitions.values() if each.paused and not each.pending and not each.blocked]
         if done:
@@ -530,6 +542,7 @@ class Consumer:
 
     def _on_assign(self, client: confluent_kafka.Consumer, partitions: list[TopicPartition]) -> None:
         self.rebalances["assign"] += 1
+        self._forgotten_since = None
         assigned = partitions
         if partitions:
             try:
@@ -590,9 +603,19 @@ class Consumer:
     def _on_commit(self, error: KafkaError | None, _partitions: list[TopicPartition]) -> None:
         if error is None:
             self.commits["success"] += 1
+            self._forgotten_since = None
         elif error.code() != KafkaError._NO_OFFSET:
             self.commits["failure"] += 1
             log.warning("commit failed, it is tried again: %s", error.str())
+            if error.code() in FORGOTTEN:
+                self._forgotten_since = self._forgotten_since or time.monotonic()
+
+    def _check_membership(self) -> None:
+        """Raises WorkerError when the group has refused our commits for too long: others own our partitions, and what
+        we do is done twice. A client that hears of it joins again long before.
+        """
+        if self._forgotten_since is not None and time.monotonic() - self._forgotten_since > FORGOTTEN_S:
+            raise WorkerError(f"group {self.group_id} does not know this member any more; start it again")
 
     def _leave(self) -> None:
         """Ends the handler, commits and leaves the group, within what is left of the time to stop."""
