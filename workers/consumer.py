@@ -60,7 +60,8 @@ FORGOTTEN = frozenset(
         KafkaError.FENCED_MEMBER_EPOCH,
     }
 )
-FORGOTTEN_S = 60.0
+# Longer than brokers let a KIP-848 member wait between two heartbeats (group.consumer.heartbeat.interval.ms, 5 s).
+FORGOTTEN_S = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,9 +204,7 @@ class Consumer:
         go on.
         """
         self._last_message_at = time.monotonic()
-        self._client.subscribe(
-            list(self.topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-        )
+        self._subscribe()
         try:
             while not self._finished():
                 self._fetch()
@@ -262,6 +261,11 @@ class Consumer:
         return lags
 
     # The loop
+
+    def _subscribe(self) -> None:
+        self._client.subscribe(
+            list(self.topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
 
     def _finished(self) -> bool:
         self._note_the_turn()
@@ -606,16 +610,21 @@ class Consumer:
             self._forgotten_since = None
         elif error.code() != KafkaError._NO_OFFSET:
             self.commits["failure"] += 1
-            log.warning("commit failed, it is tried again: %s", error.str())
+            self.events.say(f"commit {error.name()}", f"commit failed, it is tried again: {error.str()}")
             if error.code() in FORGOTTEN:
                 self._forgotten_since = self._forgotten_since or time.monotonic()
 
     def _check_membership(self) -> None:
-        """Raises WorkerError when the group has refused our commits for too long: others own our partitions, and what
-        we do is done twice. A client that hears of it joins again long before.
+        """Joins again when the group has refused our commits for too long: others own our partitions by now.
+
+        A client hears that from its next heartbeat. That of librdkafka 2.16 with KIP-848 may send none any more after
+        one has timed out while the coordinator changed, and goes on to fetch for ever.
         """
         if self._forgotten_since is not None and time.monotonic() - self._forgotten_since > FORGOTTEN_S:
-            raise WorkerError(f"group {self.group_id} does not know this member any more; start it again")
+            log.warning("group %s does not know this member any more, joining again", self.group_id)
+            self._forgotten_since = None
+            self._client.unsubscribe()
+            self._subscribe()
 
     def _leave(self) -> None:
         """Ends the handler, commits and leaves the group, within what is left of the time to stop."""

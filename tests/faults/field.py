@@ -128,6 +128,7 @@ class Field:
         next(steps, None)
         recovered = self._recovery()
         self.until(self.whole, "every replica is in sync again")
+        self.until(lambda: all(load.settled() for load in self.loads), "every partition has one owner")
         return [
             _Moment(load).since(earlier, fault.name, at, recovery)
             for load, earlier, recovery in zip(self.loads, before, recovered, strict=True)

@@ -1,6 +1,7 @@
 """What a consumer makes of what its client tells it."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 from confluent_kafka import KafkaError
@@ -8,7 +9,7 @@ from confluent_kafka import KafkaError
 from workers.config import CONSUMER_DEFAULTS, ClientConfig, Rank, Setting
 from workers.consumer import Consumer, ErrorPolicy
 from workers.deadletters import DeadLetters
-from workers.lifecycle import Shutdown, WorkerError
+from workers.lifecycle import Shutdown
 
 
 @pytest.fixture
@@ -19,20 +20,33 @@ def consumer() -> Consumer:
     return Consumer(config, ["t"], lambda: nullcontext(print), Shutdown(1), policy=ErrorPolicy(), dead_letters=letters)
 
 
-def test_a_member_that_its_group_has_forgotten_for_long_ends(
-    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def joins(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the consumer does with its membership."""
+    done: list[str] = []
+    client = SimpleNamespace(
+        unsubscribe=lambda: done.append("unsubscribe"), subscribe=lambda *_, **__: done.append("subscribe")
+    )
+    monkeypatch.setattr(consumer, "_client", client)
+    return done
+
+
+def test_a_member_that_its_group_has_forgotten_joins_again(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = joins(consumer, monkeypatch)
     consumer._on_commit(KafkaError(KafkaError.UNKNOWN_MEMBER_ID), [])
-    consumer._check_membership()  # its client may not have heard of it yet
+    consumer._check_membership()
+    assert done == []  # its client may hear of it by itself
     monkeypatch.setattr("workers.consumer.FORGOTTEN_S", 0.0)
+    consumer._check_membership()
+    consumer._check_membership()
 
-    with pytest.raises(WorkerError, match="group g does not know this member any more"):
-        consumer._check_membership()
+    assert done == ["unsubscribe", "subscribe"]
 
 
-def test_a_member_whose_commits_are_taken_again_goes_on(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_member_whose_commits_are_taken_again_stays(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = joins(consumer, monkeypatch)
     monkeypatch.setattr("workers.consumer.FORGOTTEN_S", 0.0)
     consumer._on_commit(KafkaError(KafkaError.STALE_MEMBER_EPOCH), [])
     consumer._on_commit(None, [])
-
     consumer._check_membership()
+
+    assert done == []
