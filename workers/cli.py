@@ -391,7 +391,14 @@ def replay(**_options: object) -> None:
 
 @cli.command()
 @option("--brokers", type=click.IntRange(1, 9), default=3, show_default=True, help="How many brokers.")
-@option("--create-topic", "topics", multiple=True, default=["teste"], show_default=True, help="Topics to create.")
+@option(
+    "--create-topic",
+    "topics",
+    multiple=True,
+    default=["teste", "teste.dlq"],
+    show_default=True,
+    help="Topics to create.",
+)
 @option("--partitions", type=POSITIVE, default=3, show_default=True, help="Partitions of each.")
 @option(
     "--heap",
@@ -402,7 +409,7 @@ def replay(**_options: object) -> None:
     help="Java heap of a broker, MiB.",
 )
 def cluster(brokers: int, topics: tuple[str, ...], partitions: int, heap_mb: int) -> None:
-    """Run a real Apache Kafka cluster on loopback until Ctrl-C; leaves nothing behind."""
+    """Run a real Apache Kafka cluster on loopback until Ctrl-C, or until a broker ends; leaves nothing behind."""
     from workers.cluster import Cluster
 
     shutdown = Shutdown(0)
@@ -419,7 +426,7 @@ def cluster(brokers: int, topics: tuple[str, ...], partitions: int, heap_mb: int
 
 
 @cli.command()
-@click.option("--quick", is_flag=True, help="Fewer messages: under 25 s instead of under 60.")
+@click.option("--quick", is_flag=True, help="Fewer messages: on an idle machine under 25 s instead of under 60.")
 @click.option("--plain", is_flag=True, help="Lines instead of a live table, as where there is no terminal.")
 def demo(quick: bool, plain: bool) -> None:
     """See it work: three brokers, a producer, four consumers on three partitions, and a broker that is killed."""
@@ -455,6 +462,8 @@ def main() -> None:
         code = 130
     except BrokenPipeError:
         code = ExitCode.OK
+    except OSError as error:
+        code = _complain(command, f"standard output cannot be written: {error.strerror}", ExitCode.FAILED)
     _end(code)
 
 
@@ -467,7 +476,7 @@ def _end(code: int) -> None:
     """Ends, at once where something was left behind: the interpreter would wait for it."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.stderr.flush()
     if any(thread.name in LEFT_BEHIND for thread in threading.enumerate()):

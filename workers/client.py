@@ -22,6 +22,31 @@ log = logging.getLogger("workers")
 TOPIC_GRACE_S = 10.0
 # The same complaint again only after this long.
 REPEAT_S = 10.0
+# Lines of librdkafka; some have numbers in them that do not come again.
+MAX_REMEMBERED = 1000
+
+
+class Repeats(logging.Filter):
+    """Lets the same line of librdkafka through once in REPEAT_S; it says at every attempt that a broker is away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        # Behind this it says how long it took, and how often it was not said.
+        text = record.getMessage().partition(" (after ")[0]
+        now = time.monotonic()
+        if now - self._said.get(text, -REPEAT_S) < REPEAT_S:
+            return False
+        if len(self._said) >= MAX_REMEMBERED:
+            self._said.clear()
+        self._said[text] = now
+        return True
+
+
+LIBRDKAFKA = logging.getLogger("librdkafka")
+LIBRDKAFKA.addFilter(Repeats())
 
 _Client = TypeVar("_Client", Consumer, Producer, AdminClient)
 
@@ -40,7 +65,7 @@ class Events:
         return self.statistics is not None and self.statistics.brokers_up > 0
 
     def callbacks(self) -> dict[str, Any]:
-        return {"error_cb": self.on_error, "stats_cb": self.on_statistics, "logger": logging.getLogger("librdkafka")}
+        return {"error_cb": self.on_error, "stats_cb": self.on_statistics, "logger": LIBRDKAFKA}
 
     def on_statistics(self, text: str) -> None:
         self.statistics = parse(text)

@@ -74,7 +74,7 @@ def produce(context: "Context") -> None:
         values["topic"],
         shutdown,
         rate=values["rate"],
-        dead_letter_topic=values["dead_letter_topic"],
+        dead_letter_topic=_dead_letter_topic(values),
         report=_delivery_printer(shutdown) if values["verbose"] else None,
     )
     shutdown.install()
@@ -99,6 +99,13 @@ def produce(context: "Context") -> None:
     undelivered = sum(each.failed + each.unknown for each in accounts)
     if undelivered:
         raise WorkerError(f"{undelivered} of {sum(each.enqueued for each in accounts)} messages were not acknowledged")
+
+
+def _dead_letter_topic(values: dict[str, Any]) -> str | None:
+    """Where invalid lines go, None where they stop the producer."""
+    if values["on_invalid"] != "dead-letter":
+        return None
+    return values["dead_letter_topic"] or f"{values['topic']}.dlq"
 
 
 def _check_combinations(context: "Context") -> None:
@@ -317,7 +324,7 @@ def lag(context: "Context") -> None:
     shutdown.install()
     events = Events()
     admin = make(AdminClient, config, events.callbacks())
-    wait_for_topics(admin, [], config, events, timeout_s=values["timeout"], shutdown=shutdown)
+    wait_for_topics(admin, list(values["topics"]), config, events, timeout_s=values["timeout"], shutdown=shutdown)
     while True:
         group = groups.describe(admin, values["group_id"], list(values["topics"]))
         if values["as_json"]:

@@ -22,7 +22,7 @@ from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, Message,
 from workers.client import Events, make, wait_for_topics
 from workers.config import ClientConfig
 from workers.deadletters import DeadLetters, Letter
-from workers.handlers import Lifespan, OutputClosedError, Reject, Retry
+from workers.handlers import Lifespan, OutputClosedError, OutputError, Reject, Retry
 from workers.handling import HandlerThread, Job
 from workers.latency import Latencies
 from workers.ledger import OrderCounts, OrderLedger
@@ -197,6 +197,8 @@ class Consumer:
         wait_for_topics(
             self._client, list(self.topics), self._config, self.events, timeout_s=timeout_s, shutdown=self._shutdown
         )
+        if self._policy.on_error == "dead-letter":
+            self._dead_letters.check(self._client, self.topics)
         self._handler.start(self._shutdown)
 
     def run(self) -> None:
@@ -273,6 +275,9 @@ class Consumer:
             return True
         if self._max_messages is not None and self.handled >= self._max_messages:
             return True
+        if not self._joined:
+            # Nothing can have come yet.
+            self._last_message_at = time.monotonic()
         idle = not any(partition.pending for partition in self.partitions.values())
         silent_s = time.monotonic() - self._last_message_at
         return self._idle_timeout_s is not None and idle and silent_s > self._idle_timeout_s
@@ -430,6 +435,8 @@ class Consumer:
         if isinstance(error, OutputClosedError):
             self._shutdown.request()
             return
+        if isinstance(error, OutputError):
+            raise WorkerError(f"standard output cannot be written: {error}; what was not printed is redelivered")
         if self._handler.batch and count > 1 and not isinstance(error, Retry):
             partition.singly = count
             log.info("%s: a batch of %d failed (%s), trying its messages one by one", partition, count, error)
@@ -546,6 +553,7 @@ class Consumer:
 
     def _on_assign(self, client: confluent_kafka.Consumer, partitions: list[TopicPartition]) -> None:
         self.rebalances["assign"] += 1
+        self._last_message_at = time.monotonic()
         self._forgotten_since = None
         assigned = partitions
         if partitions:

@@ -27,6 +27,7 @@ ATTEMPTS = PREFIX + "attempts"
 
 # A letter is larger than its message. How large it may be is the topic's business, not the client's.
 ANY_SIZE = {"message.max.bytes": "1000000000"}
+CHECK_TIMEOUT_S = 2.0
 TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE)
 
 Header = tuple[str, str | bytes | None]
@@ -79,6 +80,16 @@ class DeadLetters:
 
     def topic_for(self, message: Message) -> str:
         return self._topic or f"{message.topic()}.dlq"
+
+    def check(self, client: confluent_kafka.Consumer, topics: Iterable[str]) -> None:
+        """Says which dead-letter topics are not there: a message that needs one would wait for it."""
+        for name in {self._topic or f"{topic}.dlq" for topic in topics}:
+            try:
+                found = client.list_topics(name, timeout=CHECK_TIMEOUT_S).topics[name]
+            except KafkaException:
+                continue
+            if not found.partitions:
+                log.warning("there is no dead-letter topic %s (or no right to it); create it, or see --on-error", name)
 
     def send(self, message: Message, error: BaseException, attempts: int) -> Letter:
         """Hands the message to the client; look at the letter after later calls of `poll`."""

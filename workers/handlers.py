@@ -14,6 +14,7 @@ that needs something opened before and closed after is yielded by a generator ma
 """
 
 import base64
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -54,6 +55,10 @@ class OutputClosedError(Exception):
     """Whoever read our standard output has gone; there is nobody left to print for."""
 
 
+class OutputError(Exception):
+    """Our standard output cannot be written, which is not the message's fault."""
+
+
 def batch(function: _Function) -> _Function:
     """Marks a handler that takes a list of messages of one partition."""
     setattr(function, _BATCH, True)
@@ -62,6 +67,9 @@ def batch(function: _Function) -> _Function:
 
 def lifespan(generator: Callable[[], Iterator[Handler]]) -> Lifespan:
     """Marks a generator that opens what a handler needs, yields the handler once, and closes it again."""
+    marked: Any = generator
+    if not inspect.isgeneratorfunction(marked):
+        raise ConfigError(f"@lifespan marks a generator, and {marked.__name__} has no yield")
     manager = contextmanager(generator)
     setattr(manager, _LIFESPAN, True)
     return manager
@@ -77,7 +85,26 @@ def load_handler(reference: str) -> Lifespan:
     if getattr(found, _LIFESPAN, False):
         manager: Lifespan = found
         return manager
+    check_handler(found)
     return lambda: nullcontext(found)
+
+
+def check_handler(handler: Any) -> None:
+    """Raises ConfigError for what cannot be a handler: to call it would do nothing, or fail for every message."""
+    name = getattr(handler, "__name__", repr(handler))
+    if not callable(handler):
+        raise ConfigError(f"a handler is a function, not {name}")
+    called = handler if inspect.isroutine(handler) else type(handler).__call__
+    if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
+        raise ConfigError(f"handler {name} is async; a handler is a plain function")
+    if inspect.isgeneratorfunction(called):
+        raise ConfigError(f"handler {name} has a yield; a handler is a plain function, or marked with @lifespan")
+    try:
+        inspect.signature(handler).bind(None)
+    except TypeError:
+        raise ConfigError(f"handler {name} does not take one argument, the message or the batch") from None
+    except ValueError:
+        pass  # written in C, without a signature
 
 
 def printer(name: str) -> Lifespan:
@@ -93,6 +120,8 @@ def printer(name: str) -> Lifespan:
             sys.stdout.buffer.flush()
         except BrokenPipeError:
             raise OutputClosedError from None
+        except OSError as error:
+            raise OutputError(error.strerror) from None
 
     return lambda: nullcontext(print_batch)
 

@@ -12,7 +12,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from confluent_kafka import Message
 
-from workers.handlers import Lifespan, is_batch
+from workers.config import ConfigError
+from workers.handlers import Lifespan, check_handler, is_batch
 from workers.lifecycle import HANDLER_THREAD, Shutdown, WorkerError
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,8 @@ class HandlerThread:
                 self._outbox.get(timeout=LOOK_S)
             except Empty:
                 continue
+            if isinstance(self._broken, ConfigError):
+                raise self._broken
             if self._broken is not None:
                 raise WorkerError(f"the handler did not start: {_named(self._broken)}")
             return
@@ -105,6 +108,7 @@ class HandlerThread:
     def _run(self) -> None:
         try:
             with self._lifespan() as handler:
+                check_handler(handler)
                 self.batch = is_batch(handler)
                 self._outbox.put(True)
                 while (jobs := self._inbox.get()) is not None:

@@ -20,7 +20,7 @@ def load(option: str, reference: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:  # a module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
         raise ConfigError(
             f"{option} {reference}: importing {module_name} raised {type(error).__name__}: {error}"
         ) from None

@@ -145,6 +145,7 @@ class Producer:
         self.events = Events()
         self.deliveries = Deliveries(topic)
         self.dead_letters = Deliveries(dead_letter_topic or f"{topic}.dlq")
+        self._letters = dead_letter_topic is not None
         self.buffer_full = 0
         self.last_success_s = 0.0
         self.turned_at = time.monotonic()
@@ -165,8 +166,9 @@ class Producer:
     def start(self, timeout_s: float | None) -> None:
         """Waits for the brokers and the topic; raises as `wait_for_topics` does."""
         topic = self.deliveries.topic
+        topics = [topic, self.dead_letters.topic] if self._letters else [topic]
         found = wait_for_topics(
-            self._client, [topic], self._config, self.events, timeout_s=timeout_s, shutdown=self._shutdown
+            self._client, topics, self._config, self.events, timeout_s=timeout_s, shutdown=self._shutdown
         )
         self._partitions = found.get(topic, 1)
         self.running = True

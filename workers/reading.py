@@ -31,6 +31,9 @@ def read_to_end(
     What comes later belongs to the next reading. Raises WorkerError when nothing comes for `timeout_s` (None waits for
     ever), or a stop was asked for.
     """
+    if shutdown.requested:
+        # Asked to stop before the brokers had answered: what is there is not known.
+        raise WorkerError(f"stopped before the end of {topic}")
     ends = {number: _end(client, topic, number) for number in starts}
     left = {number: end for number, end in ends.items() if end > max(0, starts[number])}
     client.assign([TopicPartition(topic, number, starts[number]) for number in left])

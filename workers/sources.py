@@ -191,7 +191,7 @@ class ThreadedSource:
                 self._ready.set()
         except SourceError as error:
             self._error = error
-        except Exception as error:  # the user's code may raise anything
+        except BaseException as error:  # the user's code may raise anything; SystemExit is no end of the source
             self._error = SourceError(f"the source raised {type(error).__name__}: {error}")
         finally:
             self._ended = True
@@ -209,16 +209,18 @@ def call_source(function: Callable[[], Iterable[Any]], name: str) -> Iterator[Re
         for number, item in enumerate(items, start=1):
             match item:
                 case Outgoing():
-                    yield _record(item)
+                    yield _record(item, f"{name}, message {number}")
                 case bytes() | str():
-                    yield _record(Outgoing(item))
+                    yield _record(Outgoing(item), name)
                 case _:
                     raise SourceError(
                         f"{name} yielded a {type(item).__name__} as message {number}; yield bytes, str or Outgoing"
                     )
 
 
-def _record(outgoing: Outgoing) -> Record:
+def _record(outgoing: Outgoing, where: str) -> Record:
+    """Raises SourceError, naming `where`, for what the client would not take."""
+    _check(outgoing, where)
     record: Record = {"value": _bytes(outgoing.value), "key": _bytes(outgoing.key)}
     if outgoing.partition is not None:
         record["partition"] = outgoing.partition
@@ -229,6 +231,26 @@ def _record(outgoing: Outgoing) -> Record:
     if outgoing.on_delivery is not None:
         record["on_delivery"] = outgoing.on_delivery
     return record
+
+
+def _check(outgoing: Outgoing, where: str) -> None:
+    wanted = {
+        "value": bytes | str | None,
+        "key": bytes | str | None,
+        "partition": int | None,
+        "timestamp_ms": int | None,
+        "headers": list | tuple | None,
+    }
+    for field, kind in wanted.items():
+        value = getattr(outgoing, field)
+        if not isinstance(value, kind):
+            raise SourceError(f"{where}: {field} is a {type(value).__name__}")
+    for header in outgoing.headers or ():
+        match header:
+            case (str(), bytes() | str() | None):
+                pass
+            case _:
+                raise SourceError(f"{where}: a header is a name (str) and a value (bytes), not {header!r}")
 
 
 def _bytes(data: bytes | str | None) -> bytes | None:

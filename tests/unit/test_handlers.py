@@ -5,13 +5,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import Message
 
 from tests.processes import eventually
 from workers.config import ConfigError
-from workers.handlers import Handler, OutputClosedError, batch, is_batch, lifespan, load_handler, printer
+from workers.handlers import Handler, OutputClosedError, batch, check_handler, is_batch, lifespan, load_handler, printer
 from workers.handling import HandlerThread, Job
 from workers.lifecycle import Shutdown, WorkerError
 
@@ -249,3 +250,39 @@ def test_a_closed_output_is_told_from_a_failing_handler(monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(Closed()), write_through=True))
     with printer("text")() as handler, pytest.raises(OutputClosedError):
         handler(messages(1))  # type: ignore[arg-type]
+
+
+async def asynchronous(message: Message) -> None: ...
+
+
+def generating(message: Message) -> Iterator[int]:
+    yield 1
+
+
+def of_two(message: Message, other: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("handler", "says"),
+    [(asynchronous, "is async"), (generating, "has a yield"), (of_two, "does not take one argument"), (None, "None")],
+)
+def test_what_would_handle_nothing_is_refused(handler: object, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        check_handler(handler)
+
+    @lifespan
+    def yields_it() -> Iterator[Any]:
+        yield handler
+
+    with pytest.raises(ConfigError, match=says):
+        HandlerThread(yields_it).start(Shutdown(5))
+
+
+def test_a_lifespan_without_a_yield_is_refused() -> None:
+    with pytest.raises(ConfigError, match="has no yield"):
+        lifespan(lambda: None)  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize("handler", [print, batch(lambda _: None), [].append])
+def test_what_takes_a_message_is_a_handler(handler: object) -> None:
+    check_handler(handler)

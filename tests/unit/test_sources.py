@@ -2,8 +2,10 @@
 
 import io
 import itertools
+import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +199,27 @@ def test_a_batch_with_more_than_value_and_key_is_not_plain(more: dict[str, Any])
     plain = eventually(lambda: (batch := source.take(10, 0.05)) and batch.records and [batch.plain], "the message")
 
     assert plain == [False]
+
+
+@pytest.mark.parametrize(
+    ("item", "says"),
+    [
+        (Outgoing("x", key=5), "mine:items, message 1: key is a int"),  # type: ignore[arg-type]
+        (Outgoing("x", headers={"a": b"1"}), "headers is a dict"),  # type: ignore[arg-type]
+        (Outgoing("x", headers=[("a", 1)]), "a header is a name"),  # type: ignore[list-item]
+        (Outgoing("x", partition="1"), "partition is a str"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_the_client_would_not_take_is_named(item: Outgoing, says: str) -> None:
+    with pytest.raises(SourceError, match=says):
+        list(call_source(lambda: [item], "mine:items"))
+
+
+def test_a_source_that_exits_is_not_at_its_end() -> None:
+    def items() -> Iterator[str]:
+        yield "one"
+        sys.exit(5)
+
+    source = ThreadedSource(call_source(items, "mine:items"))
+    with pytest.raises(SourceError, match="SystemExit: 5"):
+        list(iter(partial(source.take, 10, 0.1), None))

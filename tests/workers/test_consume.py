@@ -254,3 +254,16 @@ def test_the_metrics_of_both_workers_are_valid(processes: Processes, topic: str,
     assert producer.metric("kafka_producer_delivery_latency_seconds_count", topic=topic)
     assert consumer.get("/livez")[0] == 200
     assert consumer.get("/")[0] == 404
+
+
+def test_output_that_cannot_be_written_stops_the_consumer_and_commits_nothing(
+    processes: Processes, topic: str, group: str, admin: AdminClient
+) -> None:
+    processes.produce(topic, "--count", "30")
+    command = [*COMMAND, "consume", "--topic", topic, "--group-id", group]
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(command, env=processes.environment(), stdout=full, stderr=subprocess.PIPE, timeout=60)
+
+    assert result.returncode == 1
+    assert b"standard output cannot be written: No space left on device" in result.stderr.splitlines()[-1]
+    assert committed(admin, group) == {}

@@ -305,3 +305,14 @@ def test_what_is_in_flight_when_time_is_up_is_unknown_and_verify_resolves_it(
     assert result.returncode == 0, result.stderr
     assert report["lost"] == 0
     assert report["present"] == account["acknowledged"] + report["unknown_present"]
+
+
+def test_a_dead_letter_topic_that_is_not_there_is_said_before_anything_is_sent(
+    processes: Processes, topic: str, bootstrap_servers: str
+) -> None:
+    options = ["--input", "-", "--key-field", "id", "--on-invalid", "dead-letter", "--timeout", "1"]
+    result = processes.run("produce", "--topic", topic, *options, stdin=b'{"id": 1}\nnot json\n')
+
+    assert result.returncode == 2
+    assert f"{topic}.dlq does not exist" in result.stderr.splitlines()[-1]
+    assert read_all(bootstrap_servers, topic, 0) == []

@@ -89,3 +89,21 @@ def test_watch_shows_the_group_again_until_it_is_stopped(processes: Processes, t
 
     assert watch.stop() == 0
     assert {json.loads(line)["lag"] for line in watch.lines} == {0}
+
+
+def test_a_verification_that_is_stopped_before_it_has_begun_accuses_nobody(processes: Processes, topic: str) -> None:
+    path = processes.write("account.json", json.dumps(processes.produce(topic, "--count", "30")))
+    away = {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+    verify = processes.start("verify", "--topic", topic, "--account", str(path), env=away)
+    verify.says("no answer from")
+
+    assert verify.stop() == 1
+    assert f"stopped before the end of {topic}" in verify.stderr.splitlines()[-1]
+    assert verify.stdout == ""
+
+
+def test_the_lag_of_a_topic_that_is_not_there_is_no_answer(processes: Processes) -> None:
+    result = processes.run("lag", "--topic", "nowhere", "--max-lag", "5", "--timeout", "1")
+
+    assert result.returncode == 2
+    assert "nowhere does not exist" in result.stderr.splitlines()[-1]
