@@ -287,9 +287,17 @@ class Consumer:
         first = self._client.poll(self._poll_timeout_s())
         if first is None:
             return
-        # The handler does not keep up: what it has yet to do must not pile up here.
-        enough = self._waiting() >= BATCH_MESSAGES
-        self._take([first] if enough else [first, *self._client.consume(BATCH_MESSAGES - 1, 0)])
+        if self._waiting() >= BATCH_MESSAGES:
+            # The handler does not keep up: what it has yet to do must not pile up here.
+            self._take([first])
+            return
+        before = self._partition_of(first)
+        following = self._client.consume(BATCH_MESSAGES - 1, 0)
+        # A rebalance can happen in there. What a partition had before it comes again, if the partition comes again.
+        self._take([first, *following] if self._partition_of(first) is before else following)
+
+    def _partition_of(self, message: Message) -> Partition | None:
+        return self.partitions.get((message.topic() or "", message.partition() or 0))
 
     def _waiting(self) -> int:
         """Messages that could be handled and are not in the handler's hands yet."""
@@ -299,8 +307,8 @@ class Consumer:
     def _take(self, messages: list[Message]) -> None:
         if any(map(Message.error, messages)):
             messages = self._without_errors(messages)
-            if not messages:
-                return
+        if not messages:
+            return
         self._last_message_at = time.monotonic()
         for run in _runs(messages, len(self.topics) == 1):
             self._received(run)
@@ -319,7 +327,7 @@ class Consumer:
 
     def _received(self, messages: list[Message]) -> None:
         """Takes messages of one partition."""
-        partition = self.partitions.get((messages[0].topic() or "", messages[0].partition() or 0))
+        partition = self._partition_of(messages[0])
         if partition is None:
             return
         if not partition.pending:

@@ -2,9 +2,10 @@
 
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, Message, TopicPartition
 
 from workers.config import CONSUMER_DEFAULTS, ClientConfig, Rank, Setting
 from workers.consumer import Consumer, ErrorPolicy
@@ -50,3 +51,28 @@ def test_a_member_whose_commits_are_taken_again_stays(consumer: Consumer, monkey
     consumer._check_membership()
 
     assert done == []
+
+
+def test_a_message_that_came_before_a_rebalance_is_not_taken_for_one_after_it(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be handled before those that the new assignment begins with, and its offset stored above theirs."""
+    place = TopicPartition("t", 0, 5)
+
+    def consume(*_: object) -> list[Message]:
+        consumer._on_revoke(client, [place])
+        consumer._on_assign(client, [place])
+        return [Message(topic="t", partition=0, offset=5)]
+
+    client: Any = SimpleNamespace(
+        poll=lambda _: Message(topic="t", partition=0, offset=7),
+        consume=consume,
+        committed=lambda *_, **__: [place],
+        incremental_assign=lambda _: None,
+        incremental_unassign=lambda _: None,
+    )
+    monkeypatch.setattr(consumer, "_client", client)
+    consumer._on_assign(client, [place])
+    consumer._fetch()
+
+    assert [message.offset() for message in consumer.partitions["t", 0].pending] == [5]
