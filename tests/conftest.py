@@ -47,12 +47,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(tmp_path_factory.mktemp("certificates"))
 
 
-@pytest.fixture(scope="session")
-def own_cluster(certificates: Certificates) -> Iterator[Cluster | None]:
-    if "KAFKA_BOOTSTRAP_SERVERS" in os.environ:
-        yield None
-        return
-    secure = {
+def secure(certificates: Certificates) -> dict[str, str]:
+    """Broker properties for the listener with TLS and SCRAM-SHA-512."""
+    return {
         "listener.name.secure.sasl.enabled.mechanisms": "SCRAM-SHA-512",
         "sasl.enabled.mechanisms": "SCRAM-SHA-512",
         "listener.name.secure.scram-sha-512.sasl.jaas.config": (
@@ -61,7 +58,14 @@ def own_cluster(certificates: Certificates) -> Iterator[Cluster | None]:
         "ssl.keystore.type": "PEM",
         "ssl.keystore.location": certificates.broker,
     }
-    with Cluster(properties=secure, scram_users={USER: PASSWORD}) as cluster:
+
+
+@pytest.fixture(scope="session")
+def own_cluster(certificates: Certificates) -> Iterator[Cluster | None]:
+    if "KAFKA_BOOTSTRAP_SERVERS" in os.environ:
+        yield None
+        return
+    with Cluster(properties=secure(certificates), scram_users={USER: PASSWORD}) as cluster:
         yield cluster
 
 

@@ -79,11 +79,14 @@ class DeadLetters:
         self._client: confluent_kafka.Producer | None = None
 
     def topic_for(self, message: Message) -> str:
-        return self._topic or f"{message.topic()}.dlq"
+        return self._name(message.topic() or "")
+
+    def _name(self, topic: str) -> str:
+        return self._topic or f"{topic}.dlq"
 
     def check(self, client: confluent_kafka.Consumer, topics: Iterable[str]) -> None:
         """Says which dead-letter topics are not there: a message that needs one would wait for it."""
-        for name in {self._topic or f"{topic}.dlq" for topic in topics}:
+        for name in set(map(self._name, topics)):
             try:
                 found = client.list_topics(name, timeout=CHECK_TIMEOUT_S).topics[name]
             except KafkaException:

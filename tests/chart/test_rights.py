@@ -15,7 +15,7 @@ from confluent_kafka.admin import (
 )
 
 from tests.chart.rendering import render
-from tests.conftest import Certificates
+from tests.conftest import Certificates, secure
 from tests.processes import Processes, eventually
 from workers.cluster import Cluster
 
@@ -29,13 +29,7 @@ def guarded(certificates: Certificates) -> Iterator[Cluster]:
     properties = {
         "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
         "super.users": "User:ANONYMOUS",  # the listener without users, for brokers and this test
-        "listener.name.secure.sasl.enabled.mechanisms": "SCRAM-SHA-512",
-        "sasl.enabled.mechanisms": "SCRAM-SHA-512",
-        "listener.name.secure.scram-sha-512.sasl.jaas.config": (
-            "org.apache.kafka.common.security.scram.ScramLoginModule required;"
-        ),
-        "ssl.keystore.type": "PEM",
-        "ssl.keystore.location": certificates.broker,
+        **secure(certificates),
     }
     with Cluster(properties=properties, scram_users=dict.fromkeys(USERS, "secret")) as cluster:
         yield cluster
