@@ -16,15 +16,23 @@ from typing import Any
 import click
 
 from tests.faults.faults import FAULTS
-from tests.faults.field import SETUPS, Field, Round
+from tests.faults.field import SETUPS, Fault, Field, Round
 
 
 @click.command()
 @click.option("--minutes", type=float, default=30.0, show_default=True, help="How long to go on.")
 @click.option("--record", type=Path, default=Path("soak.json"), show_default=True, help="What was seen, as JSON.")
+@click.option(
+    "--fault",
+    "names",
+    multiple=True,
+    type=click.Choice([fault.name for fault in FAULTS]),
+    help="Only this fault; can be repeated.  [default: all]",
+)
 @click.option("--seed", type=int, default=lambda: time.time_ns() % 10_000, help="Decides the order of the faults.")
-def main(minutes: float, record: Path, seed: int) -> None:
+def main(minutes: float, record: Path, names: tuple[str, ...], seed: int) -> None:
     """Exits 0 when every promise was kept in every round."""
+    faults = [fault for fault in FAULTS if not names or fault.name in names]
     document: dict[str, Any] = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "minutes": minutes,
@@ -38,7 +46,7 @@ def main(minutes: float, record: Path, seed: int) -> None:
     with tempfile.TemporaryDirectory(prefix="kafka-workers-soak-") as directory, Field(Path(directory), _say) as field:
         field.random.seed(seed)
         try:
-            _play(field, time.monotonic() + minutes * 60, document, record)
+            _play(field, faults, time.monotonic() + minutes * 60, document, record)
             for load in field.loads:
                 account = load.finish()
                 document["breaches"] += account.breaches()
@@ -55,9 +63,9 @@ def main(minutes: float, record: Path, seed: int) -> None:
     sys.exit(bool(document["breaches"]))
 
 
-def _play(field: Field, until: float, document: dict[str, Any], record: Path) -> None:
+def _play(field: Field, faults: list[Fault], until: float, document: dict[str, Any], record: Path) -> None:
     while time.monotonic() < until:
-        for fault in field.random.sample(FAULTS, len(FAULTS)):
+        for fault in field.random.sample(faults, len(faults)):
             if time.monotonic() >= until:
                 return
             _say(f"{datetime.now(UTC):%H:%M:%S} {fault.name}")
