@@ -22,6 +22,7 @@ SECTIONS: dict[str, Callable[[Bed], Section]] = {
     "Start-up": throughput.start_up,
     "Latency": latency.latency,
     "linger.ms": latency.linger_curve,
+    "max.in.flight": latency.in_flight_curve,
     "fetch.queue.backoff.ms": latency.fetch_curve,
     "Memory": behaviour.memory,
     "Scale-out": behaviour.scale_out,

@@ -14,9 +14,17 @@ from bench.throughput import acknowledged, handled
 RATE = 1000
 LINGER_MS = (0, 1, 5, 20, 50)
 BACKOFF_MS = (1, 10, 100, 1000)
+IN_FLIGHT = (1, 2, 5)
 CURVE_ROUNDS = 3
+# Messages of one run, at full speed and at RATE.
+FAST = 500_000
+SLOW = 4 * RATE
 # The first second is that of connections and of the first batches.
 WARM_UP = RATE
+_CURVE = (
+    f"End-to-end latency of {SLOW:,} messages at {RATE:,}/s, and whole processes that produce {FAST:,}; medians of "
+    f"{CURVE_ROUNDS} rounds, settings in turns."
+)
 
 
 def latency(bed: Bed) -> Section:
@@ -47,32 +55,47 @@ def latency(bed: Bed) -> Section:
 
 def linger_curve(bed: Bed) -> Section:
     """What linger.ms buys at full speed and costs at a low rate."""
-    fast_count, slow_count = bed.count(500_000), max(2 * WARM_UP, bed.count(4 * RATE))
-    speeds: dict[int, list[Run]] = {linger: [] for linger in LINGER_MS}
-    cuts: dict[int, list[list[float]]] = {linger: [] for linger in LINGER_MS}
+    rows = _producer_curve(bed, "linger.ms", LINGER_MS)
+    note = (
+        "We ship 5. At full speed batches fill long before they have lingered, at a low rate a message waits as long "
+        "as it is told to: 5 ms is the most that we let a message wait for company."
+    )
+    return Section(f"{_CURVE} {note}", tables=[rows])
+
+
+def in_flight_curve(bed: Bed) -> Section:
+    """What it costs that a broker has one request of the producer at a time."""
+    rows = _producer_curve(bed, "max.in.flight", IN_FLIGHT)
+    note = (
+        "We ship 1, librdkafka 1000000, of which idempotence leaves 5. Requests are as large as what has gathered in "
+        "the meantime. Each is for one partition, so what one costs grows with the partitions that a broker leads and "
+        "with the way to it: here there are three partitions, and the way is short."
+    )
+    return Section(f"{_CURVE} {note}", tables=[rows])
+
+
+def _producer_curve(bed: Bed, name: str, values: Sequence[int]) -> list[Row]:
+    """Speed and latency with each value of a property, in turns."""
+    fast_count, slow_count = bed.count(FAST), max(2 * WARM_UP, bed.count(SLOW))
+    speeds: dict[int, list[Run]] = {value: [] for value in values}
+    cuts: dict[int, list[list[float]]] = {value: [] for value in values}
     for number in range(CURVE_ROUNDS):
-        for linger in rotated(LINGER_MS, number):
-            setting = ("--property", f"linger.ms={linger}")
-            speeds[linger].append(_full_speed(bed, fast_count, setting))
-            cuts[linger].append(_workers(bed, slow_count, setting))
+        for value in rotated(values, number):
+            setting = ("--property", f"{name}={value}")
+            speeds[value].append(_full_speed(bed, fast_count, setting))
+            cuts[value].append(_workers(bed, slow_count, setting))
     rows: list[Row] = [
         {
-            "linger.ms": linger,
-            "messages/s at full speed": fast_count / median(each.seconds for each in speeds[linger]),
-            "CPU us/message": median(each.cpu_seconds for each in speeds[linger]) / fast_count * 1e6,
-            **_spread(f"p50 ms at {RATE:,}/s", cuts[linger], 49),
-            **_spread(f"p99 ms at {RATE:,}/s", cuts[linger], 98),
+            name: value,
+            "messages/s at full speed": fast_count / median(each.seconds for each in speeds[value]),
+            "CPU us/message": median(each.cpu_seconds for each in speeds[value]) / fast_count * 1e6,
+            **_spread(f"p50 ms at {RATE:,}/s", cuts[value], 49),
+            **_spread(f"p99 ms at {RATE:,}/s", cuts[value], 98),
         }
-        for linger in LINGER_MS
+        for value in values
     ]
     _say(bed, rows)
-    note = (
-        f"We ship 5. End-to-end latency of {slow_count:,} messages at {RATE:,}/s, and whole processes that produce "
-        f"{fast_count:,}; medians of {CURVE_ROUNDS} rounds, settings in turns. At full speed batches fill long before "
-        "they have lingered, at a low rate a message waits as long as it is told to: 5 ms is the most that we let a "
-        "message wait for company."
-    )
-    return Section(note, tables=[rows])
+    return rows
 
 
 def fetch_curve(bed: Bed) -> Section:

@@ -67,6 +67,7 @@ PRODUCER_DEFAULTS = (
     *COMMON_DEFAULTS,
     Default("acks", "all", "acknowledged means: written by every replica in sync"),
     Default("enable.idempotence", "true", "retries neither duplicate nor reorder"),
+    Default("max.in.flight", "1", "with more, a message may be written twice: librdkafka's issue 4953"),
     Default("linger.ms", "5", "batches at high rates for at most 5 ms of latency at low rates"),
     Default("delivery.timeout.ms", "120000", "as the Java client; after it the outcome is unknown"),
     Default("batch.num.messages", "10000", "a full request at high rates"),

@@ -3,10 +3,12 @@
 import resource
 import signal
 from collections.abc import Callable, Generator
+from contextlib import ExitStack
 
 from confluent_kafka.admin import NewPartitions
 
-from tests.faults.field import Fault, Field
+from tests.faults.field import SETUPS, Fault, Field
+from tests.faults.load import Load
 
 FAULTS: list[Fault] = []
 Injection = Callable[[Field], Generator[None]]
@@ -187,21 +189,27 @@ def _settle(field: Field) -> None:
 # The topic
 
 
-@fault("partitions added", "one more partition for each topic", hold_s=1.0)
+@fault("partitions added", "a third topic with a group of either protocol gets a partition more", hold_s=1.0)
 def partitions_added(field: Field) -> Generator[None]:
-    wanted = {load.topic: load.partitions() + 1 for load in field.loads}
-    requests = [NewPartitions(topic, count) for topic, count in wanted.items()]
-    for answer in field.admin.create_partitions(requests).values():
-        answer.result()
-    yield
-    field.until(
-        lambda: all(len(load.ends()) == wanted[load.topic] for load in field.loads), "the new partitions get messages"
-    )
+    # Not the topics of the loads: memory is compared over a whole soak, and it grows with partitions.
+    with ExitStack() as stack:
+        loads = [stack.enter_context(field.another_load(setup)) for setup in SETUPS]
+        wanted = loads[0].partitions() + 1
+        requests = [NewPartitions(load.topic, wanted) for load in loads]
+        for answer in field.admin.create_partitions(requests).values():
+            answer.result()
+        yield
+        field.until(lambda: all(len(load.ends()) == wanted for load in loads), "the new partitions get messages")
+        ends = [load.ends() for load in loads]
+        field.until(lambda: all(map(Load.caught_up, loads, ends)), "the groups handle the new partitions")
+        for load in loads:
+            account = load.finish()
+            assert account.breaches() == []
 
 
 @fault("topic recreated", "a third topic deleted while both workers run, and created again", hold_s=3.0)
 def topic_recreated(field: Field) -> Generator[None]:
-    with field.another_load() as load:
+    with field.another_load(SETUPS[0]) as load:
         # A client that is thrown away before its answer is there never gives it.
         admin = field.cluster.admin()
         admin.delete_topics([load.topic])[load.topic].result()

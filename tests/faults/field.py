@@ -171,10 +171,10 @@ class Field:
         return all(len(partition.isrs) == 3 and partition.leader >= 0 for partition in partitions)
 
     @contextmanager
-    def another_load(self) -> Iterator[Load]:
-        """A third load that lives for one fault."""
+    def another_load(self, setup: Setup) -> Iterator[Load]:
+        """One more load, which lives for one fault."""
         with ExitStack() as stack:
-            load = self._load(replace(SETUPS[0], name=f"third-{secrets.token_hex(2)}"), stack)
+            load = self._load(replace(setup, name=f"{setup.name}-{secrets.token_hex(2)}"), stack)
             self.loads.append(load)
             stack.callback(self.loads.remove, load)
             load.start()
@@ -287,7 +287,7 @@ class _Moment:
             reordered=self.reordered - earlier.reordered,
             redelivered=self.redelivered - earlier.redelivered,
             committed_too_far=self.committed_too_far + self.seen_too_far - earlier.seen_too_far,
-            miscounted=self.miscounted,
+            miscounted=(self.miscounted - earlier.miscounted).total(),
             rebalances=(self.rebalances - earlier.rebalances).total(),
             times_unavailable=len(pauses),
             longest_unavailable_s=round(max(pauses, default=0.0), 1),

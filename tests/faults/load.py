@@ -192,9 +192,11 @@ class Load:
                 for place in committed or ()
             )
 
-    def miscounted(self) -> int:
-        """What the members say of gaps, duplicates and order, where the books have none."""
-        return int(sum(member.metric(name) or 0 for member in self.members for name in ORDER_METRICS))
+    def miscounted(self) -> Counter[str]:
+        """How many gaps, duplicates and messages out of order each member has counted; the books have none."""
+        return Counter(
+            {member.name: int(sum(member.metric(name) or 0 for name in ORDER_METRICS)) for member in self.members}
+        )
 
     def check(self) -> None:
         """Fails when a worker has ended that nobody stopped."""
