@@ -32,6 +32,7 @@ Handler: TypeAlias = Callable[[Message], object] | Callable[[list[Message]], obj
 Lifespan: TypeAlias = Callable[[], AbstractContextManager[Handler]]
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
+_PRINTABLE = bytes(range(ord(" "), ord("~") + 1))
 _BATCH = "_kafka_workers_batch"
 _LIFESPAN = "_kafka_workers_lifespan"
 
@@ -109,14 +110,14 @@ def check_handler(handler: Any) -> None:
 
 def printer(name: str) -> Lifespan:
     """The handler that prints messages on standard output as text, json or value."""
-    line = FORMATS.get(name)
-    if line is None:
+    lines = FORMATS.get(name)
+    if lines is None:
         raise ConfigError(f"--format {name}: expected one of {', '.join(FORMATS)}")
 
     @batch
     def print_batch(messages: Sequence[Message]) -> None:
         try:
-            sys.stdout.buffer.write(b"".join(map(line, messages)))
+            sys.stdout.buffer.write(lines(messages))
             sys.stdout.buffer.flush()
         except BrokenPipeError:
             raise OutputClosedError from None
@@ -126,28 +127,40 @@ def printer(name: str) -> Lifespan:
     return lambda: nullcontext(print_batch)
 
 
-def _as_value(message: Message) -> bytes:
-    return (message.value() or b"") + b"\n"
+def _as_value(messages: Sequence[Message]) -> bytes:
+    return b"".join([(value or b"") + b"\n" for value in map(Message.value, messages)])
 
 
-def _as_text(message: Message) -> bytes:
-    where = f"{message.topic()}[{message.partition()}]@{message.offset()}"
-    return f"{where} key={_readable(message.key())} {_readable(message.value())}\n".encode()
+def _as_text(messages: Sequence[Message]) -> bytes:
+    where = f"{messages[0].topic()}[{messages[0].partition()}]@".encode()
+    offsets = map(Message.offset, messages)
+    keys, values = (_readable([*map(field, messages)]) for field in (Message.key, Message.value))
+    rows = zip(offsets, keys, values, strict=True)
+    return b"".join([b"%b%d key=%b %b\n" % (where, offset or 0, key, value) for offset, key, value in rows])
 
 
-def _readable(data: bytes | None) -> str:
-    """One line that a terminal can show, whatever is in it."""
-    if data is None:
-        return "null"
+def _readable(fields: list[bytes | None]) -> list[bytes]:
+    """What a terminal can show in one line, whatever is in it."""
+    # Nothing but printable ASCII, as nearly always: to look at all of them at once takes a tenth of the time.
+    if not b"".join(filter(None, fields)).translate(None, _PRINTABLE):
+        return [b"null" if field is None else field for field in fields]
+    return [b"null" if field is None else _escaped(field) for field in fields]
+
+
+def _escaped(data: bytes) -> bytes:
     text = data.decode("utf-8", "backslashreplace")
-    return text if text.isprintable() else "".join(c if c.isprintable() else _escape(c) for c in text)
+    return (text if text.isprintable() else "".join(c if c.isprintable() else _escape(c) for c in text)).encode()
 
 
 def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def _as_json(message: Message) -> bytes:
+def _as_json(messages: Sequence[Message]) -> bytes:
+    return b"".join(map(_json_line, messages))
+
+
+def _json_line(message: Message) -> bytes:
     document: dict[str, Any] = {
         "topic": message.topic(),
         "partition": message.partition(),
@@ -172,4 +185,4 @@ def _json_field(name: str, data: bytes | None) -> dict[str, str | None]:
         return {f"{name}_base64": base64.b64encode(data).decode()}
 
 
-FORMATS: dict[str, Callable[[Message], bytes]] = {"text": _as_text, "json": _as_json, "value": _as_value}
+FORMATS: dict[str, Callable[[Sequence[Message]], bytes]] = {"text": _as_text, "json": _as_json, "value": _as_value}
