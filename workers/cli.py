@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
+from confluent_kafka import KafkaException
 
 from workers import config as configuration
 from workers.config import ClientConfig, ConfigError, Default, Rank, Setting
@@ -458,6 +459,8 @@ def main() -> None:
         code = _complain(command, str(error), ExitCode.USAGE)
     except WorkerError as error:
         code = _complain(command, str(error), error.code)
+    except KafkaException as error:
+        code = _complain(command, f"Kafka error: {error.args[0].str()}", ExitCode.FAILED)
     except (click.Abort, KeyboardInterrupt):
         code = 130
     except BrokenPipeError:

@@ -160,6 +160,17 @@ def wait_for_topics(
     return {}
 
 
+def serve(client: Producer, events: Events, timeout_s: float) -> None:
+    """Serves the callbacks of a producer: delivery reports and events.
+
+    The binding raises a fatal error here instead of telling `error_cb`; it is noted like every other.
+    """
+    try:
+        client.poll(timeout_s)
+    except KafkaException as error:
+        events.fatal = events.fatal or WorkerError(f"fatal Kafka error: {error.args[0].str()}")
+
+
 def _complaint(topics: dict[str, TopicMetadata]) -> tuple[str, str]:
     """What is wrong with the topics and what to do about it, empty when nothing is."""
     no_right = KafkaError.TOPIC_AUTHORIZATION_FAILED

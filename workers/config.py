@@ -103,6 +103,7 @@ _ALIASES = {
     "message.send.max.retries": "retries",
     "compression.codec": "compression.type",
     "max.in.flight.requests.per.connection": "max.in.flight",
+    "max.partition.fetch.bytes": "fetch.message.max.bytes",
     "sasl.mechanisms": "sasl.mechanism",
 }
 

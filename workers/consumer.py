@@ -33,6 +33,8 @@ from workers.statistics import Statistics
 log = logging.getLogger(__name__)
 
 BATCH_MESSAGES = 2000
+# So much may wait for the handler, about.
+MAX_WAITING_BYTES = 64 * 1024 * 1024
 # A signal is noticed when a poll returns.
 POLL_S = 0.2
 # While the handler is busy the loop turns at this interval.
@@ -181,10 +183,11 @@ class Consumer:
         self._idle_timeout_s = idle_timeout_s
         self._stall_timeout_s = stall_timeout_s
         self._joined = False
+        self._from_end = config.get("auto.offset.reset", "latest") in ("latest", "end", "largest")
         self._jobs: list[Job[Partition]] = []
         self._noted: Statistics | None = None
         self._forgotten_since: float | None = None
-        self._turned_at = self._last_message_at = time.monotonic()
+        self._turned_at = self._idle_since = time.monotonic()
         self._paused_lag_at = 0.0
         self._broker_assigns = config.get("group.protocol") == "consumer"
         # Strategies other than cooperative-sticky take everything away in a rebalance and give it back.
@@ -197,7 +200,7 @@ class Consumer:
         wait_for_topics(
             self._client, list(self.topics), self._config, self.events, timeout_s=timeout_s, shutdown=self._shutdown
         )
-        if self._policy.on_error == "dead-letter":
+        if self._policy.on_error != "stop" and not self._shutdown.requested:
             self._dead_letters.check(self._client, self.topics)
         self._handler.start(self._shutdown)
 
@@ -205,13 +208,16 @@ class Consumer:
         """Handles messages until a stop is asked for or the limits are reached; raises WorkerError when it cannot
         go on.
         """
-        self._last_message_at = time.monotonic()
+        self._idle_since = time.monotonic()
         self._subscribe()
         try:
             while not self._finished():
                 self._fetch()
                 self._work()
                 self._look_after()
+        except KafkaException as error:
+            # So the binding tells of a fatal error; it has no callback for it.
+            raise WorkerError(f"the Kafka client cannot go on: {error.args[0].str()}") from None
         finally:
             self._leave()
 
@@ -242,7 +248,7 @@ class Consumer:
         if now - self._turned_at > self._stall_timeout_s:
             return f"the poll loop has not turned for {now - self._turned_at:.0f} s"
         for partition in list(self.partitions.values()):
-            stuck_s = now - partition.progress_at
+            stuck_s = now - max(partition.progress_at, partition.retry_at)
             if partition.waiting_since_ms and not partition.blocked and stuck_s > self._stall_timeout_s:
                 return f"{partition} has made no progress for {stuck_s:.0f} s at offset {partition.next_offset}"
         return None
@@ -275,19 +281,17 @@ class Consumer:
             return True
         if self._max_messages is not None and self.handled >= self._max_messages:
             return True
-        if not self._joined:
-            # Nothing can have come yet.
-            self._last_message_at = time.monotonic()
-        idle = not any(partition.pending for partition in self.partitions.values())
-        silent_s = time.monotonic() - self._last_message_at
-        return self._idle_timeout_s is not None and idle and silent_s > self._idle_timeout_s
+        if not self._joined or any(partition.pending for partition in self.partitions.values()):
+            # Before that nothing can come, and to a partition that is paused nothing does.
+            self._idle_since = time.monotonic()
+        return self._idle_timeout_s is not None and time.monotonic() - self._idle_since > self._idle_timeout_s
 
     def _fetch(self) -> None:
         """Takes what has arrived. `consume` alone would wait for a full batch, so the first message is polled for."""
         first = self._client.poll(self._poll_timeout_s())
         if first is None:
             return
-        if self._waiting() >= BATCH_MESSAGES:
+        if self._full():
             # The handler does not keep up: what it has yet to do must not pile up here.
             self._take([first])
             return
@@ -299,17 +303,22 @@ class Consumer:
     def _partition_of(self, message: Message) -> Partition | None:
         return self.partitions.get((message.topic() or "", message.partition() or 0))
 
-    def _waiting(self) -> int:
-        """Messages that could be handled and are not in the handler's hands yet."""
-        ready = sum(len(partition.pending) for partition in self.partitions.values() if not partition.blocked)
-        return ready - sum(len(job.messages) - job.accounted for job in self._jobs)
+    def _full(self) -> bool:
+        """Whether enough waits that the handler can be given, and does not have in its hands yet."""
+        ready = [partition.pending for partition in self.partitions.values() if not partition.blocked]
+        in_hand = sum(len(job.messages) - job.accounted for job in self._jobs)
+        return sum(map(len, ready)) - in_hand >= BATCH_MESSAGES or sum(map(_size, ready)) >= MAX_WAITING_BYTES
+
+    def _holds_too_much(self, partition: Partition) -> bool:
+        share = MAX_WAITING_BYTES // len(self.partitions)
+        return len(partition.pending) >= 2 * BATCH_MESSAGES or _size(partition.pending) >= share
 
     def _take(self, messages: list[Message]) -> None:
         if any(map(Message.error, messages)):
             messages = self._without_errors(messages)
         if not messages:
             return
-        self._last_message_at = time.monotonic()
+        self._idle_since = time.monotonic()
         for run in _runs(messages, len(self.topics) == 1):
             self._received(run)
 
@@ -356,7 +365,7 @@ class Consumer:
             while not self._handler.wait(KEEP_ALIVE_S):
                 self._keep_alive(time.monotonic() - begin)
             self._collect()
-        self._jobs = self._next_jobs()
+        self._jobs = [] if self._shutdown.requested else self._next_jobs()
         if self._jobs:
             self._handler.submit(self._jobs)
 
@@ -371,7 +380,9 @@ class Consumer:
 
     def _next_jobs(self) -> list[Job[Partition]]:
         jobs = []
-        room = self._max_messages - self.handled if self._max_messages is not None else None
+        room = None
+        if self._max_messages is not None:
+            room = self._max_messages - self.handled - self._letters_under_way()
         for partition in sorted(self.partitions.values(), key=attrgetter("progress_at")):
             if not partition.pending or partition.blocked:
                 continue
@@ -388,8 +399,8 @@ class Consumer:
         self._note_the_turn()
         if busy_s > SLICE_S:
             self._handler.interrupt()
-        if busy_s > PAUSE_AFTER_S:
-            self._pause([partition for partition in self.partitions.values() if not partition.paused])
+        hangs = busy_s > PAUSE_AFTER_S
+        self._pause([partition for partition in self.partitions.values() if hangs or self._holds_too_much(partition)])
         message = self._client.poll(0)
         if message is not None:
             self._take([message])
@@ -472,11 +483,11 @@ class Consumer:
 
     def _block(self, partition: Partition, pause_s: float) -> None:
         partition.retry_at = time.monotonic() + pause_s
-        self._pause([partition] if not partition.paused else [])
+        self._pause([partition])
 
     def _send_letter(self, partition: Partition) -> None:
         assert partition.letter_error is not None
-        self._pause([partition] if not partition.paused else [])
+        self._pause([partition])
         partition.letter = self._dead_letters.send(partition.pending[0], partition.letter_error, partition.attempts)
 
     def _look_after(self) -> None:
@@ -540,9 +551,10 @@ class Consumer:
             self._block(partition, pause_s)
 
     def _pause(self, partitions: list[Partition]) -> None:
-        if partitions:
-            self._client.pause([partition.at() for partition in partitions])
-            for partition in partitions:
+        fetching = [partition for partition in partitions if not partition.paused]
+        if fetching:
+            self._client.pause([partition.at() for partition in fetching])
+            for partition in fetching:
                 partition.paused = True
 
     def _refresh_paused_ends(self) -> None:
@@ -561,14 +573,16 @@ class Consumer:
 
     def _on_assign(self, client: confluent_kafka.Consumer, partitions: list[TopicPartition]) -> None:
         self.rebalances["assign"] += 1
-        self._last_message_at = time.monotonic()
+        self._idle_since = time.monotonic()
         self._forgotten_since = None
-        assigned = partitions
+        assigned, begins = partitions, []
         if partitions:
             try:
                 assigned = client.committed(partitions, timeout=COMMITTED_TIMEOUT_S)
+                if self._from_end:
+                    begins = self._begin_at_end(client, assigned)
             except KafkaException as error:
-                log.warning("committed offsets are not known yet: %s", error)
+                log.warning("committed offsets, or the ends, are not known yet: %s", error)
         for each in assigned:
             topic = self.topics.setdefault(each.topic, Topic(each.topic))
             known = None if each.error is not None else each
@@ -577,7 +591,18 @@ class Consumer:
             client.assign(assigned)
         else:
             client.incremental_assign(assigned)
+        if begins:
+            client.store_offsets(offsets=begins)
         log.info("assigned %s", _names(partitions) or "nothing: idle")
+
+    def _begin_at_end(self, client: confluent_kafka.Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
+        """Has what nobody has committed yet begin at the end of now, and returns it to be committed. A next owner would
+        begin at its own end, and skip what came until then. Raises KafkaException.
+        """
+        begins = [each for each in partitions if each.offset < 0 and each.error is None]
+        for each in begins:
+            each.offset = client.get_watermark_offsets(each, timeout=COMMITTED_TIMEOUT_S)[1]
+        return begins
 
     def _on_revoke(self, client: confluent_kafka.Consumer, partitions: list[TopicPartition]) -> None:
         """Stores what is handled by now. Unassigning commits it, and librdkafka joins again only after that.
@@ -587,14 +612,18 @@ class Consumer:
         """
         self.rebalances["revoke"] += 1
         revoked = self._take_away(partitions)
-        deadline = time.monotonic() + min(REVOKE_WAIT_S, max(0.5, self._shutdown.remaining_s()))
+        begin = time.monotonic()
         for job in [job for job in self._jobs if job.partition in revoked]:
             # One that has not begun does not begin any more.
-            while job.begun and not job.finished and time.monotonic() < deadline:
+            while job.begun and not job.finished and time.monotonic() - begin < self._revoke_wait_s():
                 time.sleep(0.005)
             self._account(job, revoked=True)
         self._unassign(client, partitions)
         log.info("revoked %s", _names(partitions))
+
+    def _revoke_wait_s(self) -> float:
+        """How long a rebalance may wait for the message at hand; a stop can come meanwhile."""
+        return min(REVOKE_WAIT_S, max(0.5, self._shutdown.remaining_s()))
 
     def _on_lost(self, client: confluent_kafka.Consumer, partitions: list[TopicPartition]) -> None:
         """Others may own them already, so nothing is committed: what was handled since is redelivered there."""
@@ -648,7 +677,10 @@ class Consumer:
         self.trouble = self._handler.stop(self._shutdown.remaining_s())
         for job in self._jobs:
             self._account(job)
-        self._await_letters()
+        try:
+            self._await_letters()
+        except WorkerError as error:
+            self.trouble = str(error)
         self._dead_letters.close(1.0)
         if not bounded(self._close_client, max(1.0, self._shutdown.remaining_s())):
             self.trouble = "the group was not left in time; what was not committed is redelivered"
@@ -662,9 +694,9 @@ class Consumer:
             if partition.letter is not None and partition.letter.delivered:
                 self._on_letter(partition, partition.letter)
 
-    def _letters_under_way(self) -> bool:
+    def _letters_under_way(self) -> int:
         letters = [partition.letter for partition in self.partitions.values()]
-        return any(letter is not None and letter.delivered is None for letter in letters)
+        return sum(letter is not None and letter.delivered is None for letter in letters)
 
     def _close_client(self) -> None:
         # With cooperative-sticky, close() of librdkafka 2.16 sends no LeaveGroup for a member without partitions:
@@ -684,6 +716,11 @@ def _runs(messages: list[Message], one_topic: bool) -> Iterator[list[Message]]:
         end = begin + len([*run])
         yield messages[begin:end]
         begin = end
+
+
+def _size(messages: Sequence[Message]) -> int:
+    """Bytes, from the first and the last of them: to look at each would take longer than all else."""
+    return len(messages) * max(len(messages[0]), len(messages[-1])) if messages else 0
 
 
 def _names(partitions: Sequence[TopicPartition]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message
 
-from workers.client import Events, make
+from workers.client import Events, make, serve
 from workers.config import ClientConfig
 from workers.lifecycle import bounded
 from workers.messages import headers_of
@@ -45,7 +45,9 @@ def letter_headers(message: Message, group_id: str, error: BaseException, attemp
         ERROR_MESSAGE: str(error)[:1000],
         ATTEMPTS: attempts,
     }
-    return [*own_headers(message), *((name, str(value).encode()) for name, value in story.items())]
+    # An error may quote half of a surrogate pair, which UTF-8 cannot hold.
+    told = [(name, str(value).encode(errors="backslashreplace")) for name, value in story.items()]
+    return [*own_headers(message), *told]
 
 
 def own_headers(message: Message) -> Iterable[Header]:
@@ -116,7 +118,7 @@ class DeadLetters:
     def poll(self, timeout_s: float) -> None:
         """Hears of the letters that are under way; raises WorkerError when the client cannot go on."""
         if self._client is not None:
-            self._client.poll(timeout_s)
+            serve(self._client, self._events, timeout_s)
             self._events.check()
 
     def close(self, timeout_s: float) -> None:

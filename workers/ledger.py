@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from operator import itemgetter, lt
 from typing import Any
 
-from workers.messages import MAGIC, SEQUENCE, STREAM, Stamp, head, is_bound
+from workers.messages import MAGIC, SEQUENCE, STREAM, Stamp, head, is_bound, is_stream
 
 # Bounds of one partition's OrderLedger. Beyond them an old stream starts anew and an old gap stays counted as missing.
 MAX_STREAMS = 64
@@ -153,6 +153,8 @@ class OrderLedger:
 
     def _surprise(self, stream: bytes, expected: _Expected | None, sequence: int) -> None:
         if expected is None:
+            if not is_stream(stream):
+                return
             if len(self._streams) >= MAX_STREAMS:
                 del self._streams[next(iter(self._streams))]
             self._streams[stream] = _Expected(sequence + 1)

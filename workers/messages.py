@@ -35,7 +35,8 @@ MAX_PRODUCERS = 10_000
 _LAST_DIGITS = [b"%03d" % number for number in range(1000)]
 _UNBOUND = "-----"
 _RUN = re.compile(rf"[A-Za-z0-9.-]{{1,{RUN_CHARACTERS}}}")
-_STAMP = re.compile(rb"kw1 [A-Za-z0-9._-]{12} \d{4} (?:\d{5}|-----) \d{12} \d{16}")
+_STREAM = re.compile(rb"[A-Za-z0-9._-]{12} \d{4} (?:\d{5}|-----)")
+_STAMP = re.compile(b"kw1 %b %b" % (_STREAM.pattern, rb"\d{12} \d{16}"))
 
 
 class Stamp(NamedTuple):
@@ -75,6 +76,11 @@ class StreamName(NamedTuple):
     def of(cls, stream: bytes) -> "StreamName":
         run, producer, partition = stream.decode().split()
         return cls(run.rstrip("_"), int(producer), None if partition == _UNBOUND else int(partition))
+
+
+def is_stream(name: bytes) -> bool:
+    """Whether a stream can have this name; what begins like a stamp may hold anything."""
+    return _STREAM.fullmatch(name) is not None
 
 
 def is_bound(stream: bytes) -> bool:

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message
 
-from workers.client import Events, make, wait_for_topics
+from workers.client import Events, make, serve, wait_for_topics
 from workers.config import ClientConfig
 from workers.deadletters import ERROR_MESSAGE
 from workers.latency import Latencies
@@ -307,7 +307,7 @@ class Producer:
         """Serves the callbacks: delivery reports, statistics, errors."""
         self.turned_at = time.monotonic()
         before = self.deliveries.acknowledged
-        self._client.poll(timeout_s)
+        serve(self._client, self.events, timeout_s)
         if self.deliveries.acknowledged != before:
             self.last_success_s = time.time()
         statistics = self.events.statistics
@@ -332,7 +332,7 @@ class Producer:
         """Waits until every message has its outcome; what has none at the deadline is purged, which gives it one."""
         while len(self._client) and self._shutdown.remaining_s() and not self.events.fatal:
             self.turned_at = time.monotonic()
-            self._client.poll(min(POLL_S, self._shutdown.remaining_s()))
+            serve(self._client, self.events, min(POLL_S, self._shutdown.remaining_s()))
         if len(self._client):
             log.warning("giving up on %d messages that were not acknowledged in time", len(self._client))
             self._client.purge()

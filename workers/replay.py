@@ -5,13 +5,14 @@ rejects again while this runs is a letter for the next replay, so it ends.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from workers.client import Events, make, wait_for_topics
+from workers.client import Events, make, serve, wait_for_topics
 from workers.config import ClientConfig
 from workers.deadletters import ANY_SIZE, ORIGINAL_PARTITION, ORIGINAL_TOPIC, own_headers
 from workers.lifecycle import Shutdown, WorkerError, bounded
@@ -43,7 +44,8 @@ def replay(
 ) -> Replayed:
     """Replays the letters of `topic`, `limit` at the most, and commits them to the group of `config`.
 
-    Raises WorkerError when one cannot be sent, which then is the first of the next replay, and as `read_to_end` does.
+    Raises WorkerError when one cannot be sent, which then is the first of its partition in the next replay, and as
+    `read_to_end` does.
     """
     events = Events()
     reader = make(confluent_kafka.Consumer, config, {**events.callbacks(), **PROPERTIES})
@@ -55,9 +57,7 @@ def replay(
         for letters in read_to_end(reader, events, topic, starts, shutdown, timeout_s):
             chosen = letters if limit is None else letters[: limit - done.sent - done.without_origin]
             if chosen:
-                done.sent += sender.send([letter for letter in chosen if _origin(letter) is not None])
-                done.without_origin += sum(_origin(letter) is None for letter in chosen)
-                _commit(reader, chosen)
+                _replay(reader, sender, chosen, done)
             if limit is not None and done.sent + done.without_origin >= limit:
                 break
     finally:
@@ -65,6 +65,26 @@ def replay(
         bounded(reader.close, CLOSE_TIMEOUT_S)
         log.info("%d dead letters replayed from %s", done.sent, topic)
     return done
+
+
+def _replay(reader: confluent_kafka.Consumer, sender: "Sender", letters: Sequence[Message], done: Replayed) -> None:
+    """Sends some letters, and commits those of each partition that come before one that was not acknowledged."""
+    outcomes = sender.send(letters)
+    unsent: set[int | None] = set()
+    over = []
+    for letter, outcome in zip(letters, outcomes, strict=True):
+        if outcome is not None:
+            unsent.add(letter.partition())
+        else:
+            done.sent += _origin(letter) is not None
+            if letter.partition() not in unsent:
+                done.without_origin += _origin(letter) is None
+                over.append(letter)
+    if over:
+        _commit(reader, over)
+    reasons = [outcome for outcome in outcomes if outcome is not None]
+    if reasons:
+        raise WorkerError(f"{len(reasons)} of {len(letters)} letters were not acknowledged: {reasons[0]}")
 
 
 def _committed(reader: confluent_kafka.Consumer, topic: str, count: int) -> dict[int, int]:
@@ -101,7 +121,10 @@ def _origin(letter: Message) -> tuple[str, int] | None:
     topic, partition = story.get(ORIGINAL_TOPIC), story.get(ORIGINAL_PARTITION)
     if topic is None:
         return None
-    return topic.decode(), int(partition) if partition is not None else -1
+    try:
+        return topic.decode(), int(partition) if partition is not None else -1
+    except ValueError:  # UnicodeDecodeError is one
+        return None
 
 
 class Sender:
@@ -111,28 +134,26 @@ class Sender:
         self._events = Events()
         self._client = make(confluent_kafka.Producer, config, {**self._events.callbacks(), **ANY_SIZE})
         self._shutdown = shutdown
-        self._errors: list[str] = []
 
-    def send(self, letters: Sequence[Message]) -> int:
-        """Returns how many were sent, which is all; raises WorkerError when one was not acknowledged."""
-        self._errors.clear()
-        for letter in letters:
-            self._send(letter)
-        while len(self._client) and self._shutdown.remaining_s():
-            self._client.poll(0.1)
-            self._events.check()
-        unsent = len(self._client)
-        if unsent or self._errors:
-            reason = self._errors[0] if self._errors else "stopped meanwhile"
-            raise WorkerError(f"{unsent + len(self._errors)} of {len(letters)} letters were not acknowledged: {reason}")
-        return len(letters)
+    def send(self, letters: Sequence[Message]) -> list[str | None]:
+        """Why each letter was not acknowledged, None where it was, or says no origin and was passed over."""
+        outcomes: list[str | None] = ["no answer before the end"] * len(letters)
+        for number, letter in enumerate(letters):
+            self._send(letter, partial(_note, outcomes, number))
+        while len(self._client) and self._shutdown.remaining_s() and not self._events.fatal:
+            serve(self._client, self._events, 0.1)
+        return outcomes
 
     def close(self) -> None:
         self._client.purge()
         bounded(self._client.close, CLOSE_TIMEOUT_S)
 
-    def _send(self, letter: Message) -> None:
-        topic, partition = _origin(letter) or ("", -1)
+    def _send(self, letter: Message, on_delivery: Callable[[KafkaError | None, Message], None]) -> None:
+        origin = _origin(letter)
+        if origin is None:
+            on_delivery(None, letter)
+            return
+        topic, partition = origin
         try:
             # With the time of now: one of long ago could be past what the topic keeps.
             self._client.produce(
@@ -141,11 +162,13 @@ class Sender:
                 letter.key(),
                 partition=partition,
                 headers=list(own_headers(letter)),
-                on_delivery=self._on_delivery,
+                on_delivery=on_delivery,
             )
-        except (KafkaException, BufferError) as error:
-            raise WorkerError(f"not taken for {topic}: {error}") from None
+        except KafkaException as error:
+            on_delivery(error.args[0], letter)
+        except BufferError:
+            on_delivery(KafkaError(KafkaError._QUEUE_FULL), letter)
 
-    def _on_delivery(self, error: KafkaError | None, _message: Message) -> None:
-        if error is not None:
-            self._errors.append(error.str())
+
+def _note(outcomes: list[str | None], number: int, error: KafkaError | None, _message: Message) -> None:
+    outcomes[number] = error.str() if error is not None else None

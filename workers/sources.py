@@ -113,7 +113,7 @@ class StampedSource:
         self._turn = 0
 
     def take(self, limit: int, timeout_s: float) -> Batch | None:  # noqa: ARG002  (it never waits)
-        count = min(limit, BATCH_MESSAGES, self._share)
+        count = min(limit, BATCH_MESSAGES, self._share, max(1, AHEAD_BYTES // self._size))
         if self._left is not None:
             count = min(count, self._left)
             if count == 0:
@@ -341,4 +341,7 @@ def _json_key(line: bytes, field: str) -> tuple[bytes | None, str | None]:
     if not isinstance(document, dict) or field not in document:
         return None, f"a JSON object with the field {field!r} was expected"
     key = document[field]
-    return (key if isinstance(key, str) else json.dumps(key)).encode(), None
+    try:
+        return (key if isinstance(key, str) else json.dumps(key)).encode(), None
+    except UnicodeEncodeError:
+        return None, f"the field {field!r} is no text: half of a surrogate pair"

@@ -1,6 +1,7 @@
 """What a consumer makes of what its client tells it."""
 
 from contextlib import nullcontext
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,8 +9,8 @@ import pytest
 from confluent_kafka import KafkaError, Message, TopicPartition
 
 from workers.config import CONSUMER_DEFAULTS, ClientConfig, Rank, Setting
-from workers.consumer import Consumer, ErrorPolicy
-from workers.deadletters import DeadLetters
+from workers.consumer import MAX_WAITING_BYTES, Consumer, ErrorPolicy, Partition, Topic
+from workers.deadletters import DeadLetters, letter_headers
 from workers.lifecycle import Shutdown
 
 
@@ -76,3 +77,57 @@ def test_a_message_that_came_before_a_rebalance_is_not_taken_for_one_after_it(
     consumer._fetch()
 
     assert [message.offset() for message in consumer.partitions["t", 0].pending] == [5]
+
+
+def owned(consumer: Consumer, *pending: Message) -> Partition:
+    """Has the consumer own partition 0, with messages that wait for the handler."""
+    partition = consumer.partitions["t", 0] = Partition(Topic("t"), 0, None)
+    partition.pending += pending
+    return partition
+
+
+def test_a_pause_between_attempts_is_no_stall(consumer: Consumer) -> None:
+    partition = owned(consumer)
+    partition.waiting_since_ms = 1
+    partition.progress_at = monotonic() - 1000
+    assert "no progress" in (consumer.live() or "")
+    partition.retry_at = monotonic() - 1
+
+    assert consumer.live() is None
+
+
+def test_a_consumer_is_not_idle_while_a_partition_waits(consumer: Consumer) -> None:
+    """Nothing is received for a partition that is paused, and there may be more behind what waits."""
+    consumer._joined = True
+    consumer._idle_timeout_s = 5
+    partition = owned(consumer, Message(topic="t", partition=0, offset=0))
+    consumer._idle_since = monotonic() - 100
+    assert not consumer._finished()
+    partition.pending.clear()
+    assert not consumer._finished()
+    consumer._idle_since = monotonic() - 100
+
+    assert consumer._finished()
+
+
+def test_a_handler_is_given_as_many_bytes_as_fit_however_few_messages_they_are(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = Message(topic="t", partition=0, offset=0, value=bytes(MAX_WAITING_BYTES // 8))
+    partition = owned(consumer, *[large] * 7)
+    paused: list[TopicPartition] = []
+    client = SimpleNamespace(pause=paused.extend, poll=lambda _: large, get_watermark_offsets=lambda *_, **__: (0, 100))
+    monkeypatch.setattr(consumer, "_client", client)
+    consumer._keep_alive(0.1)
+    assert not partition.paused
+    assert consumer._full()
+    consumer._keep_alive(0.1)
+
+    assert partition.paused
+    assert [each.partition for each in paused] == [0]
+
+
+def test_a_dead_letter_can_tell_of_any_error() -> None:
+    headers = dict(letter_headers(Message(topic="t", partition=0, offset=0), "g", ValueError("no \ud83d"), 1))
+
+    assert headers["kafka-workers.error-message"] == b"no \\ud83d"

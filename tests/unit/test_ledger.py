@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.ledger import MAX_GAPS, MAX_STREAMS, OrderCounts, OrderLedger, Ranges, StreamSeen
-from workers.messages import Stamp, encode, stream_of
+from workers.messages import Stamp, encode, is_stream, stream_of
 
 STREAM = stream_of("run", 0, 1)
 UNBOUND = stream_of("run", 0, None)
@@ -185,3 +185,12 @@ def test_order_in_a_log_is_judged_within_a_partition() -> None:
         seen.add(partition, Stamp(STREAM, sequence, 1))
 
     assert seen.reordered == 1
+
+
+@given(st.binary(min_size=23, max_size=23))
+def test_what_only_begins_like_a_stamp_does_no_harm(name: bytes) -> None:
+    """Its name would go into the metadata of an offset, which holds text."""
+    ledger = OrderLedger(OrderCounts())
+    ledger.observe([b"kw1 " + name + b" 000000000007 0000000000000001"])
+
+    assert (ledger.memo() != "") == is_stream(name)

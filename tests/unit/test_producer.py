@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, Message
+from confluent_kafka import KafkaError, KafkaException, Message
 
 from tests.processes import eventually
 from workers.config import PRODUCER_DEFAULTS, ClientConfig, Rank, Setting
@@ -25,6 +25,23 @@ def test_a_stamped_message_of_another_run_that_fails_is_counted() -> None:
     assert (deliveries.unknown, deliveries.outstanding, deliveries.streams) == (1, 0, {})
 
 
+class Fatal:
+    """A client that has met a fatal error."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def __len__(self) -> int:
+        return len(self._client)
+
+    def poll(self, timeout_s: float) -> int:
+        self._client.poll(timeout_s)
+        raise KafkaException(KafkaError(KafkaError._FATAL, "fatal"))
+
+
 def test_a_client_that_gives_up_leaves_no_message_without_an_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr("workers.producer.MAX_QUEUE_MESSAGES", 3000)
@@ -34,7 +51,8 @@ def test_a_client_that_gives_up_leaves_no_message_without_an_outcome(monkeypatch
 
     def give_up() -> None:
         eventually(lambda: producer.buffer_full, "the queue is full")
-        producer.events.fatal = WorkerError("fatal")
+        # So the binding tells of a fatal error: it raises.
+        monkeypatch.setattr(producer, "_client", Fatal(producer._client))
 
     def tell(delivery: Delivery) -> None:
         told.append(delivery.outcome)

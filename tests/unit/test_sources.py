@@ -69,6 +69,7 @@ def test_a_long_line_is_one_message_and_one_without_end_is_named(monkeypatch: py
         (b"[1]", "a JSON object with the field 'id'"),
         (b'{"other": 1}', "a JSON object with the field 'id'"),
         (b"[" * 100_000, "not JSON"),
+        (b'{"id": "\\ud83d"}', "no text"),
     ],
 )
 def test_a_line_that_is_not_such_json_is_named_or_marked(line: bytes, reason: str) -> None:

@@ -53,6 +53,9 @@ def slow(message):
     time.sleep(8)
     note("end " + message.value().decode())
 
+def takes_long(message):
+    time.sleep(0.15)
+
 def hang(message):
     note("begin")
     time.sleep(3600)
@@ -258,6 +261,34 @@ def test_a_retry_does_not_wait_for_all_that_a_slow_partition_holds(
     assert after.count("slow") > 20
 
 
+def test_what_a_member_has_not_handled_is_not_behind_the_end_that_the_next_begins_at(
+    processes: Processes, topics: Topics, admin: AdminClient, group: str, notes: Notes
+) -> None:
+    topic = topics.create(partitions=1)
+    put(processes, topic, "before")
+    session = ["--property", "session.timeout.ms=6000"]
+    first = processes.consume(topic, group, "--from-end", "--handler", "mine:hang", *session)
+    eventually(lambda: committed(admin, group) == {0: 1}, "where it begins is committed")
+    put(processes, topic, "after")
+    eventually(lambda: notes.lines == ["begin"], "the handler has the message")
+    first.kill()
+    second = processes.consume(topic, group, "--from-end", "--format", "value", "--max-messages", "1")
+
+    assert second.wait() == 0
+    assert second.lines == ["after"]
+
+
+def test_messages_do_not_pile_up_behind_a_handler_that_takes_long(
+    processes: Processes, topics: Topics, group: str, notes: Notes
+) -> None:
+    topic = topics.create(partitions=1)
+    processes.produce(topic, "--count", "400", "--size", "900000")
+    consumer = processes.consume(topic, group, "--handler", "mine:takes_long")
+    eventually(lambda: (consumer.metric("kafka_consumer_messages_total", outcome="success") or 0) > 40, "progress")
+
+    assert consumer.peak_rss_mib < 220  # all of them are 360 MB
+
+
 def test_messages_do_not_pile_up_in_a_consumer_that_takes_a_failed_batch_apart(
     processes: Processes, topics: Topics, group: str, notes: Notes
 ) -> None:
@@ -450,6 +481,29 @@ def test_a_replayed_dead_letter_is_back_where_it_came_from_once(
     line = json.loads(again.lines[0])
     assert (line["topic"], line["key"], line["value"]) == (topic, "k", "poison")
     assert "headers" not in line
+
+
+def test_a_replay_that_fails_half_way_sends_nothing_twice_that_came_before(
+    processes: Processes, topics: Topics, admin: AdminClient, group: str, notes: Notes
+) -> None:
+    topic, gone = topics.create(), topics.create()
+    letters = f"{topic}.letters"
+    topics.create_named(letters, partitions=1)
+    # One after the other, so that the letter in the middle is of the other topic.
+    for number, origin in enumerate((topic, gone, topic)):
+        put(processes, origin, "poison")
+        options = ["--max-messages", "1", "--handler", "mine:reject", "--dead-letter-topic", letters]
+        assert processes.consume(origin, group, *options).wait() == 0, number
+    admin.delete_topics([gone])[gone].result()
+    results = [processes.run("replay", "--topic", letters, "--property", "delivery.timeout.ms=3000") for _ in range(2)]
+
+    assert [result.returncode for result in results] == [1, 1]
+    assert "1 of 3 letters were not acknowledged" in results[0].stderr
+    assert "1 of 2 letters were not acknowledged" in results[1].stderr
+    # The two of before, one for each letter, and the last letter's once more: it came after the one that failed.
+    reader = processes.consume(topic, f"{group}-reader", "--format", "value", "--idle-timeout", "3")
+    assert reader.wait() == 0
+    assert reader.lines == ["poison"] * 5
 
 
 def test_a_replay_ends_though_all_that_it_sends_is_rejected_again(
