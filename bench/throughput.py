@@ -143,7 +143,11 @@ def print_messages(bed: Bed) -> Section:
     if not absent:
         value, text, kcat_value, kcat_text = samples
         judgements = [*against(value, kcat_value, 1.0), *against(text, kcat_text, 1.0)]
-    note = f"{count:,} messages of {SIZE} bytes to /dev/null, medians of {bed.rounds} rounds. kcat: {_kcat_version()}."
+    note = (
+        f"{count:,} messages of {SIZE} bytes to /dev/null, medians of {bed.rounds} rounds. kcat: {_kcat_version()}. It "
+        "is a loop in C that writes what librdkafka hands it, from a queue without a bound. Ours starts an interpreter "
+        "(see Start-up), makes an object of each message, verifies its stamp, and stores offsets of what was printed."
+    )
     return Section(note, judgements=judgements, samples=samples, count=count, absent=absent)
 
 

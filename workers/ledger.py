@@ -10,7 +10,7 @@ Three ledgers, one for each place that sees messages pass:
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from operator import itemgetter, lt
+from operator import itemgetter
 from typing import Any
 
 from workers.messages import MAGIC, SEQUENCE, STREAM, Stamp, head, is_bound, is_stream
@@ -99,9 +99,9 @@ class OrderLedger:
     def follow(self, values: list[Any]) -> bool:
         """Books the values of messages at once if they are just the next ones of one stream, and says whether they are.
 
-        They are if they rise, the first and the last are the right ones, and each last digit follows the one before:
-        then no step is 0, none is below 1, and there are just as many as lead from the first to the last. This makes
-        no new object for a message, which would take longer than all else that is done for it.
+        They are if they are sorted, the first and the last are the right ones, and each last digit follows the one
+        before: then no step is 0 or below, and there are just as many as lead from the first to the last. This makes no
+        new object for a message, which would take longer than all else that is done for it.
         """
         first, last = values[0] or b"", values[-1] or b""
         expected = self._streams.get(first[STREAM])
@@ -113,7 +113,7 @@ class OrderLedger:
             consecutive: bool = (
                 first.startswith(head(first[STREAM], begin))
                 and last.startswith(head(first[STREAM], end - 1))
-                and all(map(lt, values, values[1:]))
+                and sorted(values) == values
                 and bytes(map(_LAST_DIGIT, values)) == digits
             )
         except (TypeError, IndexError):  # a value is None, or too short for a stamp
