@@ -50,7 +50,7 @@ def _bars(sections: dict[str, Section], path: Path) -> None:
         _barh(right, names, costs, "{:.1f} us")
         right.set_yticklabels([])
     rows[-1][0].set_xlabel("thousand messages per second, whole processes")
-    rows[-1][1].set_xlabel("CPU time for a message, microseconds")
+    rows[-1][1].set_xlabel("CPU for a message, us")
     figure.savefig(path, dpi=140)
     pyplot.close(figure)
 
