@@ -4,6 +4,7 @@ What a command needs is imported when it runs: `--help` and a worker's start pay
 """
 
 import logging
+import math
 import os
 import socket
 import sys
@@ -55,8 +56,20 @@ def _apply(command: _Command, options: Sequence[Callable[[_Command], _Command]])
 
 
 POSITIVE = click.IntRange(min=1)
-SECONDS = click.FloatRange(min=0)
-POSITIVE_NUMBER = click.FloatRange(min=0, min_open=True)
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers without "inf", which has no end, and "nan", which is in every range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+SECONDS = FiniteRange(min=0)
+POSITIVE_NUMBER = FiniteRange(min=0, min_open=True)
 
 # Options that are one librdkafka property each.
 CONNECTION = {

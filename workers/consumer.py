@@ -21,7 +21,7 @@ from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, Message,
 
 from workers.client import Events, make, wait_for_topics
 from workers.config import ClientConfig
-from workers.deadletters import DeadLetters, Letter
+from workers.deadletters import DeadLetters, Letter, text_of
 from workers.handlers import Lifespan, OutputClosedError, OutputError, Reject, Retry
 from workers.handling import HandlerThread, Job
 from workers.latency import Latencies
@@ -458,10 +458,10 @@ class Consumer:
             raise WorkerError(f"standard output cannot be written: {error}; what was not printed is redelivered")
         if self._handler.batch and count > 1 and not isinstance(error, Retry):
             partition.singly = count
-            log.info("%s: a batch of %d failed (%s), trying its messages one by one", partition, count, error)
+            log.info("%s: a batch of %d failed (%s), trying its messages one by one", partition, count, text_of(error))
             return
         where = f"{partition} offset {partition.pending[0].offset()}"
-        what = f"{type(error).__name__}: {error}"
+        what = f"{type(error).__name__}: {text_of(error)}"
         partition.tries += 1
         if not isinstance(error, Retry):
             partition.attempts += 1

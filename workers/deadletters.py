@@ -42,12 +42,20 @@ def letter_headers(message: Message, group_id: str, error: BaseException, attemp
         ORIGINAL_TIMESTAMP: message.timestamp()[1],
         GROUP: group_id,
         ERROR_CLASS: type(error).__name__,
-        ERROR_MESSAGE: str(error)[:1000],
+        ERROR_MESSAGE: text_of(error)[:1000],
         ATTEMPTS: attempts,
     }
     # An error may quote half of a surrogate pair, which UTF-8 cannot hold.
     told = [(name, str(value).encode(errors="backslashreplace")) for name, value in story.items()]
     return [*own_headers(message), *told]
+
+
+def text_of(error: BaseException) -> str:
+    """What an error of the user's code says, even when it fails to say it."""
+    try:
+        return str(error)
+    except Exception:  # it is the user's code that runs here
+        return "(its text cannot be had)"
 
 
 def own_headers(message: Message) -> Iterable[Header]:

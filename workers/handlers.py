@@ -45,6 +45,8 @@ class Retry(Exception):  # noqa: N818  (it is a request, not an error)
 
     def __init__(self, reason: str = "", after_s: float | None = None) -> None:
         super().__init__(reason)
+        if after_s is not None and not 0 <= after_s < float("inf"):
+            raise ValueError(f"Retry: after_s is a number of seconds, not {after_s}")
         self.after_s = after_s
 
 

@@ -124,13 +124,13 @@ def headers_of(message: Message) -> list[tuple[str, bytes | None]]:
 
 
 def raw_stamp_of(message: Message) -> bytes | None:
-    """What stands where a message has its stamp: in its value, or else in its header."""
-    value = message.value()
-    if value is None or value[:4] != MAGIC:
-        return next((stamp for name, stamp in headers_of(message) if name == STAMP_HEADER), None)
-    return value
+    """What stands where a message has its stamp: in its header, or else in its value.
+
+    The header first: the value of a user's message may be anything, a stamp of another run too.
+    """
+    return next((stamp for name, stamp in headers_of(message) if name == STAMP_HEADER), message.value())
 
 
 def stamp_of(message: Message) -> Stamp | None:
-    """The stamp of a message, in its value or in its header."""
+    """The stamp of a message, in its header or in its value."""
     return decode(raw_stamp_of(message))

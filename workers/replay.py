@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 2.0
 COMMITTED_TIMEOUT_S = 10.0
+MAX_PARTITION = 2**31 - 1
 
 
 @dataclass(slots=True)
@@ -75,11 +76,10 @@ def _replay(reader: confluent_kafka.Consumer, sender: "Sender", letters: Sequenc
     for letter, outcome in zip(letters, outcomes, strict=True):
         if outcome is not None:
             unsent.add(letter.partition())
-        else:
+        elif letter.partition() not in unsent:
             done.sent += _origin(letter) is not None
-            if letter.partition() not in unsent:
-                done.without_origin += _origin(letter) is None
-                over.append(letter)
+            done.without_origin += _origin(letter) is None
+            over.append(letter)
     if over:
         _commit(reader, over)
     reasons = [outcome for outcome in outcomes if outcome is not None]
@@ -122,9 +122,10 @@ def _origin(letter: Message) -> tuple[str, int] | None:
     if topic is None:
         return None
     try:
-        return topic.decode(), int(partition) if partition is not None else -1
+        name, number = topic.decode(), int(partition) if partition is not None else -1
     except ValueError:  # UnicodeDecodeError is one
         return None
+    return (name, number) if "\0" not in name and -1 <= number <= MAX_PARTITION else None
 
 
 class Sender:

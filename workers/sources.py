@@ -245,12 +245,22 @@ def _check(outgoing: Outgoing, where: str) -> None:
         value = getattr(outgoing, field)
         if not isinstance(value, kind):
             raise SourceError(f"{where}: {field} is a {type(value).__name__}")
+    for field, least, most in (("partition", -1, 2**31 - 1), ("timestamp_ms", 0, 2**63 - 1)):
+        number = getattr(outgoing, field)
+        if number is not None and not least <= number <= most:
+            raise SourceError(f"{where}: {field} is {number}")
     for header in outgoing.headers or ():
         match header:
-            case (str(), bytes() | str() | None):
-                pass
+            case (str() as title, bytes() | str() | None as text):
+                if "\0" in title or not (_is_text(title) and _is_text(text)):
+                    raise SourceError(f"{where}: header {header!r} holds what cannot be sent")
             case _:
                 raise SourceError(f"{where}: a header is a name (str) and a value (bytes), not {header!r}")
+
+
+def _is_text(data: object) -> bool:
+    """Whether it can be encoded, if it is text: half of a surrogate pair cannot."""
+    return not isinstance(data, str) or not any("\ud800" <= character <= "\udfff" for character in data)
 
 
 def _bytes(data: bytes | str | None) -> bytes | None:

@@ -12,7 +12,17 @@ from confluent_kafka import Message
 
 from tests.processes import eventually
 from workers.config import ConfigError
-from workers.handlers import Handler, OutputClosedError, batch, check_handler, is_batch, lifespan, load_handler, printer
+from workers.handlers import (
+    Handler,
+    OutputClosedError,
+    Retry,
+    batch,
+    check_handler,
+    is_batch,
+    lifespan,
+    load_handler,
+    printer,
+)
 from workers.handling import HandlerThread, Job
 from workers.lifecycle import Shutdown, WorkerError
 
@@ -286,3 +296,9 @@ def test_a_lifespan_without_a_yield_is_refused() -> None:
 @pytest.mark.parametrize("handler", [print, batch(lambda _: None), [].append])
 def test_what_takes_a_message_is_a_handler(handler: object) -> None:
     check_handler(handler)
+
+
+@pytest.mark.parametrize("after_s", [-1, float("nan"), float("inf")])
+def test_a_pause_without_an_end_is_an_error_of_the_handler(after_s: float) -> None:
+    with pytest.raises(ValueError, match="after_s"):
+        Retry("the database is away", after_s)

@@ -53,11 +53,13 @@ def test_a_batch_counts_on_and_has_the_size_asked_for(size: int, first: int, cou
     assert [decode(value) for value in values] == [Stamp(stream, first + n, 1_000) for n in range(count)]
 
 
-def test_a_stamp_is_found_in_the_value_or_else_in_the_header() -> None:
+def test_a_stamp_is_found_in_the_header_or_else_in_the_value() -> None:
     stamp = encode(stream_of("run", 0, None), 7, 1)
 
     assert stamp_of(Message(value=stamp)) == decode(stamp)
     assert stamp_of(Message(value=b"mine", headers=[("a", b"b"), (STAMP_HEADER, stamp)])) == decode(stamp)
+    for value in (b"kw1 my own", encode(stream_of("old", 0, None), 3, 1)):
+        assert stamp_of(Message(value=value, headers=[(STAMP_HEADER, stamp)])) == decode(stamp)
     assert stamp_of(Message(value=None, headers=[(STAMP_HEADER, None)])) is None
 
 

@@ -209,6 +209,11 @@ def test_a_batch_with_more_than_value_and_key_is_not_plain(more: dict[str, Any])
         (Outgoing("x", headers={"a": b"1"}), "headers is a dict"),  # type: ignore[arg-type]
         (Outgoing("x", headers=[("a", 1)]), "a header is a name"),  # type: ignore[list-item]
         (Outgoing("x", partition="1"), "partition is a str"),  # type: ignore[arg-type]
+        (Outgoing("x", partition=2**40), "partition is 1099511627776"),
+        (Outgoing("x", timestamp_ms=2**70), "timestamp_ms is 1180591620717411303424"),
+        (Outgoing("x", headers=[("n\ud800", b"1")]), "cannot be sent"),
+        (Outgoing("x", headers=[("n\0a", b"1")]), "cannot be sent"),
+        (Outgoing("x", headers=[("n", "v\ud800")]), "cannot be sent"),  # type: ignore[list-item]
     ],
 )
 def test_what_the_client_would_not_take_is_named(item: Outgoing, says: str) -> None:

@@ -47,6 +47,7 @@ def good():
         (["consume", "--handler", "nowhere:function"], ["--handler nowhere:function"]),
         (["consume", "--format", "xml"], ["--format", "json"]),
         (["consume", "--max-messages", "0"], ["--max-messages"]),
+        (["consume", "--idle-timeout", "nan"], ["--idle-timeout", "nan"]),
         (["consume", "--group-protocol", "share"], ["--group-protocol", "classic"]),
         (["consume", "--group-protocol", "consumer", "--property", "session.timeout.ms=6000"], ["session.timeout.ms"]),
         (["lag", "--group-id", "nobody-is-in-it"], ["nobody-is-in-it", "--group-id"]),
