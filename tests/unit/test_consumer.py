@@ -132,9 +132,9 @@ def test_a_dead_letter_can_tell_of_any_error() -> None:
 
     assert headers["kafka-workers.error-message"] == b"no \\ud83d"
 
-    class Mute(Exception):
+    class MuteError(Exception):
         def __str__(self) -> str:
             raise RuntimeError
 
-    headers = dict(letter_headers(Message(topic="t", partition=0, offset=0), "g", Mute(), 1))
-    assert headers["kafka-workers.error-class"] == b"Mute"
+    headers = dict(letter_headers(Message(topic="t", partition=0, offset=0), "g", MuteError(), 1))
+    assert headers["kafka-workers.error-class"] == b"MuteError"
