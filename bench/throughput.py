@@ -13,7 +13,7 @@ from bench.measure import Output, Program, ProgramError, Sample, in_turns
 from bench.report import Judgement, Section
 
 OURS = "kafka-workers"
-# What the Dockerfile sets, so that memory does not grow with outages.
+# What the Dockerfile sets, so that memory grows less with outages.
 AS_IN_THE_IMAGE = ["env", "MALLOC_ARENA_MAX=1"]
 
 
@@ -94,7 +94,7 @@ def consume(bed: Bed) -> Section:
     note = (
         f"{count:,} messages of {SIZE} bytes, read_committed, medians of {bed.rounds} rounds. Ours verifies every "
         "stamp, stores and commits offsets, knows its lag, and has its metrics scraped once a second. In the image "
-        f"{AS_IN_THE_IMAGE[1]}: one heap for all threads, which does not grow with outages, and is waited for."
+        f"{AS_IN_THE_IMAGE[1]}: one heap for all threads, which grows less with outages, and is waited for."
     )
     return Section(note, judgements=judgements, samples=samples, count=count, absent=absent)
 
