@@ -84,6 +84,7 @@ def _replay(reader: confluent_kafka.Consumer, sender: "Sender", letters: Sequenc
         _commit(reader, over)
     reasons = [outcome for outcome in outcomes if outcome is not None]
     if reasons:
+        sender.check()
         raise WorkerError(f"{len(reasons)} of {len(letters)} letters were not acknowledged: {reasons[0]}")
 
 
@@ -144,6 +145,10 @@ class Sender:
         while len(self._client) and self._shutdown.remaining_s() and not self._events.fatal:
             serve(self._client, self._events, 0.1)
         return outcomes
+
+    def check(self) -> None:
+        """Raises WorkerError when the client cannot go on, which says more than that letters have no answer."""
+        self._events.check()
 
     def close(self) -> None:
         self._client.purge()
