@@ -37,11 +37,8 @@ COPY --from=dependencies /opt/kafka-workers /opt/kafka-workers
 COPY --from=package /package /opt/kafka-workers
 # The root may be read-only, so Python must not try to write bytecode; 8000 is the default too, but said here it is a
 # promise: a worker that cannot have this port ends instead of taking another one.
-# One heap for all threads: with one for each, what they free for one another lies scattered, and resident memory grows
-# more with every outage. Reading at full speed takes a fifth longer, which a handler that does anything hides (bench/).
 ENV PATH=/opt/kafka-workers/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
-    MALLOC_ARENA_MAX=1 \
     KAFKA_METRICS_PORT=8000
 # Handlers and sources are looked for in the working directory first: `COPY handlers.py /app/` makes them importable.
 WORKDIR /app

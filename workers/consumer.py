@@ -587,10 +587,11 @@ class Consumer:
             topic = self.topics.setdefault(each.topic, Topic(each.topic))
             known = None if each.error is not None else each
             self.partitions[each.topic, each.partition] = Partition(topic, each.partition, known)
+        places = [*map(_without_memo, assigned)]
         if self._eager:
-            client.assign(assigned)
+            client.assign(places)
         else:
-            client.incremental_assign(assigned)
+            client.incremental_assign(places)
         if begins:
             client.store_offsets(offsets=begins)
         log.info("assigned %s", _names(partitions) or "nothing: idle")
@@ -716,6 +717,14 @@ def _runs(messages: list[Message], one_topic: bool) -> Iterator[list[Message]]:
         end = begin + len([*run])
         yield messages[begin:end]
         begin = end
+
+
+def _without_memo(each: TopicPartition) -> TopicPartition:
+    """The same place for an assignment. With metadata librdkafka 2.16 leaks that at every commit, as it puts the stored
+    offset's in its place (rd_kafka_topic_partition_list_set_offsets in rdkafka_partition.c).
+    """
+    epoch = -1 if each.leader_epoch is None else each.leader_epoch  # type: ignore[redundant-expr]  # it can be None
+    return TopicPartition(each.topic, each.partition, each.offset, leader_epoch=epoch)
 
 
 def _size(messages: Sequence[Message]) -> int:

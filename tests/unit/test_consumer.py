@@ -86,6 +86,21 @@ def owned(consumer: Consumer, *pending: Message) -> Partition:
     return partition
 
 
+def test_what_the_group_committed_beside_an_offset_is_no_part_of_the_assignment(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With it librdkafka leaks memory at every commit."""
+    assigned: list[TopicPartition] = []
+    memo = "run_________ 0000 00000 7"
+    client: Any = SimpleNamespace(
+        committed=lambda *_, **__: [TopicPartition("t", 0, 7, memo, 3)], incremental_assign=assigned.extend
+    )
+    consumer._on_assign(client, [TopicPartition("t", 0)])
+
+    assert [(each.offset, each.leader_epoch, each.metadata) for each in assigned] == [(7, 3, None)]
+    assert consumer.partitions["t", 0].ledger.memo() == memo
+
+
 def test_a_pause_between_attempts_is_no_stall(consumer: Consumer) -> None:
     partition = owned(consumer)
     partition.waiting_since_ms = 1
