@@ -99,7 +99,9 @@ class Topics:
         return name
 
     def create_named(self, name: str, partitions: int = 3, config: dict[str, str] | None = None) -> None:
-        self._admin.create_topics([NewTopic(name, partitions, 3, config=config or {})])[name].result()
+        # Or else a message with a time of long ago is gone as soon as the brokers look, every five minutes.
+        kept = {"retention.ms": "-1", **(config or {})}
+        self._admin.create_topics([NewTopic(name, partitions, 3, config=kept)])[name].result()
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import confluent_kafka
-from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_END, OFFSET_INVALID, KafkaError, KafkaException, Message, TopicPartition
 
 from workers.client import Events, make, wait_for_topics
 from workers.config import ClientConfig
@@ -101,7 +100,8 @@ class Partition:
     """A partition while this member owns it.
 
     Invariant: every message of it before `next_offset` was handled, and `pending` begins with the message at
-    `next_offset`. `next_offset` is None until the first message tells it.
+    `next_offset`, or, where nothing is pending, with what comes next. `next_offset` is None until the first message
+    tells it.
     """
 
     def __init__(self, topic: Topic, number: int, committed: TopicPartition | None) -> None:
@@ -120,8 +120,12 @@ class Partition:
         self.letter_error: BaseException | None = None
         # A batch failed: so many messages are handled one by one, to find the one that fails.
         self.singly = 0
+        # So far the client has read. What lies before that and was not pending is no message: the marker of a
+        # transaction, or what one has aborted.
+        self.read_offset = -1
         # For lag and liveness, read by the server's threads.
         self.end_offset = -1
+        self.behind_since_s = 0.0
         self.waiting_since_ms = 0
         self.last_timestamp_ms = 0
         self.progress_at = time.monotonic()
@@ -134,6 +138,16 @@ class Partition:
     def blocked(self) -> bool:
         """Whether its next message waits for a pause to end or for its dead letter."""
         return self.letter_error is not None or self.retry_at > time.monotonic()
+
+    @property
+    def waits_since(self) -> float:
+        """Since when it could have had the handler: it made progress then, or its pause ended."""
+        return max(self.progress_at, self.retry_at)
+
+    def see_end(self, offset: int) -> None:
+        if self.next_offset is not None and self.end_offset <= self.next_offset < offset:
+            self.behind_since_s = time.time()
+        self.end_offset = offset
 
     def at(self, offset: int = OFFSET_INVALID, metadata: str = "", epoch: int | None = None) -> TopicPartition:
         if epoch is None:
@@ -184,6 +198,7 @@ class Consumer:
         self._stall_timeout_s = stall_timeout_s
         self._joined = False
         self._from_end = config.get("auto.offset.reset", "latest") in ("latest", "end", "largest")
+        self._partitions_at_start: dict[str, int] = {}
         self._jobs: list[Job[Partition]] = []
         self._noted: Statistics | None = None
         self._forgotten_since: float | None = None
@@ -193,11 +208,15 @@ class Consumer:
         # Strategies other than cooperative-sticky take everything away in a rebalance and give it back.
         strategy = config.get("partition.assignment.strategy", "cooperative-sticky")
         self._eager = not self._broker_assigns and strategy != "cooperative-sticky"
-        self._client = make(confluent_kafka.Consumer, config, {**self.events.callbacks(), "on_commit": self._on_commit})
+        own: dict[str, Any] = {"on_commit": self._on_commit, "enable.partition.eof": True}
+        if self._from_end:
+            # librdkafka would skip to the end also when what was committed is not there any more.
+            own["auto.offset.reset"] = "earliest"
+        self._client = make(confluent_kafka.Consumer, config, {**self.events.callbacks(), **own})
 
     def start(self, timeout_s: float | None) -> None:
         """Waits for the brokers and the topics, and starts the handler; raises as `wait_for_topics` does."""
-        wait_for_topics(
+        self._partitions_at_start = wait_for_topics(
             self._client, list(self.topics), self._config, self.events, timeout_s=timeout_s, shutdown=self._shutdown
         )
         if self._policy.on_error != "stop" and not self._shutdown.requested:
@@ -220,10 +239,6 @@ class Consumer:
             raise WorkerError(f"the Kafka client cannot go on: {error.args[0].str()}") from None
         finally:
             self._leave()
-
-    def close(self) -> None:
-        """For a consumer that did not run."""
-        bounded(self._client.close, 2.0)
 
     # What others ask from their threads
 
@@ -248,7 +263,7 @@ class Consumer:
         if now - self._turned_at > self._stall_timeout_s:
             return f"the poll loop has not turned for {now - self._turned_at:.0f} s"
         for partition in list(self.partitions.values()):
-            stuck_s = now - max(partition.progress_at, partition.retry_at)
+            stuck_s = now - partition.waits_since
             if partition.waiting_since_ms and not partition.blocked and stuck_s > self._stall_timeout_s:
                 return f"{partition} has made no progress for {stuck_s:.0f} s at offset {partition.next_offset}"
         return None
@@ -310,17 +325,22 @@ class Consumer:
         return sum(map(len, ready)) - in_hand >= BATCH_MESSAGES or sum(map(_size, ready)) >= MAX_WAITING_BYTES
 
     def _holds_too_much(self, partition: Partition) -> bool:
-        share = MAX_WAITING_BYTES // len(self.partitions)
-        return len(partition.pending) >= 2 * BATCH_MESSAGES or _size(partition.pending) >= share
+        return len(partition.pending) >= 2 * BATCH_MESSAGES or _size(partition.pending) >= self._share_bytes()
+
+    def _share_bytes(self) -> int:
+        return MAX_WAITING_BYTES // len(self.partitions)
 
     def _take(self, messages: list[Message]) -> None:
+        others: list[Message] = []
         if any(map(Message.error, messages)):
-            messages = self._without_errors(messages)
-        if not messages:
-            return
-        self._idle_since = time.monotonic()
-        for run in _runs(messages, len(self.topics) == 1):
-            self._received(run)
+            others = [message for message in messages if message.error()]
+            messages = [message for message in messages if not message.error()]
+        if messages:
+            self._idle_since = time.monotonic()
+            for run in _runs(messages, len(self.topics) == 1):
+                self._received(run)
+        for other in others:
+            self._heard(other)
 
     def _poll_timeout_s(self) -> float:
         if self._jobs:
@@ -346,15 +366,19 @@ class Consumer:
         partition.pending += messages
         partition.end_offset = max(partition.end_offset, (messages[-1].offset() or 0) + 1)
 
-    def _without_errors(self, messages: list[Message]) -> list[Message]:
-        good = []
-        for message in messages:
-            error = message.error()
-            if error is None:
-                good.append(message)
-            else:
-                self.events.on_error(error)
-        return good
+    def _heard(self, message: Message) -> None:
+        """Takes what is no message: an error, or that all of a partition was read."""
+        error = message.error()
+        assert error is not None
+        if error.code() != KafkaError._PARTITION_EOF:
+            self.events.on_error(error)
+            return
+        partition = self._partition_of(message)
+        if partition is not None:
+            partition.read_offset = message.offset() or 0
+            if not partition.pending and partition.read_offset > (partition.next_offset or 0):
+                partition.next_offset = partition.read_offset
+                self._store(partition)
 
     def _work(self) -> None:
         """Books what the handler is done with and gives it what may be handled now; it works while the loop goes on
@@ -382,15 +406,16 @@ class Consumer:
         jobs = []
         room = None
         if self._max_messages is not None:
-            room = self._max_messages - self.handled - self._letters_under_way()
-        for partition in sorted(self.partitions.values(), key=attrgetter("progress_at")):
+            letters = sum(partition.letter_error is not None for partition in self.partitions.values())
+            room = self._max_messages - self.handled - letters
+        for partition in sorted(self.partitions.values(), key=lambda each: each.waits_since):
             if not partition.pending or partition.blocked:
                 continue
             count = 1 if partition.singly else BATCH_MESSAGES
             if room is not None:
                 count = min(count, room)
                 room -= min(count, len(partition.pending))
-            if count:
+            if count > 0:
                 jobs.append(Job(partition, partition.pending[:count]))
         return jobs
 
@@ -436,13 +461,21 @@ class Consumer:
         self.handled += count
         del partition.pending[:count]
         partition.next_offset = (last.offset() or 0) + 1
+        if not partition.pending:
+            partition.next_offset = max(partition.next_offset, partition.read_offset)
         partition.last_timestamp_ms = last.timestamp()[1]
         partition.waiting_since_ms = partition.pending[0].timestamp()[1] if partition.pending else 0
+        partition.behind_since_s = 0.0
         partition.progress_at = time.monotonic()
         partition.tries = partition.attempts = 0
         partition.singly = max(0, partition.singly - count)
         partition.topic.latencies.add(time.time() - partition.last_timestamp_ms / 1000)
-        at = partition.at(partition.next_offset, partition.ledger.memo(), last.leader_epoch())
+        self._store(partition, last.leader_epoch())
+
+    def _store(self, partition: Partition, leader_epoch: int | None = None) -> None:
+        """Has the next offset committed."""
+        assert partition.next_offset is not None
+        at = partition.at(partition.next_offset, partition.ledger.memo(), leader_epoch)
         try:
             self._client.store_offsets(offsets=[at])
         except KafkaException as error:
@@ -484,6 +517,23 @@ class Consumer:
     def _block(self, partition: Partition, pause_s: float) -> None:
         partition.retry_at = time.monotonic() + pause_s
         self._pause([partition])
+        self._give_back(partition)
+
+    def _give_back(self, partition: Partition) -> None:
+        """Leaves to the client what is beyond a blocked partition's share, to be read again: other partitions go on,
+        and fail in their turn when it is what the handler needs that is away.
+        """
+        fit = max(1, len(partition.pending) * self._share_bytes() // max(1, _size(partition.pending)))
+        if fit >= len(partition.pending):
+            return
+        offset = partition.pending[fit].offset() or 0
+        try:
+            self._client.seek(partition.at(offset))
+        except KafkaException as error:
+            log.debug("%s: not read again from offset %d: %s", partition, offset, error)
+            return
+        del partition.pending[fit:]
+        partition.read_offset = -1
 
     def _send_letter(self, partition: Partition) -> None:
         assert partition.letter_error is not None
@@ -525,7 +575,7 @@ class Consumer:
             partition = self.partitions.get(key)
             # Kept for the time when the leader is away: then there are no statistics, and the lag must not vanish.
             if partition is not None and not partition.paused and seen.end_offset >= 0:
-                partition.end_offset = seen.end_offset
+                partition.see_end(seen.end_offset)
 
     def _on_letter(self, partition: Partition, letter: Letter) -> None:
         if letter.delivered is None:
@@ -565,7 +615,7 @@ class Consumer:
         self._paused_lag_at = now
         try:
             for partition in paused:
-                partition.end_offset = self._client.get_watermark_offsets(partition.at(), timeout=0.5)[1]
+                partition.see_end(self._client.get_watermark_offsets(partition.at(), timeout=0.5)[1])
         except KafkaException as error:
             log.debug("the end of paused partitions is not known: %s", error)
 
@@ -582,7 +632,7 @@ class Consumer:
                 if self._from_end:
                     begins = self._begin_at_end(client, assigned)
             except KafkaException as error:
-                log.warning("committed offsets, or the ends, are not known yet: %s", error)
+                log.warning("committed offsets are not known yet: %s", error)
         for each in assigned:
             topic = self.topics.setdefault(each.topic, Topic(each.topic))
             known = None if each.error is not None else each
@@ -597,12 +647,21 @@ class Consumer:
         log.info("assigned %s", _names(partitions) or "nothing: idle")
 
     def _begin_at_end(self, client: confluent_kafka.Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
-        """Has what nobody has committed yet begin at the end of now, and returns it to be committed. A next owner would
-        begin at its own end, and skip what came until then. Raises KafkaException.
+        """Has what nobody has committed yet begin at the end of now, and returns it to be committed: a next owner would
+        begin at its own end, and skip what came until then. A partition that was added since begins at its beginning.
         """
-        begins = [each for each in partitions if each.offset < 0 and each.error is None]
-        for each in begins:
-            each.offset = client.get_watermark_offsets(each, timeout=COMMITTED_TIMEOUT_S)[1]
+        begins = []
+        until = time.monotonic() + COMMITTED_TIMEOUT_S
+        for each in partitions:
+            added = each.partition >= self._partitions_at_start.get(each.topic, 0)
+            if added or each.offset >= 0 or each.error is not None:
+                continue
+            try:
+                each.offset = client.get_watermark_offsets(each, timeout=max(0.1, until - time.monotonic()))[1]
+                begins.append(each)
+            except KafkaException as error:
+                each.offset = OFFSET_END
+                log.warning("%s[%d] begins at its end, which is not known yet: %s", each.topic, each.partition, error)
         return begins
 
     def _on_revoke(self, client: confluent_kafka.Consumer, partitions: list[TopicPartition]) -> None:
@@ -737,5 +796,5 @@ def _names(partitions: Sequence[TopicPartition]) -> str:
 
 
 def _age_s(partition: Partition) -> float:
-    since_s = (partition.waiting_since_ms or partition.last_timestamp_ms) / 1000 or partition.assigned_at_s
-    return max(0.0, time.time() - since_s)
+    since_s = partition.waiting_since_ms / 1000 or partition.behind_since_s or partition.last_timestamp_ms / 1000
+    return max(0.0, time.time() - (since_s or partition.assigned_at_s))

@@ -125,7 +125,8 @@ class HandlerThread:
         try:
             if self.batch:
                 if job.partition.owned and not self._interrupted:
-                    handler(job.messages)
+                    # A list of its own: what it does to that shall not change what was handled.
+                    handler([*job.messages])
                     job.handled = len(job.messages)
             else:
                 partition = job.partition

@@ -169,6 +169,7 @@ class OrderLedger:
             self._counts.reordered += 1
         elif _fill(expected.gaps, sequence):
             self._counts.reordered += 1
+            del expected.gaps[:-MAX_GAPS]
         else:
             self._counts.duplicates += 1
 

@@ -14,11 +14,15 @@ partition only, so a gap there is noticed as soon as the next message is read. I
 messages that the built-in source makes, and in a header of the user's own messages: `produce_batch` drops headers.
 """
 
+import logging
 import re
 import secrets
+from functools import cache
 from typing import NamedTuple
 
 from confluent_kafka import Message
+
+log = logging.getLogger(__name__)
 
 MAGIC = b"kw1 "
 STAMP_HEADER = "kafka-workers-stamp"
@@ -118,9 +122,20 @@ def decode(data: bytes | None) -> Stamp | None:
 
 def headers_of(message: Message) -> list[tuple[str, bytes | None]]:
     """The headers of a message, none where it has none; librdkafka has their values as bytes."""
-    headers = message.headers() or []
+    try:
+        headers = message.headers() or []
+    except SystemError:
+        # What the binding raises for a name that is not UTF-8; it would hand out what it has broken off with next time.
+        message.set_headers([])
+        _tell_of_names(message.topic())
+        return []
     pairs = headers.items() if isinstance(headers, dict) else headers
     return [(name, value.encode() if isinstance(value, str) else value) for name, value in pairs]
+
+
+@cache
+def _tell_of_names(topic: str | None) -> None:
+    log.warning("%s has messages with a header name that is not UTF-8: their headers cannot be read", topic)
 
 
 def raw_stamp_of(message: Message) -> bytes | None:

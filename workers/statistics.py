@@ -25,7 +25,6 @@ class Statistics:
     timestamp_s: float
     brokers_up: int
     broker_rtt_s: dict[str, dict[str, float]]
-    queue_messages: int
     queue_bytes: int
     coordinator_up: bool = False
     group_steady: bool = False
@@ -48,7 +47,6 @@ def parse(text: str) -> Statistics:
             for broker in brokers
             if broker["rtt"]["cnt"]
         },
-        queue_messages=data["msg_cnt"],
         queue_bytes=data["msg_size"],
         coordinator_up=group.get("state") == "up",
         group_steady=group.get("join_state") == "steady",

@@ -101,6 +101,39 @@ def test_what_the_group_committed_beside_an_offset_is_no_part_of_the_assignment(
     assert consumer.partitions["t", 0].ledger.memo() == memo
 
 
+def test_a_partition_that_fails_again_and_again_comes_after_those_that_wait(consumer: Consumer) -> None:
+    failing, waiting = (Partition(Topic("t"), number, None) for number in (0, 1))
+    failing.progress_at = monotonic() - 100
+    failing.retry_at = monotonic() - 1
+    waiting.progress_at = monotonic() - 10
+    for partition in (failing, waiting):
+        partition.pending.append(Message(topic="t", partition=partition.number, offset=0))
+        consumer.partitions["t", partition.number] = partition
+
+    assert [job.partition.number for job in consumer._next_jobs()] == [1, 0]
+
+
+def test_a_dead_letter_that_waits_for_its_next_try_takes_its_place_among_the_last_messages(consumer: Consumer) -> None:
+    consumer._max_messages = 1
+    owned(consumer, Message(topic="t", partition=0, offset=0))
+    consumer.partitions["t", 1] = rejected = Partition(Topic("t"), 1, None)
+    rejected.letter_error = ValueError()
+
+    assert consumer._next_jobs() == []
+
+
+def test_the_lag_in_seconds_begins_when_a_message_is_there_and_not_when_the_last_was_sent(consumer: Consumer) -> None:
+    partition = owned(consumer)
+    partition.next_offset = 5
+    partition.last_timestamp_ms = 1
+    partition.see_end(5)
+    partition.see_end(6)
+
+    [lag] = consumer.lags()
+    assert lag.messages == 1
+    assert lag.seconds < 60
+
+
 def test_a_pause_between_attempts_is_no_stall(consumer: Consumer) -> None:
     partition = owned(consumer)
     partition.waiting_since_ms = 1

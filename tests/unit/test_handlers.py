@@ -70,6 +70,20 @@ def test_messages_are_handled_in_order_and_progress_shows_where_it_failed() -> N
     assert thread.stop(5) is None
 
 
+def test_what_a_batch_handler_does_to_its_list_changes_nothing() -> None:
+    @batch
+    def consume_all(batch_of: list[Message]) -> None:
+        batch_of.clear()
+
+    thread = thread_of(consume_all)
+    job = Job(Partition(), messages(5))
+    thread.submit([job])
+    finish(thread)
+
+    assert (job.handled, len(job.messages)) == (5, 5)
+    assert thread.stop(5) is None
+
+
 def test_a_partition_that_is_taken_away_stops_after_the_message_at_hand() -> None:
     begun, go_on = threading.Event(), threading.Event()
 

@@ -141,6 +141,8 @@ def test_memory_and_memo_stay_bounded_whatever_is_read() -> None:
     for number in range(3 * MAX_STREAMS):
         ledger.observe(values([0, 1], stream_of("run", number, 1)))
     ledger.observe(values(list(range(0, 10 * MAX_GAPS, 2)), stream_of("other", 0, 1)))
+    late = [0, 10 * MAX_GAPS, *range(2, 10 * MAX_GAPS, 2)]
+    ledger.observe(values(late, stream_of("late", 0, 1)))
 
     # Kafka's offset.metadata.max.bytes.
     assert len(ledger.memo()) <= 4096

@@ -148,6 +148,26 @@ def test_several_topics_are_read_by_one_member(processes: Processes, topics: Top
     assert sum(line.startswith(second) for line in consumer.lines) == 30
 
 
+def test_the_marker_of_a_transaction_and_what_one_has_aborted_are_no_lag(
+    processes: Processes, topics: Topics, group: str, admin: AdminClient, bootstrap_servers: str
+) -> None:
+    topic = topics.create(partitions=1)
+    producer = Producer({"bootstrap.servers": bootstrap_servers, "transactional.id": group, "log_level": 0})
+    producer.init_transactions()
+    consumer = processes.consume(topic, group, "--format", "value")
+    for end, value in ((producer.commit_transaction, "a"), (producer.abort_transaction, "b")):
+        producer.begin_transaction()
+        producer.produce(topic, value)
+        assert producer.flush(10) == 0
+        end()
+    # Two messages, and the markers of what became of them.
+    eventually(lambda: committed(admin, group) == {0: 4}, "all is committed")
+    eventually(lambda: consumer.metric("kafka_consumer_lag_messages") == 0, "no lag")
+
+    assert processes.run("lag", "--group-id", group, "--topic", topic, "--max-lag", "0").returncode == 0
+    assert consumer.lines == ["a"]
+
+
 def test_idle_timeout_ends_it_when_nothing_comes(processes: Processes, topic: str, group: str) -> None:
     processes.produce(topic, "--count", "10")
     consumer = processes.consume(topic, group, "--idle-timeout", "2")

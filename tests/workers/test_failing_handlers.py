@@ -4,14 +4,22 @@ story.
 
 import json
 import time
+from contextlib import nullcontext
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka.admin import AdminClient, NewPartitions
 
+import workers.consumer
 from tests.conftest import Topics
 from tests.processes import Processes, eventually
 from tests.workers.test_consume import committed
+from workers import Retry
+from workers.config import CLASSIC_DEFAULTS, CONSUMER_DEFAULTS, ClientConfig, Rank, Setting
+from workers.consumer import ErrorPolicy, Partition
+from workers.deadletters import DeadLetters
+from workers.ledger import OrderCounts
+from workers.lifecycle import Shutdown
 from workers.messages import headers_of
 
 HANDLERS = """
@@ -278,6 +286,36 @@ def test_what_a_member_has_not_handled_is_not_behind_the_end_that_the_next_begin
     assert second.lines == ["after"]
 
 
+def test_a_group_that_begins_at_the_end_skips_nothing_when_what_it_committed_is_deleted(
+    processes: Processes, topics: Topics, admin: AdminClient, group: str
+) -> None:
+    topic = topics.create(partitions=1)
+    put(processes, topic, "1", "2", "3")
+    assert processes.consume(topic, group, "--max-messages", "1").wait() == 0
+    [deleted] = admin.delete_records([TopicPartition(topic, 0, 2)]).values()
+    deleted.result()
+    consumer = processes.consume(topic, group, "--from-end", "--format", "value", "--max-messages", "1")
+
+    assert consumer.wait() == 0, consumer.stderr
+    assert consumer.lines == ["3"]
+
+
+def test_a_partition_that_is_added_is_read_from_its_beginning_by_a_group_that_began_at_the_end(
+    processes: Processes, topics: Topics, admin: AdminClient, group: str
+) -> None:
+    topic = topics.create(partitions=1)
+    put(processes, topic, "before")
+    refresh = ["--property", "topic.metadata.refresh.interval.ms=3000"]
+    consumer = processes.consume(topic, group, "--from-end", "--format", "value", "--max-messages", "1", *refresh)
+    eventually(lambda: committed(admin, group) == {0: 1}, "it has begun")
+    admin.create_partitions([NewPartitions(topic, 2)])[topic].result()
+    processes.write("rows.py", "from workers import Outgoing\ndef rows():\n    yield Outgoing('new', partition=1)\n")
+    processes.produce(topic, "--source", "rows:rows")
+
+    assert consumer.wait() == 0, consumer.stderr
+    assert consumer.lines == ["new"]
+
+
 def test_messages_do_not_pile_up_behind_a_handler_that_takes_long(
     processes: Processes, topics: Topics, group: str, notes: Notes
 ) -> None:
@@ -287,6 +325,46 @@ def test_messages_do_not_pile_up_behind_a_handler_that_takes_long(
     eventually(lambda: (consumer.metric("kafka_consumer_messages_total", outcome="success") or 0) > 40, "progress")
 
     assert consumer.peak_rss_mib < 220  # all of them are 360 MB
+
+
+def test_what_a_blocked_partition_gives_back_to_the_client_is_read_again_in_order(
+    processes: Processes, topic: str, group: str, bootstrap_servers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.consumer.MAX_WAITING_BYTES", 30_000)
+    given_back: list[int] = []
+    failed: set[tuple[int | None, int | None]] = set()
+    processes.produce(topic, "--count", "3000")
+
+    def fails_at_times(message: Message) -> None:
+        place = message.partition(), message.offset()
+        if (message.offset() or 0) % 100 == 50 and place not in failed:
+            failed.add(place)
+            raise Retry("again", after_s=0.05)
+
+    class Watched(workers.consumer.Consumer):
+        def _give_back(self, partition: Partition) -> None:
+            before = len(partition.pending)
+            super()._give_back(partition)
+            given_back.append(before - len(partition.pending))
+
+    told = {"bootstrap.servers": bootstrap_servers, "group.id": group}
+    settings = [Setting(*each, Rank.COMMAND_LINE, "") for each in told.items()]
+    config = ClientConfig((*CONSUMER_DEFAULTS, *CLASSIC_DEFAULTS), settings)
+    consumer = Watched(
+        config,
+        [topic],
+        lambda: nullcontext(fails_at_times),
+        Shutdown(10),
+        policy=ErrorPolicy(),
+        dead_letters=DeadLetters(config, None, group),
+        max_messages=3000,
+    )
+    consumer.start(10)
+    consumer.run()
+
+    assert len(failed) == 30
+    assert sum(given_back) > 1000
+    assert (consumer.topics[topic].handled, consumer.topics[topic].order) == (3000, OrderCounts())
 
 
 def test_messages_do_not_pile_up_in_a_consumer_that_takes_a_failed_batch_apart(

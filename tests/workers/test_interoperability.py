@@ -1,5 +1,6 @@
 """Other people's tools on the same topics and the same metrics page: kcat and promtool."""
 
+import os
 import shutil
 import subprocess
 
@@ -38,6 +39,22 @@ def test_kcat_reads_what_we_write_and_we_read_what_kcat_writes(
     line = next(line for line in consumer.lines if "written by kcat" in line)
     assert '"key": "c"' in line
     assert '"headers": [{"name": "from", "value": "kcat"}]' in line
+
+
+def test_a_header_name_that_is_not_utf_8_harms_nobody(
+    processes: Processes, topic: str, group: str, bootstrap_servers: str
+) -> None:
+    kcat = tool("kcat", "kcat")
+    arguments = [kcat, "-b", bootstrap_servers, "-P", "-t", topic, "-H"]
+    subprocess.run([*map(os.fsencode, arguments), b"bad\xff\xfe=1"], input=b"odd\n", check=True)
+    processes.produce(topic, "--count", "3")
+    for form in ("value", "json"):
+        consumer = processes.consume(topic, f"{group}-{form}", "--max-messages", "4", "--format", form)
+        assert consumer.wait() == 0, consumer.stderr
+        assert "odd" in consumer.stdout
+        assert "a header name that is not UTF-8" in consumer.stderr
+
+    assert processes.run("verify", "--topic", topic).returncode == 0
 
 
 def test_promtool_finds_nothing_wrong_with_the_metrics(processes: Processes, topic: str, group: str) -> None:
