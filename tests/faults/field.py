@@ -69,6 +69,7 @@ class Round:
     recovery_s: float
     producer_rss_mib: float
     consumer_rss_mib: float
+    consumer_allocated_mib: float
 
     def breaches(self) -> list[str]:
         """The promises that were not kept, in words."""
@@ -272,7 +273,6 @@ class _Moment:
         pauses = self.load.acknowledged.pauses[earlier.pauses :]
         with self.load.lock:
             missing = self.load.handled.missing(self.load.acknowledged, recovery.ends)
-        memory = self.load.rss_mib()
         return Round(
             fault=fault,
             load=self.load.setup.name,
@@ -292,6 +292,5 @@ class _Moment:
             times_unavailable=len(pauses),
             longest_unavailable_s=round(max(pauses, default=0.0), 1),
             recovery_s=round(recovery.seconds or DRAIN_TIMEOUT_S, 1),
-            producer_rss_mib=memory["producer"],
-            consumer_rss_mib=memory["consumer"],
+            **self.load.memory_mib(),
         )

@@ -11,7 +11,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from tests.faults.books import Acknowledged, Handled, Tail
-from tests.faults.recorder import FILE
+from tests.faults.recorder import FILE, HEAP_SUFFIX
 from tests.processes import Process, Processes, eventually
 from workers.cluster import Cluster
 
@@ -88,6 +88,7 @@ class Load:
         self._processes = processes
         self._cluster = cluster
         self._tails: list[tuple[str | None, Tail]] = []
+        self._heap_of_first = processes.directory / f"{setup.name}-0.handled{HEAP_SUFFIX}"
         # It asks for the group's offsets and never joins. An admin client would go on asking a coordinator that is
         # gone.
         servers = {"bootstrap.servers": cluster.bootstrap_servers, "log_level": 0}
@@ -203,10 +204,13 @@ class Load:
         for process in [self.producer, *self.members]:
             assert process.running, f"{process.name} ended by itself: {process.stderr[-2000:]}"
 
-    def rss_mib(self) -> dict[str, float]:
-        """Resident memory of the two workers that live as long as the load."""
-        return {name: _rss_mib(process) for name, process in
-                (("producer", self.producer), ("consumer", self.members[0]))}  # fmt: skip
+    def memory_mib(self) -> dict[str, float]:
+        """Memory of the two workers that live as long as the load: resident, and what the consumer has allocated."""
+        return {
+            "producer_rss_mib": _rss_mib(self.producer),
+            "consumer_rss_mib": _rss_mib(self.members[0]),
+            "consumer_allocated_mib": round(int(self._heap_of_first.read_text()) / 2**20, 1),
+        }
 
     def finish(self) -> Account:
         """Stops the producer, lets the group handle the rest, and asks the commands for their account."""

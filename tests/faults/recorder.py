@@ -1,8 +1,15 @@
-"""The handlers under test: they write down what they handle before they return, and now and then they fail instead."""
+"""The handlers under test: they write down what they handle before they return, and now and then they fail instead.
 
+Beside it stands how much memory their process has allocated: resident memory has in it what the heap holds free.
+"""
+
+import ctypes
 import os
 import random
+import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from workers import batch, lifespan
 from workers.handlers import Handler, Message
@@ -12,6 +19,19 @@ from workers.messages import STAMP_BYTES
 FILE = "RECORDER_FILE"
 # Of the calls, so that retries and paused partitions meet every fault.
 FAILING = 0.01
+HEAP_SUFFIX = ".heap"
+LOOK_S = 1.0
+
+
+class MallInfo(ctypes.Structure):
+    """What mallinfo2(3) of glibc returns, in bytes."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    )  # fmt: skip
 
 
 @lifespan
@@ -40,7 +60,20 @@ def each() -> Iterator[Handler]:
 
 
 def _open() -> int:
+    threading.Thread(target=_look_at_heap, args=(Path(os.environ[FILE] + HEAP_SUFFIX),), daemon=True).start()
     return os.open(os.environ[FILE], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+
+def _look_at_heap(path: Path) -> None:
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = MallInfo
+    while True:
+        heap = mallinfo2()
+        # At once, for whoever reads it.
+        written = path.with_suffix(".new")
+        written.write_text(f"{heap.uordblks + heap.hblkhd}")
+        written.replace(path)
+        time.sleep(LOOK_S)
 
 
 def _fail_at_times() -> None:

@@ -11,6 +11,11 @@ from tests.faults.faults import FAULTS
 
 README = Path(__file__).parents[2] / "README.md"
 BEGIN, END = "<!-- made by tests/faults/report.py: begin -->", "<!-- end -->"
+MEMORY = {
+    "producer, resident": "producer_rss_mib",
+    "consumer, resident": "consumer_rss_mib",
+    "consumer, allocated": "consumer_allocated_mib",
+}
 TITLES = ("fault", "injected", "rounds", "acknowledged", "lost", "duplicated", "reordered", "redelivered",
           "unavailable, s", "recovered, s")  # fmt: skip
 
@@ -60,11 +65,11 @@ def _memory(soak: dict[str, Any]) -> str:
     lines = []
     for load in soak["loads"]:
         rounds = [each for each in soak["rounds"] if each["load"] == load]
-        for worker in ("producer", "consumer"):
-            sizes = [each[f"{worker}_rss_mib"] for each in rounds]
+        for what, key in MEMORY.items():
+            sizes = [each[key] for each in rounds]
             at = [sizes[len(sizes) * part // 4] for part in range(4)] + [sizes[-1]]
-            lines.append(f"`{load}` {worker} " + " → ".join(f"{size:.0f}" for size in at))
-    return "Resident memory in MiB at the beginning, after each quarter, at the end: " + "; ".join(lines) + "."
+            lines.append(f"`{load}` {what} " + " → ".join(f"{size:.0f}" for size in at))
+    return "Memory in MiB at the beginning, after each quarter, at the end: " + "; ".join(lines) + "."
 
 
 if __name__ == "__main__":

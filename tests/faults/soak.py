@@ -11,12 +11,16 @@ import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
 
 from tests.faults.faults import FAULTS
 from tests.faults.field import SETUPS, Fault, Field, Round
+
+# In half a soak. What is under way goes up and down by as much.
+GROWTH_MIB = 1.0
 
 
 @click.command()
@@ -47,6 +51,7 @@ def main(minutes: float, record: Path, names: tuple[str, ...], seed: int) -> Non
         field.random.seed(seed)
         try:
             _play(field, faults, time.monotonic() + minutes * 60, document, record)
+            document["breaches"] += _growing(document["rounds"])
             for load in field.loads:
                 account = load.finish()
                 document["breaches"] += account.breaches()
@@ -76,11 +81,25 @@ def _play(field: Field, faults: list[Fault], until: float, document: dict[str, A
             record.write_text(json.dumps(document, indent=1) + "\n")
 
 
+def _growing(rounds: list[dict[str, Any]]) -> list[str]:
+    """Which consumers have more allocated in the last quarter of a soak than in the second."""
+    breaches = []
+    for load in {each["load"]: None for each in rounds}:
+        sizes = [each["consumer_allocated_mib"] for each in rounds if each["load"] == load]
+        quarter = len(sizes) // 4
+        if quarter:
+            second, last = median(sizes[quarter : 2 * quarter]), median(sizes[-quarter:])
+            if last - second > GROWTH_MIB:
+                breaches.append(f"{load}: the consumer's memory grows, {second:.1f} to {last:.1f} MiB allocated")
+    return breaches
+
+
 def _as_line(each: Round) -> str:
     return (
         f"{each.load:8} acknowledged {each.acknowledged:6}  missing {each.missing}  duplicated {each.duplicated}"
         f"  reordered {each.reordered}  redelivered {each.redelivered:4}  away {each.longest_unavailable_s:4.1f} s"
-        f"  recovered {each.recovery_s:4.1f} s  {each.producer_rss_mib:.0f}/{each.consumer_rss_mib:.0f} MiB"
+        f"  recovered {each.recovery_s:4.1f} s  {each.producer_rss_mib:.0f}/{each.consumer_rss_mib:.0f} MiB,"
+        f" {each.consumer_allocated_mib:.1f} allocated"
     )
 
 
