@@ -5,16 +5,20 @@ The producer writes one JSON document at its end. With it, a message that is not
 """
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from workers.config import ConfigError
 from workers.ledger import Ranges, StreamSeen, StreamSent
-from workers.messages import Stamp, StreamName
+from workers.messages import SEQUENCE, Stamp, StreamName
 from workers.producer import Deliveries
 
 PERCENTILES = (50, 95, 99)
+# As many as a stamp has room for.
+MAX_SEQUENCES = 10 ** (SEQUENCE.stop - SEQUENCE.start)
 
 
 def summarize(deliveries: Deliveries, run: str, duration_s: float) -> dict[str, Any]:
@@ -74,8 +78,9 @@ def read_accounts(text: str, origin: str) -> dict[bytes, StreamSent]:
             for entry in json.loads(line)["streams"]:
                 stream = entry["stream"].encode()
                 StreamName.of(stream)
-                failed, unknown = (Ranges((int(a), int(b)) for a, b in entry[key]) for key in ("failed", "unknown"))
-                sent[stream] = StreamSent(int(entry["sent"]), failed, unknown)
+                count = _whole(entry["sent"], 0, MAX_SEQUENCES)
+                failed, unknown = (_ranges(entry[key], count) for key in ("failed", "unknown"))
+                sent[stream] = StreamSent(count, failed, unknown)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ConfigError(
                 f"{origin} line {number}: not an account; write it with `produce --summary json`"
@@ -83,6 +88,16 @@ def read_accounts(text: str, origin: str) -> dict[bytes, StreamSent]:
     if not sent:
         raise ConfigError(f"{origin}: no account in it; write it with `produce --summary json`")
     return sent
+
+
+def _whole(number: object, least: int, most: int) -> int:
+    if type(number) is not int or not least <= number <= most:
+        raise ValueError
+    return number
+
+
+def _ranges(pairs: Iterable[tuple[object, object]], count: int) -> Ranges:
+    return Ranges((_whole(start, 0, count), _whole(end, 1, count)) for start, end in pairs)
 
 
 @dataclass(slots=True)
@@ -133,11 +148,11 @@ class Observations:
         sent = accounts.get(stream) if accounts is not None else None
         report.from_account = report.from_account or sent is not None
         expected = sent if sent is not None else StreamSent(seen.highest + 1)
-        excused = {*expected.failed, *expected.unknown}
+        excused = Ranges([*expected.failed.merged(), *expected.unknown.merged()]).merged()
         lost = Ranges()
         for sequence in seen.missing(expected.sent):
             report.missing += 1
-            if sequence not in excused:
+            if not _within(sequence, excused):
                 lost.add(sequence)
         report.sent += expected.sent
         report.present += seen.present
@@ -149,3 +164,8 @@ class Observations:
         report.duplicated += seen.duplicated
         report.reordered += seen.reordered
         report.examples += [f"{stream.decode()} {start}-{end - 1}" for start, end in lost.merged()[:3]]
+
+
+def _within(number: int, ranges: list[tuple[int, int]]) -> bool:
+    at = bisect_right(ranges, number, key=itemgetter(0))
+    return at > 0 and number < ranges[at - 1][1]

@@ -6,6 +6,7 @@ What a command needs is imported when it runs: `--help` and a worker's start pay
 import logging
 import math
 import os
+import re
 import socket
 import sys
 import threading
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 DEFAULT_METRICS_PORT = 8000
+# How long the end of a command waits for threads that the user's code has started.
+THREADS_TIMEOUT_S = 2.0
 
 
 class Option(click.Option):
@@ -68,6 +71,21 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+class Topic(click.ParamType[str]):
+    """A topic's name. The rule is that of Topic.validate in Kafka."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        name = str(value)
+        if not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", name) or name in (".", ".."):
+            self.fail(
+                f"{name!r} cannot be a topic: 1 to 249 letters, digits, dots, dashes and underscores.", param, ctx
+            )
+        return name
+
+
+TOPIC = Topic()
 SECONDS = FiniteRange(min=0)
 POSITIVE_NUMBER = FiniteRange(min=0, min_open=True)
 
@@ -243,7 +261,7 @@ def cli() -> None:
 
 
 @cli.command()
-@option("--topic", default="teste", show_default=True, help="Topic to write to.")
+@option("--topic", type=TOPIC, default="teste", show_default=True, help="Topic to write to.")
 @option("--count", type=POSITIVE, help=f"Messages to send.  [default: {DEFAULT_COUNT}, or all of the input]")
 @option("--rate", type=POSITIVE_NUMBER, help="Messages per second.  [default: as fast as it goes]")
 @option(
@@ -261,7 +279,7 @@ def cli() -> None:
     show_default=True,
     help="What happens with a line that is not such JSON.",
 )
-@option("--dead-letter-topic", help="Where invalid lines go.  [default: TOPIC.dlq]")
+@option("--dead-letter-topic", type=TOPIC, help="Where invalid lines go.  [default: TOPIC.dlq]")
 @option("--source", metavar="MODULE:FUNCTION", help="Send what this function yields.")
 @option("--stamp", is_flag=True, help="Give messages of --input or --source a stamp in a header, for `verify`.")
 @option("--run", "run_name", help="Name of this run in the stamps.  [default: a new one]")
@@ -292,7 +310,15 @@ def produce(**_options: object) -> None:
 
 
 @cli.command()
-@option("--topic", "topics", multiple=True, default=["teste"], show_default=True, help="Topic to read; repeatable.")
+@option(
+    "--topic",
+    "topics",
+    type=TOPIC,
+    multiple=True,
+    default=["teste"],
+    show_default=True,
+    help="Topic to read; repeatable.",
+)
 @option("--group-id", default="kafka-workers", show_default=True, help="Consumer group to join.")
 @option(
     "--group-protocol",
@@ -328,7 +354,11 @@ def produce(**_options: object) -> None:
 @option(
     "--retry-backoff-max", type=POSITIVE_NUMBER, default=30.0, show_default=True, help="Seconds between calls at most."
 )
-@option("--dead-letter-topic", help="Where messages go that the handler never takes.  [default: TOPIC.dlq]")
+@option(
+    "--dead-letter-topic",
+    type=TOPIC,
+    help="Where messages go that the handler never takes.  [default: TOPIC.dlq]",
+)
 @option(
     "--from-beginning/--from-end",
     default=True,
@@ -355,7 +385,9 @@ def consume(**_options: object) -> None:
 
 @cli.command()
 @option("--group-id", default="kafka-workers", show_default=True, help="Consumer group.")
-@option("--topic", "topics", multiple=True, help="Only this topic; repeatable.  [default: all of the group]")
+@option(
+    "--topic", "topics", type=TOPIC, multiple=True, help="Only this topic; repeatable.  [default: all of the group]"
+)
 @option("--watch", is_flag=True, help="Show it again every --interval seconds until stopped.")
 @option("--interval", type=POSITIVE_NUMBER, default=2.0, show_default=True, help="Seconds between two looks.")
 @option("--json", "as_json", is_flag=True, help="One JSON document for each look.")
@@ -369,7 +401,7 @@ def lag(**_options: object) -> None:
 
 
 @cli.command()
-@option("--topic", default="teste", show_default=True, help="Topic to read.")
+@option("--topic", type=TOPIC, default="teste", show_default=True, help="Topic to read.")
 @option("--account", metavar="FILE|-", help="What `produce --summary json` wrote: tells lost from failed and unknown.")
 @option("--run", "runs", multiple=True, help="Only this run; repeatable.")
 @option("--json", "as_json", is_flag=True, help="One JSON document for each run.")
@@ -385,7 +417,7 @@ def verify(**_options: object) -> None:
 
 
 @cli.command()
-@option("--topic", required=True, help="Dead-letter topic to read.")
+@option("--topic", type=TOPIC, required=True, help="Dead-letter topic to read.")
 @option("--group-id", default="kafka-workers-replay", show_default=True, help="Group that remembers what was replayed.")
 @option("--max-messages", type=POSITIVE, help="Stop after so many messages.")
 @option(
@@ -497,4 +529,8 @@ def _end(code: int) -> None:
     sys.stderr.flush()
     if any(thread.name in LEFT_BEHIND for thread in threading.enumerate()):
         os._exit(code)
+    # Threads of the user's own may never end.
+    leaving = threading.Timer(THREADS_TIMEOUT_S, os._exit, [code])
+    leaving.daemon = True
+    leaving.start()
     sys.exit(code)

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -105,7 +105,13 @@ def _dead_letter_topic(values: dict[str, Any]) -> str | None:
     """Where invalid lines go, None where they stop the producer."""
     if values["on_invalid"] != "dead-letter":
         return None
+    _check_dead_letter_topic(values["dead_letter_topic"], [values["topic"]])
     return values["dead_letter_topic"] or f"{values['topic']}.dlq"
+
+
+def _check_dead_letter_topic(name: str | None, topics: Sequence[str]) -> None:
+    if name is not None and name in topics:
+        raise ConfigError(f"--dead-letter-topic {name}: letters need a topic of their own, and --topic names it too")
 
 
 def _check_combinations(context: "Context") -> None:
@@ -224,6 +230,7 @@ def consume(context: "Context") -> None:
     config = _consumer_config(context)
     context.show_config(config)
     context.set_up_logging()
+    _check_dead_letter_topic(values["dead_letter_topic"], values["topics"])
     shutdown = Shutdown(values["shutdown_timeout"])
     handler = load_handler(values["handler"]) if values["handler"] is not None else printer(values["format_name"])
     # The consumer's own properties mean nothing to the producer of dead letters, so it gets what is about the

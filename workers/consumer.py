@@ -13,20 +13,19 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import confluent_kafka
-from confluent_kafka import OFFSET_END, OFFSET_INVALID, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_END, KafkaError, KafkaException, Message, TopicPartition
 
 from workers.client import Events, make, wait_for_topics
 from workers.config import ClientConfig
-from workers.deadletters import DeadLetters, Letter, text_of
-from workers.handlers import Lifespan, OutputClosedError, OutputError, Reject, Retry
+from workers.deadletters import DeadLetters, Letter
+from workers.handlers import Lifespan, OutputClosedError, OutputError, Reject, Retry, named
 from workers.handling import HandlerThread, Job
-from workers.latency import Latencies
-from workers.ledger import OrderCounts, OrderLedger
 from workers.lifecycle import Shutdown, WorkerError, bounded
 from workers.messages import raw_stamp_of
+from workers.partitions import Lag, Partition, Topic
 from workers.statistics import Statistics
 
 log = logging.getLogger(__name__)
@@ -84,86 +83,6 @@ class ErrorPolicy:
         return longest * random.uniform(0.5, 1.0)  # noqa: S311  (jitter, not a secret)
 
 
-class Topic:
-    """What was done with the messages of one topic, over all partitions this member ever owned."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.handled = 0
-        self.retried = 0
-        self.dead_lettered = 0
-        self.order = OrderCounts()
-        self.latencies = Latencies()
-
-
-class Partition:
-    """A partition while this member owns it.
-
-    Invariant: every message of it before `next_offset` was handled, and `pending` begins with the message at
-    `next_offset`, or, where nothing is pending, with what comes next. `next_offset` is None until the first message
-    tells it.
-    """
-
-    def __init__(self, topic: Topic, number: int, committed: TopicPartition | None) -> None:
-        self.topic = topic
-        self.number = number
-        self.owned = True
-        self.pending: list[Message] = []
-        self.next_offset = committed.offset if committed is not None and committed.offset >= 0 else None
-        self.ledger = OrderLedger(topic.order, committed.metadata if committed is not None else None)
-        self.paused = False
-        # The message at the head of `pending` failed: how often it was called, and when it is called again.
-        self.tries = 0
-        self.attempts = 0
-        self.retry_at = 0.0
-        self.letter: Letter | None = None
-        self.letter_error: BaseException | None = None
-        # A batch failed: so many messages are handled one by one, to find the one that fails.
-        self.singly = 0
-        # So far the client has read. What lies before that and was not pending is no message: the marker of a
-        # transaction, or what one has aborted.
-        self.read_offset = -1
-        # For lag and liveness, read by the server's threads.
-        self.end_offset = -1
-        self.behind_since_s = 0.0
-        self.waiting_since_ms = 0
-        self.last_timestamp_ms = 0
-        self.progress_at = time.monotonic()
-        self.assigned_at_s = time.time()
-
-    def __str__(self) -> str:
-        return f"{self.topic.name}[{self.number}]"
-
-    @property
-    def blocked(self) -> bool:
-        """Whether its next message waits for a pause to end or for its dead letter."""
-        return self.letter_error is not None or self.retry_at > time.monotonic()
-
-    @property
-    def waits_since(self) -> float:
-        """Since when it could have had the handler: it made progress then, or its pause ended."""
-        return max(self.progress_at, self.retry_at)
-
-    def see_end(self, offset: int) -> None:
-        if self.next_offset is not None and self.end_offset <= self.next_offset < offset:
-            self.behind_since_s = time.time()
-        self.end_offset = offset
-
-    def at(self, offset: int = OFFSET_INVALID, metadata: str = "", epoch: int | None = None) -> TopicPartition:
-        if epoch is None:
-            return TopicPartition(self.topic.name, self.number, offset, metadata)
-        return TopicPartition(self.topic.name, self.number, offset, metadata, epoch)
-
-
-class Lag(NamedTuple):
-    """How far an owned partition is behind."""
-
-    topic: str
-    partition: int
-    messages: int
-    seconds: float
-
-
 class Consumer:
     """One member of a group: `start`, then `run`. The accounts are there at any time, for whoever watches."""
 
@@ -202,7 +121,9 @@ class Consumer:
         self._jobs: list[Job[Partition]] = []
         self._noted: Statistics | None = None
         self._forgotten_since: float | None = None
-        self._turned_at = self._idle_since = time.monotonic()
+        # Before the loop begins there is nothing to be stuck: brokers and the handler's start are waited for.
+        self._turned_at = float("inf")
+        self._idle_since = 0.0
         self._paused_lag_at = 0.0
         self._broker_assigns = config.get("group.protocol") == "consumer"
         # Strategies other than cooperative-sticky take everything away in a rebalance and give it back.
@@ -227,8 +148,9 @@ class Consumer:
         """Handles messages until a stop is asked for or the limits are reached; raises WorkerError when it cannot
         go on.
         """
-        self._idle_since = time.monotonic()
-        self._subscribe()
+        self._turned_at = self._idle_since = time.monotonic()
+        if not self._shutdown.requested:
+            self._subscribe()
         try:
             while not self._finished():
                 self._fetch()
@@ -280,7 +202,7 @@ class Consumer:
             if partition.end_offset < 0 or handled < 0:
                 continue
             messages = max(0, partition.end_offset - handled)
-            lags.append(Lag(*key, messages, _age_s(partition) if messages else 0.0))
+            lags.append(Lag(*key, messages, partition.age_s() if messages else 0.0))
         return lags
 
     # The loop
@@ -320,12 +242,13 @@ class Consumer:
 
     def _full(self) -> bool:
         """Whether enough waits that the handler can be given, and does not have in its hands yet."""
-        ready = [partition.pending for partition in self.partitions.values() if not partition.blocked]
+        ready = [partition for partition in self.partitions.values() if not partition.blocked]
         in_hand = sum(len(job.messages) - job.accounted for job in self._jobs)
-        return sum(map(len, ready)) - in_hand >= BATCH_MESSAGES or sum(map(_size, ready)) >= MAX_WAITING_BYTES
+        waiting = sum(len(partition.pending) for partition in ready) - in_hand
+        return waiting >= BATCH_MESSAGES or sum(partition.pending_bytes for partition in ready) >= MAX_WAITING_BYTES
 
     def _holds_too_much(self, partition: Partition) -> bool:
-        return len(partition.pending) >= 2 * BATCH_MESSAGES or _size(partition.pending) >= self._share_bytes()
+        return len(partition.pending) >= 2 * BATCH_MESSAGES or partition.pending_bytes >= self._share_bytes()
 
     def _share_bytes(self) -> int:
         return MAX_WAITING_BYTES // len(self.partitions)
@@ -400,6 +323,9 @@ class Consumer:
             self._account(job)
         for job in done:
             if job.error is not None and job.partition.owned:
+                # A retry, and a dead letter, are of what was received.
+                for message, value in zip(job.messages[job.handled :], job.values[job.handled :], strict=True):
+                    message.set_value(value)
                 self._on_failure(job.partition, job.error, len(job.messages))
 
     def _next_jobs(self) -> list[Job[Partition]]:
@@ -448,16 +374,16 @@ class Consumer:
         handled = job.handled
         if handled == job.accounted or not (partition.owned or revoked):
             return
-        self._advance(partition, job.messages[job.accounted : handled])
+        self._advance(partition, job.messages[job.accounted : handled], job.values[job.accounted : handled])
         partition.topic.handled += handled - job.accounted
         job.accounted = handled
 
-    def _advance(self, partition: Partition, messages: Sequence[Message]) -> None:
+    def _advance(self, partition: Partition, messages: Sequence[Message], values: list[bytes | None]) -> None:
         """These messages are done with: the next offset is behind them."""
         count = len(messages)
         last = messages[-1]
-        if not partition.ledger.follow([*map(Message.value, messages)]):
-            partition.ledger.observe(map(raw_stamp_of, messages))
+        if not partition.ledger.follow(values):
+            partition.ledger.observe(map(raw_stamp_of, messages, values))
         self.handled += count
         del partition.pending[:count]
         partition.next_offset = (last.offset() or 0) + 1
@@ -491,10 +417,10 @@ class Consumer:
             raise WorkerError(f"standard output cannot be written: {error}; what was not printed is redelivered")
         if self._handler.batch and count > 1 and not isinstance(error, Retry):
             partition.singly = count
-            log.info("%s: a batch of %d failed (%s), trying its messages one by one", partition, count, text_of(error))
+            log.info("%s: a batch of %d failed (%s), trying its messages one by one", partition, count, named(error))
             return
         where = f"{partition} offset {partition.pending[0].offset()}"
-        what = f"{type(error).__name__}: {text_of(error)}"
+        what = named(error)
         partition.tries += 1
         if not isinstance(error, Retry):
             partition.attempts += 1
@@ -523,7 +449,7 @@ class Consumer:
         """Leaves to the client what is beyond a blocked partition's share, to be read again: other partitions go on,
         and fail in their turn when it is what the handler needs that is away.
         """
-        fit = max(1, len(partition.pending) * self._share_bytes() // max(1, _size(partition.pending)))
+        fit = max(1, len(partition.pending) * self._share_bytes() // max(1, partition.pending_bytes))
         if fit >= len(partition.pending):
             return
         offset = partition.pending[fit].offset() or 0
@@ -584,7 +510,8 @@ class Consumer:
         if letter.delivered:
             partition.letter_error = None
             partition.topic.dead_lettered += 1
-            self._advance(partition, partition.pending[:1])
+            message = partition.pending[0]
+            self._advance(partition, [message], [message.value()])
         else:
             partition.tries += 1
             pause_s = self._policy.pause_s(partition.tries)
@@ -742,7 +669,8 @@ class Consumer:
         except WorkerError as error:
             self.trouble = str(error)
         self._dead_letters.close(1.0)
-        if not bounded(self._close_client, max(1.0, self._shutdown.remaining_s())):
+        left = bounded(self._close_client, max(1.0, self._shutdown.remaining_s()))
+        if not left and self.trouble is None:
             self.trouble = "the group was not left in time; what was not committed is redelivered"
 
     def _await_letters(self) -> None:
@@ -786,15 +714,5 @@ def _without_memo(each: TopicPartition) -> TopicPartition:
     return TopicPartition(each.topic, each.partition, each.offset, leader_epoch=epoch)
 
 
-def _size(messages: Sequence[Message]) -> int:
-    """Bytes, from the first and the last of them: to look at each would take longer than all else."""
-    return len(messages) * max(len(messages[0]), len(messages[-1])) if messages else 0
-
-
 def _names(partitions: Sequence[TopicPartition]) -> str:
     return ", ".join(f"{each.topic}[{each.partition}]" for each in partitions)
-
-
-def _age_s(partition: Partition) -> float:
-    since_s = partition.waiting_since_ms / 1000 or partition.behind_since_s or partition.last_timestamp_ms / 1000
-    return max(0.0, time.time() - (since_s or partition.assigned_at_s))

@@ -10,6 +10,7 @@ from confluent_kafka import KafkaError, KafkaException, Message
 
 from workers.client import Events, make, serve
 from workers.config import ClientConfig
+from workers.handlers import text_of
 from workers.lifecycle import bounded
 from workers.messages import headers_of
 
@@ -48,14 +49,6 @@ def letter_headers(message: Message, group_id: str, error: BaseException, attemp
     # An error may quote half of a surrogate pair, which UTF-8 cannot hold.
     told = [(name, str(value).encode(errors="backslashreplace")) for name, value in story.items()]
     return [*own_headers(message), *told]
-
-
-def text_of(error: BaseException) -> str:
-    """What an error of the user's code says, even when it fails to say it."""
-    try:
-        return str(error)
-    except Exception:  # it is the user's code that runs here
-        return "(its text cannot be had)"
 
 
 def own_headers(message: Message) -> Iterable[Header]:

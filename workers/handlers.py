@@ -17,8 +17,8 @@ import base64
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, AsyncContextDecorator, ContextDecorator, contextmanager, nullcontext
 from typing import Any, TypeAlias, TypeVar
 
 # confluent-kafka's own message: copying it into one of ours costs more than all else that a consumer does.
@@ -35,6 +35,8 @@ _Function = TypeVar("_Function", bound=Callable[..., object])
 _PRINTABLE = bytes(range(ord(" "), ord("~") + 1))
 _BATCH = "_kafka_workers_batch"
 _LIFESPAN = "_kafka_workers_lifespan"
+# Of what a call returns: the call itself has only made these. The last two are what @contextmanager makes.
+_NOT_BEGUN = (Coroutine, Generator, AsyncGenerator, ContextDecorator, AsyncContextDecorator)
 
 
 class Retry(Exception):  # noqa: N818  (it is a request, not an error)
@@ -64,6 +66,8 @@ class OutputError(Exception):
 
 def batch(function: _Function) -> _Function:
     """Marks a handler that takes a list of messages of one partition."""
+    if getattr(function, _LIFESPAN, False):
+        raise ConfigError("@batch marks the handler that a @lifespan yields, not the lifespan")
     setattr(function, _BATCH, True)
     return function
 
@@ -97,6 +101,8 @@ def check_handler(handler: Any) -> None:
     name = getattr(handler, "__name__", repr(handler))
     if not callable(handler):
         raise ConfigError(f"a handler is a function, not {name}")
+    if inspect.isclass(handler):
+        raise ConfigError(f"handler {name} is a class; a handler is a function, or an object that can be called")
     called = handler if inspect.isroutine(handler) else type(handler).__call__
     if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
         raise ConfigError(f"handler {name} is async; a handler is a plain function")
@@ -108,6 +114,31 @@ def check_handler(handler: Any) -> None:
         raise ConfigError(f"handler {name} does not take one argument, the message or the batch") from None
     except ValueError:
         pass  # written in C, without a signature
+
+
+def check_answer(handler: Any, answer: object) -> None:
+    """Raises ConfigError for what a handler has returned that did nothing: what cannot be seen before, as in a partial
+    or behind a decorator.
+    """
+    if isinstance(answer, _NOT_BEGUN):
+        if isinstance(answer, Coroutine):
+            answer.close()  # or else Python says, besides, that it was never awaited
+        name = getattr(handler, "__name__", repr(handler))
+        raise ConfigError(
+            f"handler {name} returned a {type(answer).__name__}, so nothing was done; a handler is a plain function"
+        )
+
+
+def text_of(error: BaseException) -> str:
+    """What an error of the user's code says, even when it fails to say it."""
+    try:
+        return str(error)
+    except Exception:  # it is the user's code that runs here
+        return "(its text cannot be had)"
+
+
+def named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {text_of(error)}"
 
 
 def printer(name: str) -> Lifespan:

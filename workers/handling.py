@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from confluent_kafka import Message
 
 from workers.config import ConfigError
-from workers.handlers import Lifespan, check_handler, is_batch
+from workers.handlers import Lifespan, check_answer, check_handler, is_batch, named
 from workers.lifecycle import HANDLER_THREAD, Shutdown, WorkerError
 
 log = logging.getLogger(__name__)
@@ -32,14 +32,18 @@ _Partition = TypeVar("_Partition", bound=Owned)
 
 
 class Job(Generic[_Partition]):
-    """Messages of one partition to handle, in order. `handled` grows while they are; `error` is what stopped it."""
+    """Messages of one partition to handle, in order. `handled` grows while they are; `error` is what stopped it.
 
-    __slots__ = ("accounted", "begun", "error", "finished", "handled", "messages", "partition")
+    `values` are theirs as they were received, for a handler can set others.
+    """
+
+    __slots__ = ("accounted", "begun", "error", "finished", "handled", "messages", "partition", "values")
 
     def __init__(self, partition: _Partition, messages: Sequence[Message]) -> None:
         self.begun = False
         self.partition = partition
         self.messages = messages
+        self.values = [*map(Message.value, messages)]
         self.handled = 0
         self.accounted = 0
         self.error: Exception | None = None
@@ -68,10 +72,7 @@ class HandlerThread:
                 self._outbox.get(timeout=LOOK_S)
             except Empty:
                 continue
-            if isinstance(self._broken, ConfigError):
-                raise self._broken
-            if self._broken is not None:
-                raise WorkerError(f"the handler did not start: {_named(self._broken)}")
+            self._check("did not start")
             return
 
     def submit(self, jobs: list[Job[Any]]) -> None:
@@ -84,9 +85,14 @@ class HandlerThread:
             self._outbox.get(timeout=timeout_s)
         except Empty:
             return False
-        if self._broken is not None:
-            raise WorkerError(f"the handler ended its thread: {_named(self._broken)}")
+        self._check("ended its thread")
         return True
+
+    def _check(self, what: str) -> None:
+        if isinstance(self._broken, ConfigError):
+            raise self._broken
+        if self._broken is not None:
+            raise WorkerError(f"the handler {what}: {named(self._broken)}")
 
     def interrupt(self) -> None:
         """Lets the message at hand, or the batch, be finished and no other begun before the next `submit`."""
@@ -103,9 +109,10 @@ class HandlerThread:
             self._thread.join(timeout_s)
         if self._thread.is_alive():
             return "the handler did not end in time"
-        return f"the handler did not end well: {_named(self._broken)}" if self._broken is not None else None
+        return f"the handler did not end well: {named(self._broken)}" if self._broken is not None else None
 
     def _run(self) -> None:
+        asked_to_end = False
         try:
             with self._lifespan() as handler:
                 check_handler(handler)
@@ -115,6 +122,9 @@ class HandlerThread:
                     for job in jobs:
                         self._handle(handler, job)
                     self._outbox.put(True)
+                asked_to_end = True
+            if not asked_to_end:
+                raise RuntimeError("what it raised, its lifespan has kept to itself")
         except BaseException as error:  # SystemExit too: the consumer must hear of it
             self._broken = error
             self._outbox.put(False)
@@ -126,22 +136,24 @@ class HandlerThread:
             if self.batch:
                 if job.partition.owned and not self._interrupted:
                     # A list of its own: what it does to that shall not change what was handled.
-                    handler([*job.messages])
+                    answer = handler([*job.messages])
+                    if answer is not None:
+                        check_answer(handler, answer)
                     job.handled = len(job.messages)
             else:
                 partition = job.partition
                 for handled, message in enumerate(job.messages, start=1):
                     if not partition.owned or self._interrupted:
                         break
-                    handler(message)
+                    answer = handler(message)
+                    if answer is not None:
+                        check_answer(handler, answer)
                     job.handled = handled
+        except ConfigError:
+            raise
         except Exception as error:
             log.debug("the handler raised", exc_info=True)
             # Its traceback holds this frame, and so the job and its messages, in a circle that is seldom looked for.
             job.error = error.with_traceback(None)
         finally:
             job.finished = True
-
-
-def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

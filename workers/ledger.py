@@ -30,7 +30,10 @@ class Ranges:
     """A set of integers as half-open ranges, cheap while they are added in rising order."""
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
+        """Raises ValueError for a range that ends before it begins."""
         self._ranges = sorted(ranges)
+        if any(start > end for start, end in self._ranges):
+            raise ValueError("a range that ends before it begins")
 
     def add(self, number: int) -> None:
         if self._ranges and self._ranges[-1][1] == number:

@@ -138,14 +138,14 @@ def _tell_of_names(topic: str | None) -> None:
     log.warning("%s has messages with a header name that is not UTF-8: their headers cannot be read", topic)
 
 
-def raw_stamp_of(message: Message) -> bytes | None:
-    """What stands where a message has its stamp: in its header, or else in its value.
+def raw_stamp_of(message: Message, value: bytes | None) -> bytes | None:
+    """What stands where a message with this value has its stamp: in its header, or else in the value.
 
     The header first: the value of a user's message may be anything, a stamp of another run too.
     """
-    return next((stamp for name, stamp in headers_of(message) if name == STAMP_HEADER), message.value())
+    return next((stamp for name, stamp in headers_of(message) if name == STAMP_HEADER), value)
 
 
 def stamp_of(message: Message) -> Stamp | None:
     """The stamp of a message, in its header or in its value."""
-    return decode(raw_stamp_of(message))
+    return decode(raw_stamp_of(message, message.value()))

@@ -54,7 +54,7 @@ def replay(
     done = Replayed()
     try:
         count = wait_for_topics(reader, [topic], config, events, timeout_s=timeout_s, shutdown=shutdown).get(topic, 0)
-        starts = _committed(reader, topic, count)
+        starts = _committed(reader, topic, count, shutdown)
         for letters in read_to_end(reader, events, topic, starts, shutdown, timeout_s):
             chosen = letters if limit is None else letters[: limit - done.sent - done.without_origin]
             if chosen:
@@ -88,13 +88,15 @@ def _replay(reader: confluent_kafka.Consumer, sender: "Sender", letters: Sequenc
         raise WorkerError(f"{len(reasons)} of {len(letters)} letters were not acknowledged: {reasons[0]}")
 
 
-def _committed(reader: confluent_kafka.Consumer, topic: str, count: int) -> dict[int, int]:
+def _committed(reader: confluent_kafka.Consumer, topic: str, count: int, shutdown: Shutdown) -> dict[int, int]:
     partitions = [TopicPartition(topic, number) for number in range(count)]
     try:
         places = reader.committed(partitions, timeout=COMMITTED_TIMEOUT_S)
         errors = [each.error for each in places if each.error is not None]
     except KafkaException as error:
         errors = [error.args[0]]
+    if errors and shutdown.requested:
+        raise WorkerError("stopped before it was known what was replayed already")
     if errors:
         # librdkafka tries on where the right is missing, and says only that its time was up.
         raise WorkerError(f"what was replayed already is not known, may the user read the group? {errors[0].str()}")
@@ -142,9 +144,12 @@ class Sender:
         outcomes: list[str | None] = ["no answer before the end"] * len(letters)
         for number, letter in enumerate(letters):
             self._send(letter, partial(_note, outcomes, number))
-        while len(self._client) and self._shutdown.remaining_s() and not self._events.fatal:
+        while len(self._client) and self._going_on():
             serve(self._client, self._events, 0.1)
         return outcomes
+
+    def _going_on(self) -> bool:
+        return self._shutdown.remaining_s() > 0 and self._events.fatal is None
 
     def check(self) -> None:
         """Raises WorkerError when the client cannot go on, which says more than that letters have no answer."""
@@ -160,21 +165,26 @@ class Sender:
             on_delivery(None, letter)
             return
         topic, partition = origin
-        try:
-            # With the time of now: one of long ago could be past what the topic keeps.
-            self._client.produce(
-                topic,
-                letter.value(),
-                letter.key(),
-                partition=partition,
-                headers=list(own_headers(letter)),
-                on_delivery=on_delivery,
-            )
-        except KafkaException as error:
-            on_delivery(error.args[0], letter)
-        except BufferError:
-            on_delivery(KafkaError(KafkaError._QUEUE_FULL), letter)
+        while True:
+            try:
+                # With the time of now: one of long ago could be past what the topic keeps.
+                self._client.produce(
+                    topic,
+                    letter.value(),
+                    letter.key(),
+                    partition=partition,
+                    headers=list(own_headers(letter)),
+                    on_delivery=on_delivery,
+                )
+            except KafkaException as error:
+                on_delivery(error.args[0], Message(topic=topic))
+            except BufferError:
+                # The client's queue is full: what is in it has to be delivered first.
+                if self._going_on():
+                    serve(self._client, self._events, 0.1)
+                    continue
+            return
 
 
-def _note(outcomes: list[str | None], number: int, error: KafkaError | None, _message: Message) -> None:
-    outcomes[number] = error.str() if error is not None else None
+def _note(outcomes: list[str | None], number: int, error: KafkaError | None, message: Message) -> None:
+    outcomes[number] = f"{message.topic()}: {error.str()}" if error is not None else None

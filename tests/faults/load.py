@@ -17,6 +17,8 @@ from workers.cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
 MEMBERS = 2
+# As in the Dockerfile, for memory is measured.
+IMAGE_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 # What the README promises for a stop of a worker that is not stuck.
 STOP_TIMEOUT_S = 15.0
 # Sooner than in production, so that a round is short; a commit is always under way.
@@ -109,7 +111,7 @@ class Load:
         """Starts a producer, of which every delivery is booked."""
         producer = self._processes.start(
             "produce", "--topic", self.topic, "--verbose", "--summary", "json", *PROPERTIES, *arguments,
-            env={"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)},
+            env={**IMAGE_ENVIRONMENT, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         self._cluster.watch(producer.popen.pid)
         self._tails.append((None, Tail(producer.out)))
@@ -237,7 +239,7 @@ class Load:
         member = self._processes.consume(
             self.topic, self.group, "--handler", f"tests.faults.recorder:{self.setup.handler}", "--group-protocol",
             self.setup.group_protocol, *CONSUMER_PROPERTIES, *classic, *RETRIES,
-            env={FILE: str(path), "PYTHONPATH": str(ROOT)},
+            env={**IMAGE_ENVIRONMENT, FILE: str(path), "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         self._cluster.watch(member.popen.pid)
         self._tails.append((name, Tail(path)))

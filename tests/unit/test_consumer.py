@@ -9,9 +9,10 @@ import pytest
 from confluent_kafka import KafkaError, Message, TopicPartition
 
 from workers.config import CONSUMER_DEFAULTS, ClientConfig, Rank, Setting
-from workers.consumer import MAX_WAITING_BYTES, Consumer, ErrorPolicy, Partition, Topic
+from workers.consumer import MAX_WAITING_BYTES, Consumer, ErrorPolicy
 from workers.deadletters import DeadLetters, letter_headers
 from workers.lifecycle import Shutdown
+from workers.partitions import Partition, Topic
 
 
 @pytest.fixture
@@ -26,7 +27,9 @@ def joins(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the consumer does with its membership."""
     done: list[str] = []
     client = SimpleNamespace(
-        unsubscribe=lambda: done.append("unsubscribe"), subscribe=lambda *_, **__: done.append("subscribe")
+        unsubscribe=lambda: done.append("unsubscribe"),
+        subscribe=lambda *_, **__: done.append("subscribe"),
+        close=lambda: done.append("close"),
     )
     monkeypatch.setattr(consumer, "_client", client)
     return done
@@ -132,6 +135,22 @@ def test_the_lag_in_seconds_begins_when_a_message_is_there_and_not_when_the_last
     [lag] = consumer.lags()
     assert lag.messages == 1
     assert lag.seconds < 60
+
+
+def test_a_member_that_is_stopped_before_it_has_joined_never_joins(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = joins(consumer, monkeypatch)
+    consumer._shutdown.request()
+    consumer.run()
+
+    assert done == ["unsubscribe", "close"]
+
+
+def test_waiting_for_brokers_or_the_handler_at_the_start_is_no_stall(consumer: Consumer) -> None:
+    consumer._stall_timeout_s = 0.0
+
+    assert consumer.live() is None
 
 
 def test_a_pause_between_attempts_is_no_stall(consumer: Consumer) -> None:

@@ -1,5 +1,7 @@
 """Handlers: how they are declared, loaded and run in their thread."""
 
+import contextlib
+import functools
 import io
 import sys
 import threading
@@ -286,9 +288,21 @@ def generating(message: Message) -> Iterator[int]:
 def of_two(message: Message, other: object) -> None: ...
 
 
+class Handling:
+    def __init__(self, config: object = None) -> None: ...
+
+    def __call__(self, message: Message) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("handler", "says"),
-    [(asynchronous, "is async"), (generating, "has a yield"), (of_two, "does not take one argument"), (None, "None")],
+    [
+        (asynchronous, "is async"),
+        (generating, "has a yield"),
+        (of_two, "does not take one argument"),
+        (None, "None"),
+        (Handling, "is a class"),
+    ],
 )
 def test_what_would_handle_nothing_is_refused(handler: object, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
@@ -300,6 +314,56 @@ def test_what_would_handle_nothing_is_refused(handler: object, says: str) -> Non
 
     with pytest.raises(ConfigError, match=says):
         HandlerThread(yields_it).start(Shutdown(5))
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [lambda message: asynchronous(message), functools.partial(generating), contextlib.contextmanager(generating)],
+)
+def test_a_call_that_only_made_something_to_be_run_is_no_handling(handler: Any) -> None:
+    thread = thread_of(handler)
+    job = Job(Partition(), messages(5))
+    thread.submit([job])
+
+    with pytest.raises(ConfigError, match="so nothing was done"):
+        finish(thread)
+    assert (job.handled, job.error) == (0, None)
+
+
+def test_a_lifespan_that_keeps_an_error_to_itself_is_found_out() -> None:
+    def leave(_: Message) -> None:
+        sys.exit(3)
+
+    @lifespan
+    def swallowing() -> Iterator[Handler]:
+        with contextlib.suppress(BaseException):
+            yield leave
+
+    thread = HandlerThread(swallowing)
+    thread.start(Shutdown(5))
+    thread.submit([Job(Partition(), messages(1))])
+
+    with pytest.raises(WorkerError, match="ended its thread"):
+        finish(thread)
+
+
+def test_an_error_without_a_text_is_named_all_the_same() -> None:
+    class MuteError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    @lifespan
+    def broken() -> Iterator[Handler]:
+        raise MuteError
+        yield print
+
+    with pytest.raises(WorkerError, match="did not start: MuteError"):
+        HandlerThread(broken).start(Shutdown(5))
+
+
+def test_a_mark_for_batches_on_a_lifespan_is_refused() -> None:
+    with pytest.raises(ConfigError, match="@batch"):
+        batch(lifespan(generating))  # type: ignore[arg-type]
 
 
 def test_a_lifespan_without_a_yield_is_refused() -> None:

@@ -94,6 +94,19 @@ def test_a_consumer_that_has_found_no_broker_stops_at_once(processes: Processes,
     assert consumer.stop(timeout_s=MORE_S) == 0
 
 
+def test_a_thread_that_a_handler_leaves_running_does_not_hold_up_the_end(
+    processes: Processes, topic: str, group: str
+) -> None:
+    processes.write(
+        "pool.py",
+        "import threading, time\ndef handle(message):\n    threading.Thread(target=time.sleep, args=(3600,)).start()\n",
+    )
+    processes.produce(topic, "--count", "1")
+    consumer = processes.consume(topic, group, "--handler", "pool:handle", "--max-messages", "1")
+
+    assert consumer.wait(timeout_s=30) == 0
+
+
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_a_busy_consumer_at_once(
     processes: Processes, topic: str, group: str, first: signal.Signals

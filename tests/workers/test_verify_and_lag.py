@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from confluent_kafka import Producer
 
 from tests.processes import Processes, eventually
@@ -56,6 +57,20 @@ def test_an_account_shows_a_loss_at_the_end_that_the_log_alone_cannot(
     # 5 and 6 were acknowledged and are not there; 3 failed; of the unknown 2 and 4 the first arrived.
     assert (report["missing"], report["lost"], report["failed"]) == (4, 2, 1)
     assert (report["unknown"], report["unknown_present"]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("sent", -5), ("sent", 1.5), ("sent", "12"), ("sent", 10**13), ("unknown", [[5, 3]]), ("failed", [[0, 31]])],
+)
+def test_an_account_of_impossible_numbers_is_none(processes: Processes, topic: str, field: str, value: object) -> None:
+    account = {"streams": [{"stream": "8541bba874a8 0000 00000", "sent": 30, "failed": [], "unknown": []}]}
+    account["streams"][0][field] = value
+    path = processes.write("account.json", json.dumps(account))
+    result = processes.run("verify", "--topic", topic, "--account", str(path))
+
+    assert result.returncode == 2
+    assert "line 1: not an account" in result.stderr
 
 
 def test_a_topic_without_stamped_messages_verifies_nothing(processes: Processes, topic: str) -> None:
