@@ -58,6 +58,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("workers")
 
+# Kubernetes sets it in the pods of an Indexed Job.
+IN_A_JOB = "JOB_COMPLETION_INDEX"
+
 
 def produce(context: "Context") -> None:
     """Runs the producer; raises WorkerError when a message was not acknowledged."""
@@ -143,9 +146,9 @@ def _run_and_index(context: "Context") -> tuple[str, int]:
     if values["producer_index"] is not None:
         return run, values["producer_index"]
     # Kubernetes tells each pod of an Indexed Job its number in this variable.
-    index = os.environ.get("JOB_COMPLETION_INDEX", "0")
+    index = os.environ.get(IN_A_JOB, "0")
     if not index.isdecimal() or int(index) > 9999:
-        raise ConfigError(f"variable JOB_COMPLETION_INDEX: expected a number from 0 to 9999, got {index!r}")
+        raise ConfigError(f"variable {IN_A_JOB}: expected a number from 0 to 9999, got {index!r}")
     return run, int(index)
 
 
@@ -183,7 +186,7 @@ def _send_all(producer: Producer, source: Source, values: dict[str, Any]) -> Wor
         return WorkerError(f"{error}; what came before it was sent", ExitCode.USAGE)
     except WorkerError as error:
         return error
-    if producer.interrupted and not values["forever"]:
+    if producer.interrupted and (not values["forever"] or IN_A_JOB in os.environ):
         # A Job that is stopped half way must count as failed, or nobody sends the rest.
         return WorkerError("stopped before the source was at its end; what was sent is accounted for above")
     return None

@@ -31,6 +31,9 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "plain": PLAIN,
     "TLS": TLS,
     "replay": ("strimzi.users.replay=true",),
+    "topics that go with the release": ("strimzi.topic.keep=false",),
+    "no ACLs": ("strimzi.users.acls=false",),
+    "recreated pods": ('consumer.strategy.type="Recreate"',),
     "invalid lines": ('producer.options={"on-invalid":"dead-letter","dead-letter-topic":"invalid"}',),
     "names that look like numbers": (
         'kafka.topic="123"', 'consumer.name="456"', 'producer.name="789"', 'consumer.groupId="1e3"',
@@ -131,7 +134,13 @@ def test_helm_lint_finds_nothing(program: str) -> None:
         ('kafka.tls.clientSecret="me"', "/kafka/tls/enabled"),
         ("networkPolicy.kafkaPorts=[]", "/networkPolicy/kafkaPorts"),
         ('consumer.env=[{"name":"KAFKA_TOPIC","value":"x"}]', "consumer.env: KAFKA_TOPIC is set by the chart"),
-        ('producer.env=[{"name":"KAFKA_RATE","value":"1"}]', "producer.env: KAFKA_RATE is set by the chart"),
+        ('producer.env=[{"name":"KAFKA_LINGER","value":"1"}]', "producer.env: KAFKA_LINGER is set by the chart"),
+        ('consumer.env=[{"name":"KAFKA_METRICS_PORT","value":"1"}]', "KAFKA_METRICS_PORT is set by the chart"),
+        ('kafka.properties={"security.protocol":"ssl"}', "security.protocol is set by the chart"),
+        ('consumer.properties={"sasl.password":"x"}', "sasl.password would be in a ConfigMap"),
+        ("kafka.tls.enabled=true", "kafka.tls and kafka.sasl are for strimzi.enabled=false"),
+        ("strimzi.topic.replicas=1", "min.insync.replicas is more than strimzi.topic.replicas"),
+        ('consumer.name="producer"', "consumer.name and producer.name are the same"),
     ],
 )
 def test_a_mistyped_value_is_refused_by_name(setting: str, says: str) -> None:
@@ -142,6 +151,8 @@ def test_a_mistyped_value_is_refused_by_name(setting: str, says: str) -> None:
 
 def test_without_strimzi_keda_has_to_be_told_the_number_of_partitions() -> None:
     assert "consumer.keda.maxReplicas is needed" in template(*PLAIN, "consumer.keda.enabled=true").stderr
+    too_many = template("consumer.keda.enabled=true", "consumer.keda.minReplicas=4")
+    assert "consumer.keda.minReplicas is more than there are partitions" in too_many.stderr
 
 
 @pytest.mark.parametrize("schedule", ["*/5 * * * *", "0 3 * * MON-FRI", "@daily"])
@@ -184,12 +195,20 @@ def environment(document: dict[str, Any]) -> dict[str, str]:
 
 
 def test_options_become_variables_that_the_worker_reads() -> None:
-    settings = ('producer.options={"count":2000000,"rate":0.5,"forever":true,"run":"a b"}',)
+    settings = ('producer.options={"count":2000000,"rate":0.5,"stamp":true,"run":"a b"}',)
     variables = environment(one(render(*settings), "Job"))
     assert variables["KAFKA_COUNT"] == "2000000"
     assert variables["KAFKA_RATE"] == "0.5"
-    assert variables["KAFKA_FOREVER"] == "true"
+    assert variables["KAFKA_STAMP"] == "true"
     assert variables["KAFKA_RUN"] == "a b"
+
+
+def test_no_option_is_given_that_nobody_has_asked_for() -> None:
+    """A count would cut short a team's own source, and contradict `forever`."""
+    shipped = environment(one(render(), "Job"))
+    own = environment(one(render('producer.options={"source":"orders:outbox"}'), "Job"))
+    assert own == {**shipped, "KAFKA_SOURCE": "orders:outbox"}
+    assert not shipped.keys() & {f"KAFKA_{name.upper().replace('-', '_')}" for name in options_of("produce") - OWN}
 
 
 def test_a_job_gets_another_name_when_its_contents_change_and_only_then() -> None:
@@ -291,8 +310,28 @@ def test_every_topic_that_is_written_is_created_once() -> None:
         return [each["spec"]["topicName"] for each in render(*settings) if each["kind"] == "KafkaTopic"]
 
     assert topics() == ["teste", "teste.dlq"]
+    # Or else they would go with the consumer, and the dead letters with them.
+    assert topics("consumer.enabled=false") == ["teste", "teste.dlq"]
     assert topics('producer.options={"on-invalid":"dead-letter"}') == ["teste", "teste.dlq"]
     assert topics(*SWITCHES["invalid lines"]) == ["teste", "teste.dlq", "invalid"]
+
+
+def test_topics_outlive_their_release_unless_told_otherwise() -> None:
+    def kept(*settings: str) -> set[str | None]:
+        topics = [each for each in render(*settings) if each["kind"] == "KafkaTopic"]
+        return {each["metadata"].get("annotations", {}).get("helm.sh/resource-policy") for each in topics}
+
+    assert kept() == {"keep"}
+    assert kept("strimzi.topic.keep=false") == {None}
+
+
+def test_the_number_of_an_autoscaler_is_not_taken_for_one_scaled_by_hand() -> None:
+    def annotations(*settings: str) -> dict[str, str]:
+        found: dict[str, str] = one(render(*settings), "Deployment")["metadata"].get("annotations", {})
+        return found
+
+    assert annotations() == {"kafka-workers/replicas": "3"}
+    assert annotations("consumer.keda.enabled=true") == {}
 
 
 def test_keda_never_asks_for_more_consumers_than_partitions() -> None:
@@ -328,6 +367,9 @@ def test_a_network_policy_lets_through_brokers_dns_and_scrapes_only() -> None:
     policy = one(render("networkPolicy.enabled=true"), "NetworkPolicy")["spec"]
     ports = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
     assert ports == {53, 9092, 9093}
+    other = ("strimzi.enabled=false", 'kafka.bootstrapServers="a:9096,b:9096"', "networkPolicy.enabled=true")
+    egress = one(render(*other), "NetworkPolicy")["spec"]["egress"]
+    assert [port["port"] for port in egress[1]["ports"]] == [9092, 9093, 9096]
     assert [port["port"] for rule in policy["ingress"] for port in rule["ports"]] == ["metrics"]
 
 

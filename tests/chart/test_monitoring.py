@@ -82,6 +82,23 @@ def test_alerts_and_dashboard_ask_for_metrics_that_exist_by_labels_that_they_hav
             base = next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
             labels = set(re.findall(r"(\w+)\s*[=!]~?", matchers)) - {"namespace", "pod"}
             assert labels <= set(known[base].labels), f"{labels} in {query}"
+        of_any = {
+            label for name in names for each in known.values() if name.startswith(each.name) for label in each.labels
+        }
+        kept = {label for labels in re.findall(r"\bby \(([^)]*)\)", query) for label in labels.split(", ")}
+        assert kept <= of_any | {"namespace", "pod", "instance", "le"}, f"{kept} in {query}"
+
+
+def test_promtool_can_read_the_queries_of_the_dashboard(promtool: str, tmp_path: Path) -> None:
+    dashboard = json.loads((CHART / "dashboards" / "kafka-workers.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    # What Grafana puts in.
+    times = [query.replace("$__range", "1h").replace("$__rate_interval", "1m") for query in queries]
+    recorded = [{"record": f"query_{number}", "expr": query} for number, query in enumerate(times)]
+    path = tmp_path / "queries.yaml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": recorded}]}))
+    result = subprocess.run([promtool, "check", "rules", str(path)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_every_metric_of_a_worker_is_on_the_dashboard_or_told_why_not() -> None:

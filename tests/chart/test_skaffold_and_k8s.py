@@ -1,6 +1,7 @@
 """What Skaffold deploys and the Kafka cluster that Strimzi makes: against their schemas, and against one another."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,21 +73,31 @@ def test_kafka_is_waited_for_in_the_cluster_that_skaffold_deploys_to() -> None:
     assert 'kubectl --context "$SKAFFOLD_KUBE_CONTEXT" wait kafka/events' in command
 
 
+def evaluated(template: str, variables: dict[str, str], directory: Path) -> str:
+    """What Go makes of a template, with Sprig's functions: Helm has both too."""
+    (directory / "templates").mkdir(exist_ok=True)
+    (directory / "Chart.yaml").write_text("{apiVersion: v2, name: one, version: 0.0.1}")
+    (directory / "templates" / "one.yaml").write_text(f"{{{{with .Values}}}}# {template}{{{{end}}}}\n")
+    (directory / "values.yaml").write_text(json.dumps(variables))
+    result = helm("template", "one", str(directory))
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()[-1].removeprefix("# ")
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("program", ["helm", "helm4"])
-def test_every_path_and_value_that_skaffold_names_is_there(profile: str, program: str) -> None:
+def test_every_path_and_value_that_skaffold_names_is_there(profile: str, program: str, tmp_path: Path) -> None:
     _, kafka, workers = (with_profile(each, profile) for each in documents("skaffold.yaml"))
     for path in [*kafka["manifests"].get("rawYaml", []), workers["build"]["artifacts"][0]["docker"]["dockerfile"]]:
         assert (REPOSITORY / path).exists(), path
     (release,) = workers["deploy"]["helm"]["releases"]
     assert REPOSITORY / release["chartPath"] == CHART
-    # What Go's templates make of these, with Sprig's functions.
-    templates = {
-        "{{.IMAGE_FULLY_QUALIFIED_kafka_workers}}": "kafka-workers:built",
-        '{{.KAFKA_BOOTSTRAP_SERVERS | replace "," "\\,"}}': "a:9092\\,b:9092",
+    variables = {
+        "IMAGE_FULLY_QUALIFIED_kafka_workers": "kafka-workers:built",
+        "KAFKA_BOOTSTRAP_SERVERS": "a:9092,b:9092",
     }
     values = {name: json.dumps(value) for name, value in release.get("setValues", {}).items()}
-    values |= {name: templates[value] for name, value in release["setValueTemplates"].items()}
+    values |= {name: evaluated(value, variables, tmp_path) for name, value in release["setValueTemplates"].items()}
     options = [word for path in release["valuesFiles"] for word in ("--values", path)]
     options += [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
     # The chart's schema refuses what it does not know.

@@ -185,10 +185,12 @@ def test_a_wrong_password_is_said_in_one_line_beside_a_release_that_works(releas
     kubectl("wait", f"job/{job}", "--for=condition=Failed", "--timeout=120s")
 
 
-def test_uninstalling_leaves_nothing(release: Release) -> None:
+def test_uninstalling_leaves_nothing_but_the_topics(release: Release) -> None:
     release.uninstall()
-    kinds = "deploy,job,pod,serviceaccount,configmap,pdb,kafkatopic,kafkauser,networkpolicy,cronjob"
+    kinds = "deploy,job,pod,serviceaccount,configmap,pdb,kafkauser,networkpolicy,cronjob"
     selector = f"app.kubernetes.io/instance={release.name}"
+    assert len(found("kafkatopic", "--selector", selector)) == 2
+    kubectl("delete", "kafkatopic", "--selector", selector)
     eventually(lambda: found(kinds, "--selector", selector) == [], "everything is gone")
     assert found("secrets", "--selector", f"owner=helm,name={release.name}") == []
 

@@ -59,6 +59,14 @@ def test_metrics_are_served_and_a_scrape_is_noticed_when_it_was_sent(server: tup
     assert running.scraped.wait(5)
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "[::1]"])
+def test_both_families_of_addresses_can_be_listened_on(address: str) -> None:
+    with Server(CollectorRegistry(), lambda: None, lambda: None) as running:
+        port = running.start("::", 0)
+
+        assert get(f"http://{address}:{port}/livez") == (200, "ok\n")
+
+
 def test_probes_say_why_not(server: tuple[Server, str], probes: Probes) -> None:
     _, url = server
     assert get(f"{url}/readyz") == (200, "ok\n")

@@ -223,6 +223,18 @@ def test_a_source_that_fails_is_named_and_what_came_before_was_sent(
     assert len(read_all(bootstrap_servers, topic, 1 if source == "broken" else 0)) == (source == "broken")
 
 
+def test_an_endless_producer_that_is_stopped_is_done_except_in_a_job(processes: Processes, topic: str) -> None:
+    """A Job whose pod has succeeded is over, and a drained node stops pods."""
+
+    def stopped(**env: str) -> int:
+        producer = processes.start("produce", "--topic", topic, "--forever", "--rate", "100", env=env)
+        eventually(lambda: producer.metric("kafka_producer_deliveries_total"), "deliveries")
+        return producer.stop()
+
+    assert stopped() == 0
+    assert stopped(JOB_COMPLETION_INDEX="0") == 1
+
+
 def test_stamped_input_can_be_verified(processes: Processes, topic: str, tmp_path: Path) -> None:
     account = processes.run(
         "produce", "--topic", topic, "--input", "-", "--key-separator", ":", "--stamp", "--summary", "json",

@@ -41,6 +41,7 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 {{- define "kafka-workers.connection" -}}
 {{- $values := .root.Values -}}
 {{- if $values.strimzi.enabled -}}
+{{- if or $values.kafka.tls.enabled $values.kafka.sasl.mechanism }}{{ fail "kafka.tls and kafka.sasl are for strimzi.enabled=false: with Strimzi both follow from strimzi.authentication" }}{{ end -}}
 {{- $scram := eq $values.strimzi.authentication "scram-sha-512" -}}
 {{- dict
     "servers" ($values.kafka.bootstrapServers | default (printf "%s-kafka-bootstrap.%s.svc:%v" $values.strimzi.cluster .root.Release.Namespace $values.strimzi.port))
@@ -65,6 +66,14 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 {{- end -}}
 {{- end }}
 
+{{/* The ports of the brokers to begin with, as JSON. */}}
+{{- define "kafka-workers.ports" -}}
+{{- $connection := include "kafka-workers.connection" (dict "root" . "worker" .Values.consumer) | fromJson -}}
+{{- $ports := list -}}
+{{- range splitList "," $connection.servers }}{{ $ports = append $ports (regexFind "[0-9]+$" . | atoi) }}{{ end -}}
+{{- $ports | toJson -}}
+{{- end }}
+
 {{/* A value as text. Helm reads every number as a float, and would write 1e+06. */}}
 {{- define "kafka-workers.text" -}}
 {{- if and (kindIs "float64" .) (eq (floor .) .) }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
@@ -73,6 +82,11 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 {{/* The librdkafka properties of a worker, its own above those of both. Whoever contradicts a promise hears it from the worker. */}}
 {{- define "kafka-workers.properties" -}}
 {{- range $name, $value := merge (dict) .worker.properties .root.Values.kafka.properties }}
+{{- if has $name (list "bootstrap.servers" "metadata.broker.list" "security.protocol" "group.id") }}
+{{- fail (printf "properties: %s is set by the chart; use the value that makes it" $name) }}
+{{- else if regexMatch "password|secret|jaas|\\.pem$|oauthbearer\\.config" $name }}
+{{- fail (printf "properties: %s would be in a ConfigMap for everybody to read; use kafka.sasl.passwordSecret or a variable from a Secret in env" $name) }}
+{{- end }}
 {{ $name }}={{ include "kafka-workers.text" $value }}
 {{- end }}
 {{- end }}
@@ -93,7 +107,7 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 - {name: KAFKA_SASL_MECHANISM, value: {{ . }}}
 - {name: KAFKA_SASL_USERNAME, value: {{ $connection.username | quote }}}
 {{- end }}
-{{- if and $connection.mechanism $connection.password }}
+{{- if $connection.mechanism }}
 - {name: KAFKA_SASL_PASSWORD_FILE, value: /etc/kafka-workers/password/password}
 {{- end }}
 {{- if include "kafka-workers.properties" . }}
@@ -111,7 +125,7 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 - name: user
   secret: {secretName: {{ . | quote }}, defaultMode: 0440, items: [{key: user.crt, path: user.crt}, {key: user.key, path: user.key}]}
 {{- end }}
-{{- if and $connection.mechanism $connection.password }}
+{{- if $connection.mechanism }}
 - name: password
   secret: {secretName: {{ $connection.password | quote }}, defaultMode: 0440, items: [{key: password, path: password}]}
 {{- end }}
@@ -129,7 +143,7 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 {{- with $connection.client }}
 - {name: user, mountPath: /etc/kafka-workers/user, readOnly: true}
 {{- end }}
-{{- if and $connection.mechanism $connection.password }}
+{{- if $connection.mechanism }}
 - {name: password, mountPath: /etc/kafka-workers/password, readOnly: true}
 {{- end }}
 {{- if include "kafka-workers.properties" . }}
@@ -176,7 +190,7 @@ securityContext:
 {{- define "kafka-workers.pod" -}}
 {{- range $own := include "kafka-workers.workerEnvironment" . | fromYamlArray }}
 {{- range $.worker.env }}
-{{- if eq .name $own.name }}{{ fail (printf "%s.env: %s is set by the chart; use the value that makes it" $.component .name) }}{{ end }}
+{{- if or (eq .name $own.name) (eq .name "KAFKA_METRICS_PORT") }}{{ fail (printf "%s.env: %s is set by the chart; use the value that makes it" $.component .name) }}{{ end }}
 {{- end }}
 {{- end }}
 metadata:
@@ -232,6 +246,12 @@ spec:
         {{- end }}
       ports:
         - {name: metrics, containerPort: 8000}
+      # It listens when the handler, or the source, has been imported.
+      startupProbe:
+        httpGet: {path: /livez, port: metrics}
+        periodSeconds: 1
+        timeoutSeconds: 5
+        failureThreshold: 120
       livenessProbe:
         httpGet: {path: /livez, port: metrics}
         periodSeconds: 10
