@@ -5,33 +5,32 @@ The producer writes one JSON document at its end. With it, a message that is not
 """
 
 import json
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import Any
 
 from workers.config import ConfigError
 from workers.ledger import Ranges, StreamSeen, StreamSent
-from workers.messages import SEQUENCE, Stamp, StreamName
+from workers.messages import SEQUENCE, Stamp, StreamName, is_bound
 from workers.producer import Deliveries
 
 PERCENTILES = (50, 95, 99)
+# How the lines of `--verbose` begin, which can stand before an account.
+DELIVERY_LINES = ("delivered ", "failure ", "unknown ")
 # As many as a stamp has room for.
 MAX_SEQUENCES = 10 ** (SEQUENCE.stop - SEQUENCE.start)
 
 
-def summarize(deliveries: Deliveries, run: str, duration_s: float) -> dict[str, Any]:
+def summarize(
+    deliveries: Deliveries, run: str, duration_s: float, dead_letters: Deliveries | None = None
+) -> dict[str, Any]:
     """The account of one run, ready for JSON. Times are seconds, ranges are half-open."""
     latencies = deliveries.latencies
+    letters = {} if dead_letters is None else {"dead_letters": _outcomes(dead_letters)}
     return {
         "run": run,
-        "topic": deliveries.topic,
-        "sent": deliveries.enqueued,
-        "acknowledged": deliveries.acknowledged,
-        "failed": deliveries.failed,
-        "unknown": deliveries.unknown,
-        "errors": dict(deliveries.errors),
+        **_outcomes(deliveries),
+        **letters,
         "duration_s": round(duration_s, 3),
         "rate_per_s": round(deliveries.acknowledged / duration_s, 1) if duration_s else 0.0,
         "latency_s": {f"p{percent}": _rounded(latencies.percentile(percent)) for percent in PERCENTILES},
@@ -47,37 +46,74 @@ def summarize(deliveries: Deliveries, run: str, duration_s: float) -> dict[str, 
     }
 
 
+def _outcomes(deliveries: Deliveries) -> dict[str, Any]:
+    return {
+        "topic": deliveries.topic,
+        "sent": deliveries.enqueued,
+        "acknowledged": deliveries.acknowledged,
+        "failed": deliveries.failed,
+        "unknown": deliveries.unknown,
+        "errors": dict(deliveries.errors),
+    }
+
+
 def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 6)
 
 
 def as_text(summary: Mapping[str, Any]) -> str:
-    """The account in two or three lines for a person."""
+    """The account in a few lines for a person."""
     latency = summary["latency_s"]
     lines = [
-        f"sent {summary['sent']:,}: {summary['acknowledged']:,} acknowledged, {summary['failed']:,} failed, "
-        f"{summary['unknown']:,} unknown",
+        _outcomes_as_text(summary),
         f"{summary['rate_per_s']:,.0f} messages/s over {summary['duration_s']:.1f} s",
     ]
     if latency["p50"] is not None:
         lines[1] += "; latency " + ", ".join(f"{name} {seconds * 1000:.1f} ms" for name, seconds in latency.items())
-    if summary["errors"]:
-        lines.append("errors: " + ", ".join(f"{name} {count:,}" for name, count in summary["errors"].items()))
-    if summary["unknown"]:
+    lines += _errors_as_text(summary)
+    letters = summary.get("dead_letters", {"sent": 0})
+    if letters["sent"]:
+        lines += [f"dead letters to {letters['topic']}: {_outcomes_as_text(letters)}", *_errors_as_text(letters)]
+    if summary["unknown"] and summary["streams"]:
         lines.append("unknown messages may or may not be in the log: `kafka-workers verify --account` tells which")
     return "\n".join(lines)
 
 
-def read_accounts(text: str, origin: str) -> dict[bytes, StreamSent]:
-    """What was sent, by stream, from the JSON lines of one or several runs. Raises ConfigError naming the line."""
+def _outcomes_as_text(account: Mapping[str, Any]) -> str:
+    return (
+        f"sent {account['sent']:,}: {account['acknowledged']:,} acknowledged, {account['failed']:,} failed, "
+        f"{account['unknown']:,} unknown"
+    )
+
+
+def _errors_as_text(account: Mapping[str, Any]) -> list[str]:
+    errors = ", ".join(f"{name} {count:,}" for name, count in account["errors"].items())
+    return [f"errors: {errors}"] if errors else []
+
+
+def read_accounts(text: str, origin: str, topic: str) -> dict[bytes, StreamSent]:
+    """What was sent to `topic`, by stream, from the JSON lines of one or several runs. Deliveries that `--verbose` has
+    printed before them are passed over.
+
+    Raises ConfigError naming the line.
+    """
     sent: dict[bytes, StreamSent] = {}
     for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
+        if not line.strip() or line.startswith(DELIVERY_LINES):
             continue
         try:
-            for entry in json.loads(line)["streams"]:
+            document = json.loads(line)
+            if document["topic"] != topic:
+                raise ConfigError(
+                    f"{origin} line {number}: the account of topic {document['topic']}, and --topic is {topic}"
+                )
+            for entry in document["streams"]:
                 stream = entry["stream"].encode()
                 StreamName.of(stream)
+                if stream in sent:
+                    raise ConfigError(
+                        f"{origin} line {number}: a second account of run {document['run']}; give each run one"
+                    )
                 count = _whole(entry["sent"], 0, MAX_SEQUENCES)
                 failed, unknown = (_ranges(entry[key], count) for key in ("failed", "unknown"))
                 sent[stream] = StreamSent(count, failed, unknown)
@@ -115,16 +151,21 @@ class RunReport:
     unknown_present: int = 0
     duplicated: int = 0
     reordered: int = 0
+    deleted: int = 0
     from_account: bool = False
     examples: list[str] = field(default_factory=list)
 
 
 class Observations:
-    """Stamped messages seen in a log or by consumers, by stream."""
+    """Stamped messages seen in a log or by consumers, by stream.
+
+    `trimmed` are the partitions whose beginning is not there any more: retention has deleted it.
+    """
 
     def __init__(self) -> None:
         self.streams: dict[bytes, StreamSeen] = {}
         self.unstamped = 0
+        self.trimmed: set[int] = set()
 
     def add(self, partition: int, stamp: Stamp | None) -> None:
         """Accounts for one message, in the order of offsets within a partition."""
@@ -148,24 +189,27 @@ class Observations:
         sent = accounts.get(stream) if accounts is not None else None
         report.from_account = report.from_account or sent is not None
         expected = sent if sent is not None else StreamSent(seen.highest + 1)
-        excused = Ranges([*expected.failed.merged(), *expected.unknown.merged()]).merged()
-        lost = Ranges()
-        for sequence in seen.missing(expected.sent):
-            report.missing += 1
-            if not _within(sequence, excused):
-                lost.add(sequence)
+        missing = seen.missing(expected.sent)
+        unexcused = missing.without(Ranges([*expected.failed.merged(), *expected.unknown.merged()]))
+        lost = unexcused.without(Ranges([(0, self._deleted_below(stream, seen, expected.sent))]))
+        report.deleted += len(unexcused) - len(lost)
+        if sent is None and not is_bound(stream):
+            # Its partitions were read to ends of different moments, and its producer may have been at work.
+            lost = Ranges()
         report.sent += expected.sent
         report.present += seen.present
+        report.missing += len(missing)
         report.lost += len(lost)
         report.failed += len(expected.failed)
-        report.failed_present += sum(sequence in seen for sequence in expected.failed)
+        report.failed_present += len(expected.failed.without(missing))
         report.unknown += len(expected.unknown)
-        report.unknown_present += sum(sequence in seen for sequence in expected.unknown)
+        report.unknown_present += len(expected.unknown.without(missing))
         report.duplicated += seen.duplicated
         report.reordered += seen.reordered
         report.examples += [f"{stream.decode()} {start}-{end - 1}" for start, end in lost.merged()[:3]]
 
-
-def _within(number: int, ranges: list[tuple[int, int]]) -> bool:
-    at = bisect_right(ranges, number, key=itemgetter(0))
-    return at > 0 and number < ranges[at - 1][1]
+    def _deleted_below(self, stream: bytes, seen: StreamSeen, sent: int) -> int:
+        """What is missing below this sequence may have been in what retention has deleted."""
+        bound = StreamName.of(stream).partition
+        trimmed = self.trimmed if bound is None else self.trimmed & {bound}
+        return max((seen.first.get(partition, sent) for partition in trimmed), default=0)

@@ -108,6 +108,9 @@ def make(kind: type[_Client], config: ClientConfig, extra: dict[str, Any]) -> _C
         return kind({**config.properties(), **extra})
     except KafkaException as error:
         raise config.explain(error) from None
+    except (TypeError, ValueError, AttributeError) as error:
+        # For what the binding takes for itself, as callbacks.
+        raise ConfigError(f"a property cannot be used: {error}; --show-config shows what is in force") from None
 
 
 def wait_for_topics(

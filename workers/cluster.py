@@ -280,25 +280,29 @@ class Cluster:
         """Has a process ended with the cluster, should this process be killed: one that works against it."""
         self._tell_guardian("watch", pid)
 
+    def forget(self, pid: int) -> None:
+        """That process has ended, and its number may be another's by now."""
+        self._tell_guardian("forget", pid)
+
     def kill_broker(self, node_id: int) -> None:
         broker = self.brokers[node_id]
         if broker.running:
             pid = broker.pid
             broker.kill()
-            self._tell_guardian("forget", pid)
+            self.forget(pid)
 
     def stop_broker(self, node_id: int) -> None:
         broker = self.brokers[node_id]
         if broker.running:
             pid = broker.pid
             broker.stop()
-            self._tell_guardian("forget", pid)
+            self.forget(pid)
 
     def stop(self) -> None:
         """Ends every broker and removes the data; safe to call twice."""
         for broker in self.brokers:
             # The data goes with the cluster, so there is nothing that a slow clean shutdown would save.
-            broker.kill()
+            self.kill_broker(broker.node_id)
         if self._guardian is not None and self._guardian.stdin is not None:
             self._guardian.stdin.close()
             self._guardian.wait()

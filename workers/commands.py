@@ -1,6 +1,5 @@
 """What the commands do, put together from the modules that do it."""
 
-import itertools
 import json
 import logging
 import os
@@ -46,6 +45,7 @@ from workers.sources import (
     LineFormat,
     Source,
     SourceError,
+    SourceRaisedError,
     StampedSource,
     ThreadedSource,
     call_source,
@@ -90,7 +90,7 @@ def produce(context: "Context") -> None:
             source = StampedSource(run, index, size, _count(values), producer.partitions)
         else:
             stamp = stream_of(run, index, None) if values["stamp"] else None
-            source = ThreadedSource(itertools.islice(records, values["count"]), stamp)
+            source = ThreadedSource(records, stamp, values["count"])
         settle_memory()
         trouble = _send_all(producer, source, values)
         _show_account(producer, run, values["summary"])
@@ -183,7 +183,8 @@ def _send_all(producer: Producer, source: Source, values: dict[str, Any]) -> Wor
         with bar if bar is not None else nullcontext():
             producer.run(source, values["duration"], bar.update if bar is not None else lambda _: None)
     except SourceError as error:
-        return WorkerError(f"{error}; what came before it was sent", ExitCode.USAGE)
+        code = ExitCode.FAILED if isinstance(error, SourceRaisedError) else ExitCode.USAGE
+        return WorkerError(f"{error}; what came before it was sent", code)
     except WorkerError as error:
         return error
     if producer.interrupted and (not values["forever"] or IN_A_JOB in os.environ):
@@ -210,9 +211,8 @@ def _delivery_printer(shutdown: Shutdown) -> Callable[[KafkaError | None, Messag
 
 
 def _show_account(producer: Producer, run: str, form: str) -> None:
-    summary = summarize(producer.deliveries, run, producer.finished_at - producer.started_at)
-    if producer.dead_letters.enqueued:
-        summary["dead_letters"] = producer.dead_letters.acknowledged
+    letters = producer.dead_letters if producer.writes_letters else None
+    summary = summarize(producer.deliveries, run, producer.finished_at - producer.started_at, letters)
     click.echo(json.dumps(summary) if form == "json" else as_text(summary))
 
 
@@ -348,6 +348,13 @@ def lag(context: "Context") -> None:
             time.sleep(0.1)
         if not values["watch"] or shutdown.requested:
             break
+    if values["max_lag"] is not None and not group.partitions:
+        raise WorkerError(f"group {group.group_id} has no partition of {', '.join(values['topics']) or 'any topic'}")
+    if values["max_lag"] is not None and group.unread:
+        raise WorkerError(
+            f"group {group.group_id} has committed nothing for {group.unread} partitions with messages, so how far it "
+            "is behind is not known"
+        )
     if values["max_lag"] is not None and group.total_lag > values["max_lag"]:
         raise WorkerError(
             f"group {group.group_id} is {group.total_lag} messages behind, --max-lag is {values['max_lag']}"
@@ -365,9 +372,9 @@ def verify(context: "Context") -> None:
     shutdown.install()
     accounts = None
     if values["account"] == "-":
-        accounts = read_accounts(sys.stdin.read(), "standard input")
+        accounts = read_accounts(sys.stdin.read(), "standard input", values["topic"])
     elif values["account"] is not None:
-        accounts = read_accounts(read_text(Path(values["account"])), values["account"])
+        accounts = read_accounts(read_text(Path(values["account"])), values["account"], values["topic"])
     observations = verification.read_topic(config, values["topic"], shutdown, values["timeout"])
     reports = observations.report(accounts, values["runs"])
     if not reports:
@@ -377,7 +384,7 @@ def verify(context: "Context") -> None:
         for report in reports:
             click.echo(json.dumps(asdict(report)))
     else:
-        click.echo(verification.as_table(reports, observations.unstamped))
+        click.echo(verification.as_table(reports, observations))
     lost = sum(report.lost for report in reports)
     if lost:
         raise WorkerError(f"{lost} messages are lost: they should be in {values['topic']} and are not", ExitCode.LOSS)

@@ -115,6 +115,7 @@ _PROMISED = {
     "enable.auto.commit": ("true",),
     "delivery.report.only.error": ("false",),
 }
+_STATISTICS = "statistics.interval.ms"
 _NOT_SUPPORTED = {"transactional.id": "transactions", "enable.partition.eof": "end-of-partition events"}
 
 
@@ -160,6 +161,8 @@ def _check_promise(setting: Setting) -> None:
         raise ConfigError(
             f"{setting.origin}: {_NOT_SUPPORTED[setting.name]} are not supported; leave {setting.name} out"
         )
+    if setting.name == _STATISTICS and not (setting.value.isdecimal() and 1 <= int(setting.value) <= 10_000):
+        raise ConfigError(f"{setting.origin}: {_STATISTICS} must be 1 to 10000, lag and readiness are read from them")
     allowed = _PROMISED.get(setting.name)
     if allowed is not None and setting.value not in allowed:
         raise ConfigError(

@@ -128,11 +128,11 @@ def run(*, quick: bool, live: bool, shutdown: Shutdown, say: Callable[[str], Non
         )
         consume = ["consume", "--group-id", GROUP, "--topic", TOPIC, "--from-beginning", "--format", "value"]
         consumers = [Worker(f"consumer-{n}", consume, directory, cluster) for n in range(1, CONSUMERS + 1)]
-        stack.callback(_end, consumers)
+        stack.callback(_end, consumers, cluster)
         _wait_for_group(consumers, shutdown)
         produce = ["produce", "--topic", TOPIC, "--rate", str(plan.rate), "--duration", str(plan.duration_s)]
         producer = Worker("producer", [*produce, "--summary", "json"], directory, cluster)
-        stack.callback(_end, [producer])
+        stack.callback(_end, [producer], cluster)
         with _view(live) as show:
             finished = _watch(cluster, producer, consumers, plan, shutdown, show)
         if not finished:
@@ -163,10 +163,11 @@ def _wait_for_group(consumers: list[Worker], shutdown: Shutdown) -> None:
         time.sleep(0.1)
 
 
-def _end(workers: list[Worker]) -> None:
+def _end(workers: list[Worker], cluster: Cluster) -> None:
     for worker in workers:
         worker.process.kill()
         worker.process.wait()
+        cluster.forget(worker.process.pid)
 
 
 def _watch(
@@ -318,7 +319,7 @@ def _as_table(moment: Moment) -> Table:
 
 def _account(cluster: Cluster, producer: Worker, consumers: list[Worker], shutdown: Shutdown) -> int:
     """Prints the account and returns the exit code that it deserves."""
-    accounts = read_accounts(producer.output.read_text(), str(producer.output))
+    accounts = read_accounts(producer.output.read_text(), str(producer.output), TOPIC)
     settings = [
         Setting("bootstrap.servers", cluster.bootstrap_servers, Rank.COMMAND_LINE, "the demo's cluster"),
         Setting("group.id", "demo-verify", Rank.COMMAND_LINE, "the demo"),

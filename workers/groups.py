@@ -13,9 +13,16 @@ from workers.config import ConfigError
 from workers.lifecycle import WorkerError
 
 REQUEST_TIMEOUT_S = 10.0
-# What brokers answer while a group's coordinator starts or moves, also when the very first group is asked for.
-COORDINATOR_MOVES = frozenset(
-    {KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS}
+# What brokers answer while a group's coordinator, or a leader, starts or moves, also when the very first group is asked
+# for.
+MOVES = frozenset(
+    {
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+    }
 )
 
 
@@ -59,13 +66,18 @@ class Group:
         return sum(partition.lag_messages or 0 for partition in self.partitions)
 
     @property
+    def unread(self) -> int:
+        """How many partitions have messages and no committed offset: their lag is not known."""
+        return sum(partition.committed is None and partition.end > 0 for partition in self.partitions)
+
+    @property
     def idle(self) -> tuple[Member, ...]:
         """Members without partitions. While the group rebalances that says nothing, and none is named."""
         return tuple(member for member in self.members if self.state == "stable" and not member.partitions)
 
 
 def describe(admin: AdminClient, group_id: str, topics: list[str] | None = None) -> Group:
-    """The group, restricted to `topics` if any are given. Waits while its coordinator moves.
+    """The group, restricted to `topics` if any are given. Waits while its coordinator or a leader moves.
 
     Raises ConfigError when the brokers know no such group, WorkerError when they do not answer.
     """
@@ -77,7 +89,7 @@ def describe(admin: AdminClient, group_id: str, topics: list[str] | None = None)
             error = raised.args[0]
             if error.code() == KafkaError.GROUP_ID_NOT_FOUND:
                 raise ConfigError(f"group {group_id} is not known to the brokers; check --group-id") from None
-            if error.code() not in COORDINATOR_MOVES or time.monotonic() > deadline:
+            if error.code() not in MOVES or time.monotonic() > deadline:
                 raise WorkerError(f"group {group_id} cannot be described: {error.name()} {error.str()}") from None
             time.sleep(0.2)
 
@@ -115,7 +127,10 @@ def _committed(admin: AdminClient, group_id: str) -> dict[tuple[str, int], int]:
 
 
 def _ends(admin: AdminClient, keys: list[tuple[str, int]]) -> dict[tuple[str, int], int]:
-    """The end of each partition for a consumer that reads what is committed; 0 where the partition is gone."""
+    """The end of each partition for a consumer that reads what is committed; 0 where the partition is gone.
+
+    Raises KafkaException where it is not known, as without a leader.
+    """
     if not keys:
         return {}
     wanted = {TopicPartition(*key): OffsetSpec.latest() for key in keys}
@@ -126,7 +141,9 @@ def _ends(admin: AdminClient, keys: list[tuple[str, int]]) -> dict[tuple[str, in
     for partition, answer in answers.items():
         try:
             ends[partition.topic, partition.partition] = answer.result().offset
-        except KafkaException:
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise
             ends[partition.topic, partition.partition] = 0
     return ends
 
@@ -147,9 +164,8 @@ def as_table(group: Group) -> str:
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    unread = sum(each.committed is None and each.end > 0 for each in group.partitions)
-    if unread:
-        lines.append(f"{unread} partitions have messages and no committed offset: their lag is not counted")
+    if group.unread:
+        lines.append(f"{group.unread} partitions have messages and no committed offset: their lag is not counted")
     lines += [f"idle: {member.client_id} ({member.host.lstrip('/')})" for member in group.idle]
     members = f"{len(group.members)} member{'' if len(group.members) == 1 else 's'}"
     head = f"group {group.group_id}: {group.state}, {group.protocol} protocol, {members}, lag {group.total_lag}"

@@ -10,6 +10,7 @@ Three ledgers, one for each place that sees messages pass:
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from operator import itemgetter
 from typing import Any
 
@@ -50,6 +51,25 @@ class Ranges:
             else:
                 result.append((start, end))
         return result
+
+    def without(self, others: "Ranges") -> "Ranges":
+        """What is in none of the others."""
+        left = []
+        taken = others.merged()
+        first = 0
+        for start, end in self.merged():
+            while first < len(taken) and taken[first][1] <= start:
+                first += 1
+            at = start
+            for begin, until in islice(taken, first, None):
+                if begin >= end:
+                    break
+                if begin > at:
+                    left.append((at, begin))
+                at = max(at, until)
+            if at < end:
+                left.append((at, end))
+        return Ranges(left)
 
     def __iter__(self) -> Iterator[int]:
         for start, end in self.merged():
@@ -199,7 +219,7 @@ def _from_memo(memo: str | None) -> dict[bytes, _Expected]:
 class StreamSeen:
     """Every message of one stream found in a log. One byte of memory for each, in pages made as they are needed."""
 
-    _PAGE = 1 << 16
+    _PAGE = 1 << 12
 
     def __init__(self) -> None:
         self.present = 0
@@ -207,10 +227,13 @@ class StreamSeen:
         self.reordered = 0
         self.highest = -1
         self._pages: dict[int, bytearray] = {}
+        # The first and the last sequence in each partition.
+        self.first: dict[int, int] = {}
         self._last: dict[int, int] = {}
 
     def add(self, partition: int, stamp: Stamp) -> None:
         """Accounts for one message; call it in the order of offsets within a partition."""
+        self.first.setdefault(partition, stamp.sequence)
         number, at = divmod(stamp.sequence, self._PAGE)
         page = self._pages.get(number)
         if page is None:
@@ -234,15 +257,16 @@ class StreamSeen:
     def missing(self, sent: int) -> Ranges:
         """Which of the sequences 0 to `sent` - 1 are not there."""
         found = []
-        for number in range(-(-sent // self._PAGE)):
+        at = 0
+        for number in sorted(self._pages):
             start = number * self._PAGE
+            if start >= sent:
+                break
             end = min(start + self._PAGE, sent)
-            page = self._pages.get(number)
-            if page is None:
-                found.append((start, end))
-            else:
-                found += [(start + a, start + b) for a, b in _zeros(page, end - start)]
-        return Ranges(found)
+            found.append((at, start))
+            found += [(start + a, start + b) for a, b in _zeros(self._pages[number], end - start)]
+            at = end
+        return Ranges([*found, (at, sent)])
 
 
 def _zeros(page: bytearray, end: int) -> Iterator[tuple[int, int]]:

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from workers import __version__
 from workers.client import Events
 from workers.consumer import Consumer
-from workers.latency import RELATIVE_ERROR, Latencies
+from workers.latency import Latencies
 from workers.producer import LATENCY_SAMPLE, Deliveries, Producer
 
 
@@ -33,8 +33,6 @@ class Definition:
     labels: tuple[str, ...]
     meaning: str
 
-
-_ERROR = f"bucket bounds are exact, percentiles read from all buckets are off by {RELATIVE_ERROR:.1%} at most"
 
 PRODUCER = (
     Definition("kafka_producer_messages_enqueued_total", "counter", ("topic",), "Messages handed to the client."),
@@ -167,7 +165,7 @@ class ProducerCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         producer = self._producer
         topics = [producer.deliveries]
-        if producer.dead_letters.enqueued:
+        if producer.writes_letters:
             topics.append(producer.dead_letters)
         yield from _deliveries(topics)
         waiting = _gauge("kafka_producer_queue_messages")

@@ -16,7 +16,7 @@ import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from workers.client import Events, make, serve, wait_for_topics
-from workers.config import ClientConfig
+from workers.config import ClientConfig, ConfigError
 from workers.deadletters import ERROR_MESSAGE
 from workers.latency import Latencies
 from workers.ledger import StreamSent
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 # A delivery report: None and the message that was acknowledged, or the error and the message that was not.
 Report: TypeAlias = Callable[[KafkaError | None, Message], None]
+
+Headers: TypeAlias = list[tuple[str, str | bytes | None]]
 
 # Messages and bytes that may wait for their acknowledgement.
 MAX_QUEUE_MESSAGES = 100_000
@@ -145,7 +147,7 @@ class Producer:
         self.events = Events()
         self.deliveries = Deliveries(topic)
         self.dead_letters = Deliveries(dead_letter_topic or f"{topic}.dlq")
-        self._letters = dead_letter_topic is not None
+        self.writes_letters = dead_letter_topic is not None
         self.buffer_full = 0
         self.last_success_s = 0.0
         self.turned_at = time.monotonic()
@@ -155,8 +157,12 @@ class Producer:
         self._config = config
         self._shutdown = shutdown
         self._pace = Pace(rate)
-        self._on_delivery = self.deliveries.on_delivery if report is None else partial(_both, self.deliveries, report)
+        self._on_delivery, self._on_letter = (
+            each.on_delivery if report is None else partial(_both, each, report)
+            for each in (self.deliveries, self.dead_letters)
+        )
         self._client = make(confluent_kafka.Producer, config, self.events.callbacks())
+        _check_queue(config)
         self._partitions = 1
 
     def partitions(self) -> int:
@@ -166,7 +172,7 @@ class Producer:
     def start(self, timeout_s: float | None) -> None:
         """Waits for the brokers and the topic; raises as `wait_for_topics` does."""
         topic = self.deliveries.topic
-        topics = [topic, self.dead_letters.topic] if self._letters else [topic]
+        topics = [topic, self.dead_letters.topic] if self.writes_letters else [topic]
         found = wait_for_topics(
             self._client, topics, self._config, self.events, timeout_s=timeout_s, shutdown=self._shutdown
         )
@@ -288,7 +294,9 @@ class Producer:
         report: Report = self._on_delivery
         topic = self.deliveries.topic
         if "invalid" in record:
-            topic, report = self.dead_letters.topic, self.dead_letters.on_delivery
+            topic, report = self.dead_letters.topic, self._on_letter
+        if "headers" in record:
+            report = partial(_with_headers, report, record["headers"])
         if "on_delivery" in record:
             report = partial(self._tell_source, report, record["on_delivery"])
         return topic, report
@@ -322,6 +330,10 @@ class Producer:
         message: Message,
     ) -> None:
         account(error, message)
+        # A slow function is progress too, and when time is up nobody waits for it.
+        self.turned_at = time.monotonic()
+        if self._shutdown.remaining_s() == 0:
+            return
         reason = error.str() if error else None
         try:
             tell(Delivery(outcome_of(error), message.topic() or "", message.partition(), message.offset(), reason))
@@ -331,14 +343,33 @@ class Producer:
     def _finish(self) -> None:
         """Waits until every message has its outcome; what has none at the deadline is purged, which gives it one."""
         while len(self._client) and self._shutdown.remaining_s() and not self.events.fatal:
-            self.turned_at = time.monotonic()
-            serve(self._client, self.events, min(POLL_S, self._shutdown.remaining_s()))
+            self._hear(min(POLL_S, self._shutdown.remaining_s()))
         if len(self._client):
             log.warning("giving up on %d messages that were not acknowledged in time", len(self._client))
             self._client.purge()
             self._client.flush(2.0)
         self.finished_at = time.monotonic()
         self.running = False
+
+
+def _check_queue(config: ClientConfig) -> None:
+    """Raises ConfigError when the client's queue is smaller than ours: it would refuse messages."""
+    for name, least in (
+        ("queue.buffering.max.messages", MAX_QUEUE_MESSAGES + BATCH_MESSAGES),
+        ("queue.buffering.max.kbytes", MAX_QUEUE_BYTES // 1024),
+    ):
+        # 0 is without a limit.
+        if 0 < int(config.get(name, "0")) < least:
+            raise ConfigError(
+                f"{config.settings[name].origin}: {name} must be at least {least}; the producer's own queue is smaller"
+            )
+
+
+def _with_headers(report: Report, headers: Headers, error: KafkaError | None, message: Message) -> None:
+    """A delivery report comes without them (confluent-kafka 2.16), and the stamp of what has failed may be there."""
+    if error is not None:
+        message.set_headers(headers)
+    report(error, message)
 
 
 def _both(

@@ -34,7 +34,7 @@ def read_to_end(
     if shutdown.requested:
         # Asked to stop before the brokers had answered: what is there is not known.
         raise WorkerError(f"stopped before the end of {topic}")
-    ends = {number: _end(client, topic, number, shutdown) for number in starts}
+    ends = {number: watermarks(client, topic, number, shutdown)[1] for number in starts}
     left = {number: end for number, end in ends.items() if end > max(0, starts[number])}
     client.assign([TopicPartition(topic, number, starts[number]) for number in left])
     last = time.monotonic()
@@ -52,12 +52,16 @@ def read_to_end(
         yield [message for message in messages if _is_before_end(message, left)]
 
 
-def _end(client: confluent_kafka.Consumer, topic: str, partition: int, shutdown: Shutdown) -> int:
+def watermarks(client: confluent_kafka.Consumer, topic: str, partition: int, shutdown: Shutdown) -> tuple[int, int]:
+    """The offsets of a partition's first message and of the one that comes next; raises WorkerError when they are not
+    known.
+    """
     for _ in range(END_ATTEMPTS):
         if shutdown.requested:
             raise WorkerError(f"stopped before the end of {topic}")
         try:
-            return int(client.get_watermark_offsets(TopicPartition(topic, partition), timeout=END_TIMEOUT_S)[1])
+            low, high = client.get_watermark_offsets(TopicPartition(topic, partition), timeout=END_TIMEOUT_S)
+            return int(low), int(high)
         except KafkaException as error:
             reason = error.args[0].str()
     raise WorkerError(f"the end of {topic}[{partition}] is not known: {reason}")

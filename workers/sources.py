@@ -13,10 +13,12 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeAlias
 
 from workers.config import ConfigError
+from workers.handlers import named
 from workers.messages import STAMP_HEADER, encode, encode_batch, stream_of
 
 # One message: value and key, and maybe partition, timestamp, headers, `on_delivery`, and `invalid`, the reason why
@@ -41,6 +43,10 @@ class SourceError(Exception):
     """The source cannot go on; the text says where and why. What it gave before is not affected."""
 
 
+class SourceRaisedError(SourceError):
+    """The user's code raised: another try may go well, as it would not with a wrong line or item."""
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """What became of one message: `outcome` is success, failure or unknown (it may still be in the log).
@@ -60,7 +66,7 @@ class Outgoing:
     """A message that a source yields. `timestamp_ms` is Unix time in milliseconds, now when it is left out.
 
     `on_delivery` is called once, in the producer's thread, when the outcome is known: a source that reads a queue or
-    an outbox table can mark there what was delivered.
+    an outbox table can mark there what was delivered. Not any more when the time to stop is up (--shutdown-timeout).
     """
 
     value: bytes | str | None
@@ -132,13 +138,14 @@ class StampedSource:
 
 
 class ThreadedSource:
-    """Messages from an iterable that may block, read ahead within AHEAD_MESSAGES and AHEAD_BYTES.
+    """Messages from an iterable that may block, `count` at the most, read ahead within AHEAD_MESSAGES and AHEAD_BYTES.
 
     With `stamp`, the name of an unbound stream, each message gets a stamp in its headers.
     """
 
-    def __init__(self, records: Iterable[Record], stamp: bytes | None = None) -> None:
+    def __init__(self, records: Iterable[Record], stamp: bytes | None = None, count: int | None = None) -> None:
         self._records = records
+        self._count = count
         self._stamp = stamp
         self._sequence = 0
         self._buffer: deque[Record] = deque()
@@ -169,7 +176,9 @@ class ThreadedSource:
                     # It goes to another topic: in the account of this one it would be missing.
                     continue
                 stamp = encode(self._stamp, self._sequence, time.time_ns() // 1000)
-                record["headers"] = [*record.get("headers", ()), (STAMP_HEADER, stamp)]
+                # One that it came with, when it is passed on, is of another run.
+                others = [header for header in record.get("headers", ()) if header[0] != STAMP_HEADER]
+                record["headers"] = [*others, (STAMP_HEADER, stamp)]
                 self._sequence += 1
         return Batch(records, max(sizes, default=0), -1, plain, self._stamp)
 
@@ -179,22 +188,27 @@ class ThreadedSource:
 
     def _read(self) -> None:
         try:
-            for record in self._records:
-                size = len(record["value"] or b"") + len(record["key"] or b"")
-                while not self._has_room() and not self._closed:
-                    self._room.wait()
-                    self._room.clear()
-                if self._closed:
-                    break
-                self._bytes_in += size
-                self._buffer.append(record)
-                self._ready.set()
+            # A generator is closed in the thread that has run it.
+            with closing(self._records) if isinstance(self._records, Generator) else nullcontext():
+                self._read_all()
         except SourceError as error:
             self._error = error
         except BaseException as error:  # the user's code may raise anything; SystemExit is no end of the source
-            self._error = SourceError(f"the source raised {type(error).__name__}: {error}")
+            self._error = SourceRaisedError(f"the source raised {named(error)}")
         finally:
             self._ended = True
+            self._ready.set()
+
+    def _read_all(self) -> None:
+        for record in islice(self._records, self._count):
+            size = len(record["value"] or b"") + len(record["key"] or b"")
+            while not self._has_room() and not self._closed:
+                self._room.wait()
+                self._room.clear()
+            if self._closed:
+                break
+            self._bytes_in += size
+            self._buffer.append(record)
             self._ready.set()
 
     def _has_room(self) -> bool:

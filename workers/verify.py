@@ -8,7 +8,7 @@ from workers.client import Events, make, wait_for_topics
 from workers.config import ClientConfig
 from workers.lifecycle import Shutdown
 from workers.messages import stamp_of
-from workers.reading import PROPERTIES, read_to_end
+from workers.reading import PROPERTIES, read_to_end, watermarks
 
 
 def read_topic(config: ClientConfig, topic: str, shutdown: Shutdown, timeout_s: float | None) -> Observations:
@@ -22,12 +22,14 @@ def read_topic(config: ClientConfig, topic: str, shutdown: Shutdown, timeout_s: 
         for messages in read_to_end(client, events, topic, starts, shutdown, timeout_s):
             for message in messages:
                 observations.add(message.partition() or 0, stamp_of(message))
+        # Afterwards: what is deleted meanwhile is not lost either.
+        observations.trimmed = {n for n in starts if watermarks(client, topic, n, shutdown)[0] > 0}
         return observations
     finally:
         client.close()
 
 
-def as_table(reports: list[RunReport], unstamped: int) -> str:
+def as_table(reports: list[RunReport], observations: Observations) -> str:
     """The reports as text, one line for each run, and which messages were lost."""
     titles = ("RUN", "SENT", "PRESENT", "MISSING", "LOST", "FAILED", "UNKNOWN", "DUPLICATED", "REORDERED", "ACCOUNT")
     rows: list[tuple[str, ...]] = [titles]
@@ -40,8 +42,12 @@ def as_table(reports: list[RunReport], unstamped: int) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(titles))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += [f"lost: stream and sequences {example}" for each in reports for example in each.examples]
-    if unstamped:
-        lines.append(f"{unstamped} messages carry no stamp")
+    deleted = sum(each.deleted for each in reports)
+    if deleted:
+        trimmed = ", ".join(map(str, sorted(observations.trimmed)))
+        lines.append(f"{deleted} of the missing may have been deleted with the beginning of partitions {trimmed}")
+    if observations.unstamped:
+        lines.append(f"{observations.unstamped} messages carry no stamp")
     return "\n".join(lines)
 
 

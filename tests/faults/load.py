@@ -82,6 +82,7 @@ class Load:
         self.group = f"group-{setup.name}"
         self.members: list[Process] = []
         self.retired: list[Process] = []
+        self._watched: list[Process] = []
         self.acknowledged = Acknowledged()
         self.handled = Handled()
         self.lock = threading.Lock()
@@ -98,6 +99,8 @@ class Load:
 
     def close(self) -> None:
         self._processes.kill_all()
+        for process in self._watched:
+            self._cluster.forget(process.popen.pid)
         self._reader.close()
 
     def start(self) -> None:
@@ -113,7 +116,7 @@ class Load:
             "produce", "--topic", self.topic, "--verbose", "--summary", "json", *PROPERTIES, *arguments,
             env={**IMAGE_ENVIRONMENT, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
-        self._cluster.watch(producer.popen.pid)
+        self._watch(producer)
         self._tails.append((None, Tail(producer.out)))
         return producer
 
@@ -241,10 +244,18 @@ class Load:
             self.setup.group_protocol, *CONSUMER_PROPERTIES, *classic, *RETRIES,
             env={**IMAGE_ENVIRONMENT, FILE: str(path), "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
-        self._cluster.watch(member.popen.pid)
+        self._watch(member)
         self._tails.append((name, Tail(path)))
         self.members.append(member)
         self.membership_changes += 1
+
+    def _watch(self, process: Process) -> None:
+        """Has it ended with the cluster; those that have ended by now are let go."""
+        for other in [each for each in self._watched if not each.running]:
+            self._watched.remove(other)
+            self._cluster.forget(other.popen.pid)
+        self._cluster.watch(process.popen.pid)
+        self._watched.append(process)
 
     def _ask_committed(self) -> list[TopicPartition] | None:
         try:

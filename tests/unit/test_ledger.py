@@ -36,6 +36,13 @@ def test_ranges_hold_what_was_added(numbers: list[int]) -> None:
     assert all(before[1] < after[0] for before, after in pairwise(merged))
 
 
+@given(st.sets(st.integers(0, 30)), st.sets(st.integers(0, 30)))
+def test_ranges_without_others_hold_the_rest(numbers: set[int], others: set[int]) -> None:
+    rest = Ranges((n, n + 1) for n in numbers).without(Ranges((n, n + 1) for n in others))
+
+    assert list(rest) == sorted(numbers - others)
+
+
 @given(SEQUENCES)
 def test_the_order_ledger_counts_as_one_with_perfect_memory(sequences: list[int]) -> None:
     first = sequences[0] if sequences else 0
@@ -179,6 +186,13 @@ def test_what_was_seen_in_a_log_is_exact(places: list[tuple[int, int]], sent: in
     assert seen.highest == max(distinct, default=-1)
     assert len(seen.missing(sent)) == sent - len([sequence for sequence in distinct if sequence < sent])
     assert not any(sequence in seen for sequence in list(seen.missing(min(sent, 300))))
+
+
+def test_a_stamp_with_the_highest_sequence_takes_neither_long_nor_much_memory() -> None:
+    seen = StreamSeen()
+    seen.add(0, Stamp(STREAM, 10**12 - 1, 1))
+
+    assert len(seen.missing(10**12)) == 10**12 - 1
 
 
 def test_order_in_a_log_is_judged_within_a_partition() -> None:

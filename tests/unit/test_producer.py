@@ -25,6 +25,21 @@ def test_a_stamped_message_of_another_run_that_fails_is_counted() -> None:
     assert (deliveries.unknown, deliveries.outstanding, deliveries.streams) == (1, 0, {})
 
 
+def test_a_source_is_told_no_more_when_the_time_to_stop_is_up() -> None:
+    servers = Setting("bootstrap.servers", "127.0.0.1:1", Rank.COMMAND_LINE, "")
+    shutdown = Shutdown(0)
+    producer = Producer(ClientConfig(PRODUCER_DEFAULTS, [servers]), "orders", shutdown)
+    told: list[Delivery] = []
+    producer.turned_at = 0.0
+    for _ in range(2):
+        producer._tell_source(producer.deliveries.on_delivery, told.append, None, Message(topic="orders"))
+        shutdown.request()
+
+    assert (len(told), producer.deliveries.acknowledged) == (1, 2)
+    # A slow function is no stall.
+    assert producer.turned_at > 0
+
+
 class Fatal:
     """A client that has met a fatal error."""
 

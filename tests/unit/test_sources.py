@@ -164,23 +164,39 @@ def test_what_came_before_an_error_is_not_lost() -> None:
         drain(source)
 
 
-def test_a_generator_is_closed_when_the_producer_stops() -> None:
+@pytest.mark.parametrize("count", [None, 3])
+def test_a_generator_is_closed_in_its_own_thread_when_no_more_is_taken(count: int | None) -> None:
     closed = threading.Event()
+    threads: list[int] = []
 
     def rows() -> Iterator[str]:
+        threads.append(threading.get_ident())
         try:
             while True:
                 yield "x"
         finally:
+            threads.append(threading.get_ident())
             closed.set()
 
     records = call_source(rows, "mine:rows")
-    source = ThreadedSource(records)
+    source = ThreadedSource(records, count=count)
     source.take(10, 1)
-    source.close()
-    del records, source
+    if count is None:
+        source.close()
 
     assert closed.wait(10)
+    assert threads[0] == threads[1]
+
+
+def test_a_stamp_that_a_message_came_with_is_of_another_run() -> None:
+    stream = stream_of("run", 0, None)
+    source = ThreadedSource(
+        call_source(lambda: [Outgoing("b", headers=[(STAMP_HEADER, b"old")])], "mine:items"), stream
+    )
+    [record] = drain(source)
+
+    [(_, stamp)] = record["headers"]
+    assert decode(stamp) is not None
 
 
 def test_stamps_go_into_headers_and_count() -> None:

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
+from tests.conftest import Topics
 from tests.processes import Processes, eventually
 from workers.messages import encode, stream_of
 
@@ -15,6 +17,11 @@ def write_stamped(bootstrap_servers: str, topic: str, run: str, sequences: list[
     for sequence in sequences:
         client.produce(topic, encode(stream_of(run, 0, 1), sequence, 1_700_000_000_000_000), partition=1)
     assert client.flush(30) == 0
+
+
+def made_up_account(topic: str, stream: str, **fields: object) -> dict[str, object]:
+    entry = {"stream": stream, "sent": 30, "failed": [], "unknown": [], **fields}
+    return {"run": stream.split()[0], "topic": topic, "streams": [entry]}
 
 
 def test_missing_duplicated_and_reordered_messages_are_told_apart(
@@ -46,7 +53,7 @@ def test_an_account_shows_a_loss_at_the_end_that_the_log_alone_cannot(
 ) -> None:
     write_stamped(bootstrap_servers, topic, "made-up", [0, 1, 2])
     stream = stream_of("made-up", 0, 1).decode()
-    account = {"streams": [{"stream": stream, "sent": 7, "failed": [[3, 4]], "unknown": [[2, 3], [4, 5]]}]}
+    account = made_up_account(topic, stream, sent=7, failed=[[3, 4]], unknown=[[2, 3], [4, 5]])
     path = tmp_path / "account.json"
     path.write_text(json.dumps(account))
 
@@ -64,13 +71,50 @@ def test_an_account_shows_a_loss_at_the_end_that_the_log_alone_cannot(
     [("sent", -5), ("sent", 1.5), ("sent", "12"), ("sent", 10**13), ("unknown", [[5, 3]]), ("failed", [[0, 31]])],
 )
 def test_an_account_of_impossible_numbers_is_none(processes: Processes, topic: str, field: str, value: object) -> None:
-    account = {"streams": [{"stream": "8541bba874a8 0000 00000", "sent": 30, "failed": [], "unknown": []}]}
-    account["streams"][0][field] = value
+    account = made_up_account(topic, "8541bba874a8 0000 00000", **{field: value})
     path = processes.write("account.json", json.dumps(account))
     result = processes.run("verify", "--topic", topic, "--account", str(path))
 
     assert result.returncode == 2
     assert "line 1: not an account" in result.stderr
+
+
+def test_an_account_of_another_topic_or_a_second_one_of_a_run_proves_nothing(processes: Processes, topic: str) -> None:
+    account = json.dumps(made_up_account(topic, "8541bba874a8 0000 00000"))
+    once, twice = processes.write("once.json", account), processes.write("twice.json", f"{account}\n{account}\n")
+    other = processes.run("verify", "--topic", "another", "--account", str(once))
+    second = processes.run("verify", "--topic", topic, "--account", str(twice))
+
+    assert (other.returncode, second.returncode) == (2, 2)
+    assert f"line 1: the account of topic {topic}, and --topic is another" in other.stderr
+    assert "line 2: a second account of run 8541bba874a8" in second.stderr
+
+
+def test_what_retention_has_deleted_is_not_lost(
+    processes: Processes, topic: str, admin: AdminClient, bootstrap_servers: str
+) -> None:
+    account = processes.write("account.json", json.dumps(processes.produce(topic, "--count", "300")))
+    for answer in admin.delete_records([TopicPartition(topic, number, 50) for number in range(2)]).values():
+        answer.result()
+    # This is lost: what comes before it is there.
+    write_stamped(bootstrap_servers, topic, "made-up", [0, 1, 4])
+
+    for options in ([], ["--account", str(account)]):
+        result = processes.run("verify", "--topic", topic, *options)
+        assert result.returncode == 3
+        assert "2 messages are lost" in result.stderr
+        assert "100 of the missing may have been deleted with the beginning of partitions 0, 1" in result.stdout
+
+
+def test_a_lag_that_is_not_known_is_not_small(processes: Processes, topics: Topics, topic: str, group: str) -> None:
+    processes.produce(topic, "--count", "90")
+    assert processes.consume(topic, group, "--max-messages", "1").wait() == 0
+    unknown = processes.run("lag", "--group-id", group, "--max-lag", "1000")
+    other = processes.run("lag", "--group-id", group, "--topic", topics.create(), "--max-lag", "1000")
+
+    assert (unknown.returncode, other.returncode) == (1, 1)
+    assert "has committed nothing for 2 partitions with messages" in unknown.stderr
+    assert "has no partition of" in other.stderr
 
 
 def test_a_topic_without_stamped_messages_verifies_nothing(processes: Processes, topic: str) -> None:

@@ -1,0 +1,26 @@
+"""What the brokers say of a group, where a real cluster does not say it at will."""
+
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from workers.groups import _ends
+
+
+def admin(error: int) -> Any:
+    answer: Future[Any] = Future()
+    answer.set_exception(KafkaException(KafkaError(error)))
+    return SimpleNamespace(list_offsets=lambda *_, **__: {TopicPartition("t", 0): answer})
+
+
+def test_the_end_of_a_partition_that_is_gone_is_its_beginning() -> None:
+    assert _ends(admin(KafkaError.UNKNOWN_TOPIC_OR_PART), [("t", 0)]) == {("t", 0): 0}
+
+
+def test_the_end_of_a_partition_without_a_leader_is_not_known() -> None:
+    """Or else it would have no lag just when brokers are down."""
+    with pytest.raises(KafkaException):
+        _ends(admin(KafkaError.LEADER_NOT_AVAILABLE), [("t", 0)])
