@@ -68,7 +68,7 @@ def _memory(soak: dict[str, Any]) -> str:
         for what, key in MEMORY.items():
             sizes = [each[key] for each in rounds]
             at = [sizes[len(sizes) * part // 4] for part in range(4)] + [sizes[-1]]
-            lines.append(f"`{load}` {what} " + " → ".join(f"{size:.0f}" for size in at))
+            lines.append(f"`{load}` {what} " + " → ".join(f"{size:.1f}" for size in at))
     return "Memory in MiB at the beginning, after each quarter, at the end: " + "; ".join(lines) + "."
 
 
