@@ -243,7 +243,7 @@ class Consumer:
     def _full(self) -> bool:
         """Whether enough waits that the handler can be given, and does not have in its hands yet."""
         ready = [partition for partition in self.partitions.values() if not partition.blocked]
-        in_hand = sum(len(job.messages) - job.accounted for job in self._jobs)
+        in_hand = sum(job.count - job.accounted for job in self._jobs)
         waiting = sum(len(partition.pending) for partition in ready) - in_hand
         return waiting >= BATCH_MESSAGES or sum(partition.pending_bytes for partition in ready) >= MAX_WAITING_BYTES
 
@@ -324,9 +324,9 @@ class Consumer:
         for job in done:
             if job.error is not None and job.partition.owned:
                 # A retry, and a dead letter, are of what was received.
-                for message, value in zip(job.messages[job.handled :], job.values[job.handled :], strict=True):
+                for message, value in zip(job.partition.pending, job.values[job.handled :], strict=False):
                     message.set_value(value)
-                self._on_failure(job.partition, job.error, len(job.messages))
+                self._on_failure(job.partition, job.error, job.count)
 
     def _next_jobs(self) -> list[Job[Partition]]:
         jobs = []
@@ -368,22 +368,25 @@ class Consumer:
     def _account(self, job: Job[Partition], *, revoked: bool = False) -> None:
         """Books what a job has handled since the last time: ledger, counters, stored offset.
 
-        What is done for a partition that was taken away counts only while it is being revoked.
+        `pending` begins with what the job has not accounted for: its own list may have been changed. What is done for a
+        partition that was taken away counts only while it is being revoked.
         """
         partition = job.partition
         handled = job.handled
         if handled == job.accounted or not (partition.owned or revoked):
             return
-        self._advance(partition, job.messages[job.accounted : handled], job.values[job.accounted : handled])
+        # As a rule all at once; a copy of a list looks at every object in it.
+        whole = handled - job.accounted == job.count
+        self._advance(partition, job.values if whole else job.values[job.accounted : handled])
         partition.topic.handled += handled - job.accounted
         job.accounted = handled
 
-    def _advance(self, partition: Partition, messages: Sequence[Message], values: list[bytes | None]) -> None:
-        """These messages are done with: the next offset is behind them."""
-        count = len(messages)
-        last = messages[-1]
+    def _advance(self, partition: Partition, values: list[bytes | None]) -> None:
+        """The first messages of `pending`, which had these values, are done with: the next offset is behind them."""
+        count = len(values)
+        last = partition.pending[count - 1]
         if not partition.ledger.follow(values):
-            partition.ledger.observe(map(raw_stamp_of, messages, values))
+            partition.ledger.observe(map(raw_stamp_of, partition.pending, values))
         self.handled += count
         del partition.pending[:count]
         partition.next_offset = (last.offset() or 0) + 1
@@ -510,8 +513,7 @@ class Consumer:
         if letter.delivered:
             partition.letter_error = None
             partition.topic.dead_lettered += 1
-            message = partition.pending[0]
-            self._advance(partition, [message], [message.value()])
+            self._advance(partition, [partition.pending[0].value()])
         else:
             partition.tries += 1
             pause_s = self._policy.pause_s(partition.tries)

@@ -6,7 +6,6 @@ partitions. So the handler has one thread, in which its lifespan begins and ends
 
 import logging
 import threading
-from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -34,15 +33,16 @@ _Partition = TypeVar("_Partition", bound=Owned)
 class Job(Generic[_Partition]):
     """Messages of one partition to handle, in order. `handled` grows while they are; `error` is what stopped it.
 
-    `values` are theirs as they were received, for a handler can set others.
+    The list and its messages are the handler's, which can change both. `count` and `values` are as they were received.
     """
 
-    __slots__ = ("accounted", "begun", "error", "finished", "handled", "messages", "partition", "values")
+    __slots__ = ("accounted", "begun", "count", "error", "finished", "handled", "messages", "partition", "values")
 
-    def __init__(self, partition: _Partition, messages: Sequence[Message]) -> None:
+    def __init__(self, partition: _Partition, messages: list[Message]) -> None:
         self.begun = False
         self.partition = partition
         self.messages = messages
+        self.count = len(messages)
         self.values = [*map(Message.value, messages)]
         self.handled = 0
         self.accounted = 0
@@ -135,11 +135,10 @@ class HandlerThread:
         try:
             if self.batch:
                 if job.partition.owned and not self._interrupted:
-                    # A list of its own: what it does to that shall not change what was handled.
-                    answer = handler([*job.messages])
+                    answer = handler(job.messages)
                     if answer is not None:
                         check_answer(handler, answer)
-                    job.handled = len(job.messages)
+                    job.handled = job.count
             else:
                 partition = job.partition
                 for handled, message in enumerate(job.messages, start=1):

@@ -82,7 +82,7 @@ def test_what_a_batch_handler_does_to_its_list_changes_nothing() -> None:
     thread.submit([job])
     finish(thread)
 
-    assert (job.handled, len(job.messages)) == (5, 5)
+    assert (job.handled, job.count, len(job.values)) == (5, 5, 5)
     assert thread.stop(5) is None
 
 
