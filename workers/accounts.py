@@ -190,7 +190,7 @@ class Observations:
         report.from_account = report.from_account or sent is not None
         expected = sent if sent is not None else StreamSent(seen.highest + 1)
         missing = seen.missing(expected.sent)
-        unexcused = missing.without(Ranges([*expected.failed.merged(), *expected.unknown.merged()]))
+        unexcused = missing.without(expected.failed).without(expected.unknown)
         lost = unexcused.without(Ranges([(0, self._deleted_below(stream, seen, expected.sent))]))
         report.deleted += len(unexcused) - len(lost)
         if sent is None and not is_bound(stream):

@@ -348,17 +348,21 @@ def lag(context: "Context") -> None:
             time.sleep(0.1)
         if not values["watch"] or shutdown.requested:
             break
-    if values["max_lag"] is not None and not group.partitions:
-        raise WorkerError(f"group {group.group_id} has no partition of {', '.join(values['topics']) or 'any topic'}")
-    if values["max_lag"] is not None and group.unread:
+    if values["max_lag"] is not None:
+        _check_lag(group, values["max_lag"], values["topics"])
+
+
+def _check_lag(group: groups.Group, max_lag: int, topics: Sequence[str]) -> None:
+    """Raises WorkerError when the group is further behind than `max_lag`, or when that is not known."""
+    if not group.partitions:
+        raise WorkerError(f"group {group.group_id} has no partition of {', '.join(topics) or 'any topic'}")
+    if group.unread:
         raise WorkerError(
             f"group {group.group_id} has committed nothing for {group.unread} partitions with messages, so how far it "
             "is behind is not known"
         )
-    if values["max_lag"] is not None and group.total_lag > values["max_lag"]:
-        raise WorkerError(
-            f"group {group.group_id} is {group.total_lag} messages behind, --max-lag is {values['max_lag']}"
-        )
+    if group.total_lag > max_lag:
+        raise WorkerError(f"group {group.group_id} is {group.total_lag} messages behind, --max-lag is {max_lag}")
 
 
 def verify(context: "Context") -> None:

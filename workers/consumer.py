@@ -21,9 +21,10 @@ from confluent_kafka import OFFSET_END, KafkaError, KafkaException, Message, Top
 from workers.client import Events, make, wait_for_topics
 from workers.config import ClientConfig
 from workers.deadletters import DeadLetters, Letter
-from workers.handlers import Lifespan, OutputClosedError, OutputError, Reject, Retry, named
+from workers.handlers import Lifespan, OutputClosedError, OutputError, Reject, Retry
 from workers.handling import HandlerThread, Job
 from workers.lifecycle import Shutdown, WorkerError, bounded
+from workers.loading import named
 from workers.messages import raw_stamp_of
 from workers.partitions import Lag, Partition, Topic
 from workers.statistics import Statistics
@@ -684,9 +685,9 @@ class Consumer:
             if partition.letter is not None and partition.letter.delivered:
                 self._on_letter(partition, partition.letter)
 
-    def _letters_under_way(self) -> int:
+    def _letters_under_way(self) -> bool:
         letters = [partition.letter for partition in self.partitions.values()]
-        return sum(letter is not None and letter.delivered is None for letter in letters)
+        return any(letter is not None and letter.delivered is None for letter in letters)
 
     def _close_client(self) -> None:
         # With cooperative-sticky, close() of librdkafka 2.16 sends no LeaveGroup for a member without partitions:

@@ -10,8 +10,8 @@ from confluent_kafka import KafkaError, KafkaException, Message
 
 from workers.client import Events, make, serve
 from workers.config import ClientConfig
-from workers.handlers import text_of
 from workers.lifecycle import bounded
+from workers.loading import text_of
 from workers.messages import headers_of
 
 log = logging.getLogger(__name__)

@@ -129,18 +129,6 @@ def check_answer(handler: Any, answer: object) -> None:
         )
 
 
-def text_of(error: BaseException) -> str:
-    """What an error of the user's code says, even when it fails to say it."""
-    try:
-        return str(error)
-    except Exception:  # it is the user's code that runs here
-        return "(its text cannot be had)"
-
-
-def named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {text_of(error)}"
-
-
 def printer(name: str) -> Lifespan:
     """The handler that prints messages on standard output as text, json or value."""
     lines = FORMATS.get(name)

@@ -12,8 +12,9 @@ from typing import Any, Generic, Protocol, TypeVar
 from confluent_kafka import Message
 
 from workers.config import ConfigError
-from workers.handlers import Lifespan, check_answer, check_handler, is_batch, named
+from workers.handlers import Lifespan, check_answer, check_handler, is_batch
 from workers.lifecycle import HANDLER_THREAD, Shutdown, WorkerError
+from workers.loading import named
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Finds the user's code: `package.module:name`, the form that Python's own entry points have."""
+"""Finds the user's code, `package.module:name` as in Python's own entry points, and names what that code raises."""
 
 import importlib
 import os
@@ -21,9 +21,7 @@ def load(option: str, reference: str) -> Any:
     try:
         found: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
-        raise ConfigError(
-            f"{option} {reference}: importing {module_name} raised {type(error).__name__}: {error}"
-        ) from None
+        raise ConfigError(f"{option} {reference}: importing {module_name} raised {named(error)}") from None
     for part in name.split("."):
         if not hasattr(found, part):
             raise ConfigError(f"{option} {reference}: {module_name} has no {name!r}")
@@ -31,3 +29,15 @@ def load(option: str, reference: str) -> Any:
     if not callable(found):
         raise ConfigError(f"{option} {reference}: {name} is not callable")
     return found
+
+
+def text_of(error: BaseException) -> str:
+    """What an error of the user's code says, even when it fails to say it."""
+    try:
+        return str(error)
+    except Exception:  # it is the user's code that runs here
+        return "(its text cannot be had)"
+
+
+def named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {text_of(error)}"

@@ -21,6 +21,7 @@ from workers.deadletters import ERROR_MESSAGE
 from workers.latency import Latencies
 from workers.ledger import StreamSent
 from workers.lifecycle import Shutdown, WorkerError, bounded
+from workers.loading import named
 from workers.messages import stamp_of
 from workers.sources import BATCH_MESSAGES, Batch, Delivery, Record, Source
 
@@ -338,7 +339,7 @@ class Producer:
         try:
             tell(Delivery(outcome_of(error), message.topic() or "", message.partition(), message.offset(), reason))
         except Exception as raised:  # the user's code may raise anything, and librdkafka would swallow it
-            self.events.fatal = WorkerError(f"the source's on_delivery raised {type(raised).__name__}: {raised}")
+            self.events.fatal = WorkerError(f"the source's on_delivery raised {named(raised)}")
 
     def _finish(self) -> None:
         """Waits until every message has its outcome; what has none at the deadline is purged, which gives it one."""

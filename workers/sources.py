@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeAlias
 
 from workers.config import ConfigError
-from workers.handlers import named
+from workers.loading import named
 from workers.messages import STAMP_HEADER, encode, encode_batch, stream_of
 
 # One message: value and key, and maybe partition, timestamp, headers, `on_delivery`, and `invalid`, the reason why
