@@ -11,7 +11,7 @@ import click
 from bench import behaviour, latency, profiles, throughput
 from bench.bed import Bed
 from bench.report import Results, Section, conditions, table
-from workers.cluster import Cluster
+from workers.local.cluster import Cluster
 
 # In the order in which they are measured and shown: brokers that ever had a thousand partitions are slower, so last.
 SECTIONS: dict[str, Callable[[Bed], Section]] = {

@@ -15,9 +15,9 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, Message, Producer
 
 from bench import handlers
+from workers.accounting.stamps import encode, encode_batch, stream_of
 from workers.config import CLASSIC_DEFAULTS, CONSUMER_DEFAULTS, PRODUCER_DEFAULTS, Default
 from workers.lifecycle import settle_memory
-from workers.messages import encode, encode_batch, stream_of
 
 BATCH = 1000
 PARTITIONS = 3

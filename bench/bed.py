@@ -14,7 +14,7 @@ import confluent_kafka
 from confluent_kafka import KafkaException
 
 from bench.measure import TIMEOUT_S, Program, run
-from workers.cluster import KAFKA_VERSION, Cluster, kafka_classpath
+from workers.local.cluster import KAFKA_VERSION, Cluster, kafka_classpath
 
 SIZE = 100
 PYTHON = sys.executable

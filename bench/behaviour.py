@@ -11,7 +11,7 @@ from bench.measure import Program, run
 from bench.report import Judgement, Row, Section
 from bench.running import Notes, Running
 from bench.throughput import handled
-from workers.cluster import Cluster
+from workers.local.cluster import Cluster
 
 ROUNDS = 3
 MEASURED_S = 5.0

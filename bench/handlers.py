@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from workers import Message, batch, lifespan
-from workers.messages import SENT_AT
+from workers.accounting.stamps import SENT_AT
 
 # Where `record` writes what it saw.
 RECORD = "BENCH_RECORD"

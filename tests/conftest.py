@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from tests.processes import Processes
-from workers.cluster import Cluster
+from workers.local.cluster import Cluster
 
 USER, PASSWORD = "worker", "correct-horse"
 

@@ -13,12 +13,10 @@ from pathlib import Path
 
 from confluent_kafka import KafkaException
 
-
-class ConfigError(Exception):
-    """Something the worker was told cannot be used; the text names it and says what to do."""
+from workers.errors import ConfigError
 
 
-class Rank(IntEnum):
+class Precedence(IntEnum):
     """How strong a place is; a setting of a higher rank replaces one of a lower."""
 
     DEFAULT = 0
@@ -33,7 +31,7 @@ class Setting:
 
     name: str
     value: str
-    rank: Rank
+    precedence: Precedence
     origin: str
 
     @property
@@ -62,7 +60,6 @@ COMMON_DEFAULTS = (
     Default("reconnect.backoff.max.ms", "2000", "a broker that is back is used within 2 s instead of 10 s"),
     Default("topic.metadata.refresh.interval.ms", "60000", "added partitions are seen within a minute"),
 )
-
 PRODUCER_DEFAULTS = (
     *COMMON_DEFAULTS,
     Default("acks", "all", "acknowledged means: written by every replica in sync"),
@@ -74,7 +71,6 @@ PRODUCER_DEFAULTS = (
     Default("queue.buffering.max.messages", "200000", "above our own bound, so the client never refuses a message"),
     Default("queue.buffering.max.kbytes", "1048576", "above our own bound, so the client never refuses a message"),
 )
-
 CONSUMER_DEFAULTS = (
     *COMMON_DEFAULTS,
     Default("enable.auto.offset.store", "false", "an offset is stored after its message was handled"),
@@ -86,13 +82,11 @@ CONSUMER_DEFAULTS = (
     Default("allow.auto.create.topics", "false", "a misspelt topic is an error, not a new topic"),
     Default("isolation.level", "read_committed", "what a transaction aborted is not handled"),
 )
-
 # Refused with KIP-848, where the brokers decide both.
 CLASSIC_DEFAULTS = (
     Default("partition.assignment.strategy", "cooperative-sticky", "a rebalance stops only the partitions that move"),
     Default("heartbeat.interval.ms", "1000", "a rebalance is heard of within 1 s instead of 3 s"),
 )
-
 # librdkafka knows these under two names; one of them is used here, or the same thing could be set twice.
 # Source: the rows "Alias for" in CONFIGURATION.md of librdkafka.
 _ALIASES = {
@@ -106,7 +100,6 @@ _ALIASES = {
     "max.partition.fetch.bytes": "fetch.message.max.bytes",
     "sasl.mechanisms": "sasl.mechanism",
 }
-
 # The promises rest on these: a worker that silently ran with another value would break them.
 _PROMISED = {
     "acks": ("all", "-1"),
@@ -123,8 +116,8 @@ class ClientConfig:
     """The properties of one client, each with its origin."""
 
     def __init__(self, defaults: Iterable[Default], settings: Iterable[Setting]) -> None:
-        ours = [Setting(each.name, each.value, Rank.DEFAULT, f"default: {each.reason}") for each in defaults]
-        chosen = {each.name: each for each in sorted([*ours, *settings], key=lambda each: each.rank)}
+        ours = [Setting(each.name, each.value, Precedence.DEFAULT, f"default: {each.reason}") for each in defaults]
+        chosen = {each.name: each for each in sorted([*ours, *settings], key=lambda each: each.precedence)}
         for setting in chosen.values():
             _check_promise(setting)
         self.settings: Mapping[str, Setting] = chosen
@@ -170,13 +163,18 @@ def _check_promise(setting: Setting) -> None:
         )
 
 
-def parse_property(text: str, rank: Rank, origin: str) -> Setting:
+def parse_property(text: str, precedence: Precedence, origin: str) -> Setting:
     """Reads `name=value`; raises ConfigError naming `origin`."""
     name, separator, value = text.partition("=")
     name = name.strip()
     if not separator or not name:
         raise ConfigError(f"{origin}: expected name=value, got {text!r}")
-    return Setting(_ALIASES.get(name, name), value.strip(), rank, f"{origin} {name}" if rank > Rank.FILE else origin)
+    return Setting(
+        _ALIASES.get(name, name),
+        value.strip(),
+        precedence,
+        f"{origin} {name}" if precedence > Precedence.FILE else origin,
+    )
 
 
 def read_properties_file(path: Path) -> list[Setting]:
@@ -186,7 +184,7 @@ def read_properties_file(path: Path) -> list[Setting]:
     """
     lines = read_text(path).splitlines()
     return [
-        parse_property(line, Rank.FILE, f"{path} line {number}")
+        parse_property(line, Precedence.FILE, f"{path} line {number}")
         for number, line in enumerate(lines, start=1)
         if line.strip() and line.strip()[0] not in "#!"
     ]

@@ -1,6 +1,5 @@
 """How a worker begins and ends: signals, deadlines, exit codes and log lines."""
 
-import enum
 import gc
 import logging
 import os
@@ -14,14 +13,10 @@ from types import FrameType
 from pythonjsonlogger.json import JsonFormatter
 
 log = logging.getLogger(__name__)
-
-
 # Names of daemon threads that may be stuck for ever: in the user's handler, or in closing a client.
 HANDLER_THREAD = "handler"
 CLOSING_THREAD = "closing"
 LEFT_BEHIND = frozenset({HANDLER_THREAD, CLOSING_THREAD})
-
-
 # Python looks for cycles after so many new objects instead of 700: at 700 it would walk through each batch of messages,
 # which have none, several times while they are alive.
 NEW_OBJECTS_BEFORE_COLLECTION = 50_000
@@ -31,23 +26,6 @@ def settle_memory() -> None:
     """To call once all is set up: what lives until the end is not looked through for garbage again."""
     gc.freeze()
     gc.set_threshold(NEW_OBJECTS_BEFORE_COLLECTION)
-
-
-class ExitCode(enum.IntEnum):
-    """What a command's exit code says."""
-
-    OK = 0
-    FAILED = 1  # something was not delivered, or a fatal Kafka error
-    USAGE = 2  # wrong usage or configuration
-    LOSS = 3  # a verification found that something acknowledged is not there
-
-
-class WorkerError(Exception):
-    """A worker cannot go on; the text is one line for a person, `code` the exit code."""
-
-    def __init__(self, text: str, code: ExitCode = ExitCode.FAILED) -> None:
-        super().__init__(text)
-        self.code = code
 
 
 class Shutdown:
@@ -84,7 +62,7 @@ class Shutdown:
         self.request()
 
 
-def bounded(call: Callable[[], object], timeout_s: float) -> bool:
+def call_with_timeout(call: Callable[[], object], timeout_s: float) -> bool:
     """Whether `call` returned within `timeout_s`; where it did not, it is left behind in a daemon thread.
 
     For `close()` of a client, which can wait for brokers that are gone.

@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Any
 
-from workers.config import ConfigError
+from workers.errors import ConfigError
 
 
 def load(option: str, reference: str) -> Any:

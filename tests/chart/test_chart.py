@@ -14,7 +14,7 @@ import yaml
 from tests.chart.rendering import CHART, helm, one, render, second_release, template
 from tests.chart.schemas import check, write_for_kubeconform
 from tests.chart.values import table
-from workers.cli import cli
+from workers.cli.main import cli
 
 PLAIN = ("strimzi.enabled=false", 'kafka.bootstrapServers="a:9092,b:9092"')
 TLS = (*PLAIN, "kafka.tls.enabled=true", 'kafka.tls.caSecret="ca"')

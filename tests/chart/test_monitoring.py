@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.chart.rendering import CHART, one, render
-from workers.metrics import CLIENT, CONSUMER, PRODUCER
+from workers.monitoring.metrics import CLIENT, CONSUMER, PRODUCER
 
 # What Prometheus makes of a histogram and of a summary.
 SUFFIXES = ("_bucket", "_count", "_sum")

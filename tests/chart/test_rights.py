@@ -17,7 +17,7 @@ from confluent_kafka.admin import (
 from tests.chart.rendering import render
 from tests.conftest import Certificates, secure
 from tests.processes import Processes, eventually
-from workers.cluster import Cluster
+from workers.local.cluster import Cluster
 
 USERS = ("producer", "consumer")
 BAD_HANDLER = "def handle(message):\n    raise ValueError('never')\n"

@@ -4,8 +4,8 @@ import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from workers.accounts import Observations
-from workers.messages import decode
+from workers.accounting.stamps import decode
+from workers.accounting.verify import Observations
 
 # A longer time without an acknowledgement counts as unavailable.
 UNAVAILABLE_S = 1.0

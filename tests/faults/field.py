@@ -18,7 +18,7 @@ from confluent_kafka.admin import AdminClient
 from tests.faults.load import Load, Setup
 from tests.faults.proxy import Proxy
 from tests.processes import Processes
-from workers.cluster import Cluster
+from workers.local.cluster import Cluster
 
 # Each fault meets both group protocols.
 SETUPS = (

@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from tests.faults.books import Acknowledged, Handled, Tail
 from tests.faults.recorder import FILE, HEAP_SUFFIX
 from tests.processes import Process, Processes, eventually
-from workers.cluster import Cluster
+from workers.local.cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
 MEMBERS = 2

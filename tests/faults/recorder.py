@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from workers import batch, lifespan
+from workers.accounting.stamps import STAMP_BYTES
 from workers.handlers import Handler, Message
-from workers.messages import STAMP_BYTES
 
 # Environment variable that names the file.
 FILE = "RECORDER_FILE"

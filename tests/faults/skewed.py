@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 
 from workers import Outgoing
-from workers.messages import encode, stream_of
+from workers.accounting.stamps import encode, stream_of
 
 COUNT = 300
 PARTITIONS = 3

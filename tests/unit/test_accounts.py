@@ -2,9 +2,9 @@
 
 import pytest
 
-from workers.accounts import Observations
-from workers.ledger import StreamSent
-from workers.messages import Stamp, stream_of
+from workers.accounting.accounts import StreamSent
+from workers.accounting.stamps import Stamp, stream_of
+from workers.accounting.verify import Observations
 
 SPREAD = stream_of("run", 0, None)
 

@@ -12,29 +12,29 @@ from workers.config import (
     CONSUMER_DEFAULTS,
     PRODUCER_DEFAULTS,
     ClientConfig,
-    ConfigError,
-    Rank,
+    Precedence,
     Setting,
     parse_property,
     read_properties_file,
     read_secret,
 )
+from workers.errors import ConfigError
 
 
 def config(*settings: Setting) -> ClientConfig:
     return ClientConfig(PRODUCER_DEFAULTS, settings)
 
 
-@given(st.permutations(list(Rank)))
-def test_the_stronger_place_wins_in_any_order(ranks: list[Rank]) -> None:
+@given(st.permutations(list(Precedence)))
+def test_the_stronger_place_wins_in_any_order(ranks: list[Precedence]) -> None:
     made = config(*[Setting("linger.ms", str(rank.value), rank, rank.name) for rank in ranks])
 
-    assert made.get("linger.ms") == str(Rank.COMMAND_LINE.value)
+    assert made.get("linger.ms") == str(Precedence.COMMAND_LINE.value)
     assert made.settings["linger.ms"].origin == "COMMAND_LINE"
 
 
 def test_a_property_set_by_its_other_name_is_the_same_property() -> None:
-    made = config(parse_property("queue.buffering.max.ms=50", Rank.COMMAND_LINE, "--property"))
+    made = config(parse_property("queue.buffering.max.ms=50", Precedence.COMMAND_LINE, "--property"))
 
     assert made.get("linger.ms") == "50"
     assert "queue.buffering.max.ms" not in made.properties()
@@ -45,7 +45,7 @@ def test_a_property_set_by_its_other_name_is_the_same_property() -> None:
 )
 def test_what_a_promise_rests_on_cannot_be_changed(text: str) -> None:
     with pytest.raises(ConfigError, match=r"--property .* must stay"):
-        config(parse_property(text, Rank.COMMAND_LINE, "--property"))
+        config(parse_property(text, Precedence.COMMAND_LINE, "--property"))
 
 
 @pytest.mark.parametrize(
@@ -53,14 +53,14 @@ def test_what_a_promise_rests_on_cannot_be_changed(text: str) -> None:
     ["sasl.password", "ssl.key.password", "ssl.keystore.password", "sasl.oauthbearer.client.secret", "ssl.key.pem"],
 )
 def test_secrets_are_not_shown(name: str) -> None:
-    shown = config(Setting(name, "hunter2", Rank.FILE, "file")).show()
+    shown = config(Setting(name, "hunter2", Precedence.FILE, "file")).show()
 
     assert name in shown
     assert "hunter2" not in shown
 
 
 def test_what_is_no_secret_is_shown() -> None:
-    assert "/etc/key.pem" in config(Setting("ssl.key.location", "/etc/key.pem", Rank.FILE, "file")).show()
+    assert "/etc/key.pem" in config(Setting("ssl.key.location", "/etc/key.pem", Precedence.FILE, "file")).show()
 
 
 def test_a_properties_file_is_read_line_by_line(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_secret_loses_only_its_line_end(tmp_path: Path) -> None:
     ],
 )
 def test_what_librdkafka_refuses_is_explained_with_its_place(text: str, words: str) -> None:
-    made = config(parse_property(text, Rank.FILE, "client.properties line 7"))
+    made = config(parse_property(text, Precedence.FILE, "client.properties line 7"))
     with pytest.raises(KafkaException) as refused:
         confluent_kafka.Producer(made.properties())
 
@@ -113,7 +113,8 @@ def test_what_librdkafka_refuses_is_explained_with_its_place(text: str, words: s
 @pytest.mark.parametrize(("kind", "defaults"), [("Producer", PRODUCER_DEFAULTS), ("Consumer", CONSUMER_DEFAULTS)])
 def test_librdkafka_takes_every_default(kind: str, defaults: tuple[object, ...]) -> None:
     made = ClientConfig(
-        PRODUCER_DEFAULTS if kind == "Producer" else CONSUMER_DEFAULTS, [Setting("group.id", "g", Rank.FILE, "test")]
+        PRODUCER_DEFAULTS if kind == "Producer" else CONSUMER_DEFAULTS,
+        [Setting("group.id", "g", Precedence.FILE, "test")],
     )
     properties = (
         made.properties() if kind == "Consumer" else {k: v for k, v in made.properties().items() if k != "group.id"}

@@ -8,17 +8,19 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, Message, TopicPartition
 
-from workers.config import CONSUMER_DEFAULTS, ClientConfig, Rank, Setting
-from workers.consumer import MAX_WAITING_BYTES, Consumer, ErrorPolicy
-from workers.deadletters import DeadLetters, letter_headers
+from workers.config import CONSUMER_DEFAULTS, ClientConfig, Precedence, Setting
+from workers.consumer.assignment import Partition, Topic
+from workers.consumer.failures import ErrorPolicy
+from workers.consumer.loop import MAX_WAITING_BYTES, Consumer
+from workers.deadletters.headers import letter_headers
+from workers.deadletters.writer import DeadLetters
 from workers.lifecycle import Shutdown
-from workers.partitions import Partition, Topic
 
 
 @pytest.fixture
 def consumer() -> Consumer:
     told = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": "0"}
-    config = ClientConfig(CONSUMER_DEFAULTS, [Setting(*each, Rank.COMMAND_LINE, "") for each in told.items()])
+    config = ClientConfig(CONSUMER_DEFAULTS, [Setting(*each, Precedence.COMMAND_LINE, "") for each in told.items()])
     letters = DeadLetters(config, None, "g")
     return Consumer(config, ["t"], lambda: nullcontext(print), Shutdown(1), policy=ErrorPolicy(), dead_letters=letters)
 
@@ -40,7 +42,7 @@ def test_a_member_that_its_group_has_forgotten_joins_again(consumer: Consumer, m
     consumer._on_commit(KafkaError(KafkaError.UNKNOWN_MEMBER_ID), [])
     consumer._check_membership()
     assert done == []  # its client may hear of it by itself
-    monkeypatch.setattr("workers.consumer.FORGOTTEN_S", 0.0)
+    monkeypatch.setattr("workers.consumer.loop.FORGOTTEN_S", 0.0)
     consumer._check_membership()
     consumer._check_membership()
 
@@ -49,7 +51,7 @@ def test_a_member_that_its_group_has_forgotten_joins_again(consumer: Consumer, m
 
 def test_a_member_whose_commits_are_taken_again_stays(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> None:
     done = joins(consumer, monkeypatch)
-    monkeypatch.setattr("workers.consumer.FORGOTTEN_S", 0.0)
+    monkeypatch.setattr("workers.consumer.loop.FORGOTTEN_S", 0.0)
     consumer._on_commit(KafkaError(KafkaError.STALE_MEMBER_EPOCH), [])
     consumer._on_commit(None, [])
     consumer._check_membership()

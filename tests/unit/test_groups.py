@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from workers.groups import _ends
+from workers.kafka.groups import _ends
 
 
 def admin(error: int) -> Any:

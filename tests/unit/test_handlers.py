@@ -13,20 +13,11 @@ import pytest
 from confluent_kafka import Message
 
 from tests.processes import eventually
-from workers.config import ConfigError
-from workers.handlers import (
-    Handler,
-    OutputClosedError,
-    Retry,
-    batch,
-    check_handler,
-    is_batch,
-    lifespan,
-    load_handler,
-    printer,
-)
-from workers.handling import HandlerThread, Job
-from workers.lifecycle import Shutdown, WorkerError
+from workers.consumer.execution import HandlerThread, Job
+from workers.consumer.printer import printer
+from workers.errors import ConfigError, WorkerError
+from workers.handlers import Handler, OutputClosedError, Retry, batch, check_handler, is_batch, lifespan, load_handler
+from workers.lifecycle import Shutdown
 
 
 class Partition:
@@ -232,7 +223,8 @@ def test_marks_are_explicit() -> None:
 
 
 MODULE = """
-from workers import batch, lifespan
+from workers import batch
+from workers import lifespan
 
 def plain(message): ...
 

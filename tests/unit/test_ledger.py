@@ -5,8 +5,10 @@ from itertools import accumulate, chain, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.ledger import MAX_GAPS, MAX_STREAMS, OrderCounts, OrderLedger, Ranges, StreamSeen
-from workers.messages import Stamp, encode, is_stream, stream_of
+from workers.accounting.order import MAX_GAPS, MAX_STREAMS, OrderCounts, OrderLedger
+from workers.accounting.ranges import Ranges
+from workers.accounting.stamps import Stamp, encode, is_stream, stream_of
+from workers.accounting.verify import StreamSeen
 
 STREAM = stream_of("run", 0, 1)
 UNBOUND = stream_of("run", 0, None)

@@ -5,7 +5,7 @@ from confluent_kafka import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.messages import (
+from workers.accounting.stamps import (
     STAMP_BYTES,
     STAMP_HEADER,
     Stamp,
@@ -16,9 +16,9 @@ from workers.messages import (
     encode_batch,
     is_bound,
     new_run,
-    stamp_of,
     stream_of,
 )
+from workers.kafka.messages import stamp_of
 
 RUNS = st.from_regex(r"[A-Za-z0-9.-]{1,12}", fullmatch=True)
 SEQUENCES = st.integers(0, 10**12 - 1)

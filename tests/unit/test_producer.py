@@ -8,11 +8,14 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from tests.processes import eventually
-from workers.config import PRODUCER_DEFAULTS, ClientConfig, Rank, Setting
-from workers.lifecycle import Shutdown, WorkerError
-from workers.messages import encode, stream_of
-from workers.producer import Deliveries, Producer
-from workers.sources import Delivery, ThreadedSource
+from workers.accounting.stamps import encode, stream_of
+from workers.config import PRODUCER_DEFAULTS, ClientConfig, Precedence, Setting
+from workers.errors import WorkerError
+from workers.lifecycle import Shutdown
+from workers.producer.deliveries import Deliveries
+from workers.producer.loop import Producer
+from workers.producer.prefetch import ThreadedSource
+from workers.sources import Delivery
 
 
 def test_a_stamped_message_of_another_run_that_fails_is_counted() -> None:
@@ -26,7 +29,7 @@ def test_a_stamped_message_of_another_run_that_fails_is_counted() -> None:
 
 
 def test_a_source_is_told_no_more_when_the_time_to_stop_is_up() -> None:
-    servers = Setting("bootstrap.servers", "127.0.0.1:1", Rank.COMMAND_LINE, "")
+    servers = Setting("bootstrap.servers", "127.0.0.1:1", Precedence.COMMAND_LINE, "")
     shutdown = Shutdown(0)
     producer = Producer(ClientConfig(PRODUCER_DEFAULTS, [servers]), "orders", shutdown)
     told: list[Delivery] = []
@@ -59,9 +62,9 @@ class Fatal:
 
 def test_a_client_that_gives_up_leaves_no_message_without_an_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr("workers.producer.MAX_QUEUE_MESSAGES", 3000)
-    servers = Setting("bootstrap.servers", "127.0.0.1:1", Rank.COMMAND_LINE, "")
-    quiet = Setting("log_level", "0", Rank.COMMAND_LINE, "")
+    monkeypatch.setattr("workers.producer.loop.MAX_QUEUE_MESSAGES", 3000)
+    servers = Setting("bootstrap.servers", "127.0.0.1:1", Precedence.COMMAND_LINE, "")
+    quiet = Setting("log_level", "0", Precedence.COMMAND_LINE, "")
     producer = Producer(ClientConfig(PRODUCER_DEFAULTS, [servers, quiet]), "orders", Shutdown(1))
 
     def give_up() -> None:

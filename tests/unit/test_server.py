@@ -13,10 +13,10 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
-from workers.config import ConfigError
-from workers.lifecycle import Shutdown, bounded
-from workers.server import Server
-from workers.statistics import parse
+from workers.errors import ConfigError
+from workers.kafka.statistics import parse
+from workers.lifecycle import Shutdown, call_with_timeout
+from workers.monitoring.server import Server
 
 
 class Probes:
@@ -131,8 +131,8 @@ def test_time_runs_only_after_a_stop_was_asked_for() -> None:
 
 def test_a_call_that_hangs_is_left_behind() -> None:
     never = threading.Event()
-    assert bounded(lambda: None, 5)
-    assert not bounded(lambda: never.wait(20), 0.1)
+    assert call_with_timeout(lambda: None, 5)
+    assert not call_with_timeout(lambda: never.wait(20), 0.1)
     never.set()
 
 

@@ -14,22 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.processes import eventually
-from workers import sources
-from workers.config import ConfigError
-from workers.messages import STAMP_HEADER, decode, stream_of
-from workers.sources import (
-    AHEAD_BYTES,
-    AHEAD_MESSAGES,
-    LineFormat,
-    Outgoing,
-    Record,
-    SourceError,
-    StampedSource,
-    ThreadedSource,
-    call_source,
-    parse_lines,
-    read_file,
-)
+from workers.accounting.stamps import STAMP_HEADER, decode, stream_of
+from workers.errors import ConfigError
+from workers.producer import lines
+from workers.producer.generator import StampedSource
+from workers.producer.lines import LineFormat, parse_lines, read_file
+from workers.producer.prefetch import ThreadedSource
+from workers.sources import AHEAD_BYTES, AHEAD_MESSAGES, Outgoing, Record, SourceError, call_source
 
 
 def values_of(data: bytes, line_format: LineFormat | None = None) -> list[bytes | None]:
@@ -55,7 +46,7 @@ def test_a_last_line_without_a_newline_counts() -> None:
 def test_a_long_line_is_one_message_and_one_without_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert values_of(b"x" * 20_000_000 + b"\nshort\n") == [b"x" * 20_000_000, b"short"]
 
-    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 1 << 20)
     with pytest.raises(SourceError, match="file line 2: longer than 1 MiB"):
         values_of(b"first\n" + b"x" * 3_000_000)
 

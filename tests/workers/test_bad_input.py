@@ -9,7 +9,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from tests.conftest import PASSWORD, USER, Certificates
 from tests.processes import Processes
-from workers.cluster import Cluster
+from workers.local.cluster import Cluster
 
 MODULE = """
 not_callable = 1

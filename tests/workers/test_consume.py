@@ -206,7 +206,10 @@ def test_a_closed_pipe_ends_it_quietly(processes: Processes, topic: str, group: 
 
 HANDLERS = """
 import time
-from workers import Reject, Retry, batch, lifespan
+from workers import Reject
+from workers import Retry
+from workers import batch
+from workers import lifespan
 
 def append(line):
     with open("{directory}/handled.txt", "a") as file:

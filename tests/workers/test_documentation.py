@@ -7,8 +7,8 @@ from click.testing import CliRunner
 
 from tests.faults.faults import FAULTS
 from tests.faults.report import BEGIN, END
-from workers.cli import cli
-from workers.metrics import markdown
+from workers.cli.main import cli
+from workers.monitoring.metrics import markdown
 
 ROOT = Path(__file__).parents[2]
 # Commands of others, whose options are theirs, up to the end of the line or of the quotation.

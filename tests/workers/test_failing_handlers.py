@@ -10,22 +10,24 @@ import pytest
 from confluent_kafka import Consumer, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
-import workers.consumer
 from tests.conftest import Topics
 from tests.processes import Processes, eventually
 from tests.workers.test_consume import committed
 from workers import Retry
-from workers.config import CLASSIC_DEFAULTS, CONSUMER_DEFAULTS, ClientConfig, Rank, Setting
-from workers.consumer import ErrorPolicy
-from workers.deadletters import DeadLetters
-from workers.ledger import OrderCounts
+from workers.accounting.order import OrderCounts
+from workers.config import CLASSIC_DEFAULTS, CONSUMER_DEFAULTS, ClientConfig, Precedence, Setting
+from workers.consumer import loop
+from workers.consumer.assignment import Partition
+from workers.consumer.failures import ErrorPolicy
+from workers.deadletters.writer import DeadLetters
+from workers.kafka.messages import headers_of
 from workers.lifecycle import Shutdown
-from workers.messages import headers_of
-from workers.partitions import Partition
 
 HANDLERS = """
 import time
-from workers import Reject, Retry, batch
+from workers import Reject
+from workers import Retry
+from workers import batch
 
 def note(text):
     with open("{directory}/notes.txt", "a") as file:
@@ -350,7 +352,7 @@ def test_messages_do_not_pile_up_behind_a_handler_that_takes_long(
 def test_what_a_blocked_partition_gives_back_to_the_client_is_read_again_in_order(
     processes: Processes, topic: str, group: str, bootstrap_servers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.consumer.MAX_WAITING_BYTES", 30_000)
+    monkeypatch.setattr("workers.consumer.loop.MAX_WAITING_BYTES", 30_000)
     given_back: list[int] = []
     failed: set[tuple[int | None, int | None]] = set()
     processes.produce(topic, "--count", "3000")
@@ -361,14 +363,14 @@ def test_what_a_blocked_partition_gives_back_to_the_client_is_read_again_in_orde
             failed.add(place)
             raise Retry("again", after_s=0.05)
 
-    class Watched(workers.consumer.Consumer):
+    class Watched(loop.Consumer):
         def _give_back(self, partition: Partition) -> None:
             before = len(partition.pending)
             super()._give_back(partition)
             given_back.append(before - len(partition.pending))
 
     told = {"bootstrap.servers": bootstrap_servers, "group.id": group}
-    settings = [Setting(*each, Rank.COMMAND_LINE, "") for each in told.items()]
+    settings = [Setting(*each, Precedence.COMMAND_LINE, "") for each in told.items()]
     config = ClientConfig((*CONSUMER_DEFAULTS, *CLASSIC_DEFAULTS), settings)
     consumer = Watched(
         config,

@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from tests.conftest import Topics
 from tests.processes import COMMAND, Processes, eventually
-from workers.cluster import Cluster
+from workers.local.cluster import Cluster
 
 
 def read_all(bootstrap_servers: str, topic: str, count: int) -> list[tuple[bytes | None, bytes | None]]:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.processes import Process, Processes, eventually
-from workers.cluster import Cluster
-from workers.producer import MAX_QUEUE_MESSAGES
+from workers.local.cluster import Cluster
+from workers.producer.loop import MAX_QUEUE_MESSAGES
 from workers.sources import BATCH_MESSAGES
 
 BOUND_S = 3.0

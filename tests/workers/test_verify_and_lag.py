@@ -9,7 +9,7 @@ from confluent_kafka.admin import AdminClient
 
 from tests.conftest import Topics
 from tests.processes import Processes, eventually
-from workers.messages import encode, stream_of
+from workers.accounting.stamps import encode, stream_of
 
 
 def write_stamped(bootstrap_servers: str, topic: str, run: str, sequences: list[int]) -> None:

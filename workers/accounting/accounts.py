@@ -1,0 +1,75 @@
+"""The written account of a run of the producer, and its verification against what was seen in a log.
+
+The producer writes one JSON document at its end. With it, a message that is not there can be told apart: lost
+(acknowledged, yet missing), failed (the producer said so), or unknown (it timed out under way and did not arrive).
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from workers.accounting.ranges import Ranges
+from workers.accounting.stamps import SEQUENCE, StreamName
+from workers.errors import ConfigError
+
+
+@dataclass(slots=True)
+class StreamSent:
+    """What became of the messages of one stream: all of 0 to `sent` - 1 that are neither failed nor unknown are
+    acknowledged.
+    """
+
+    sent: int = 0
+    failed: Ranges = field(default_factory=Ranges)
+    unknown: Ranges = field(default_factory=Ranges)
+
+
+# How the lines of `--verbose` begin, which can stand before an account.
+DELIVERY_LINES = ("delivered ", "failure ", "unknown ")
+# As many as a stamp has room for.
+MAX_SEQUENCES = 10 ** (SEQUENCE.stop - SEQUENCE.start)
+
+
+def read_accounts(text: str, origin: str, topic: str) -> dict[bytes, StreamSent]:
+    """What was sent to `topic`, by stream, from the JSON lines of one or several runs. Deliveries that `--verbose` has
+    printed before them are passed over.
+
+    Raises ConfigError naming the line.
+    """
+    sent: dict[bytes, StreamSent] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip() or line.startswith(DELIVERY_LINES):
+            continue
+        try:
+            document = json.loads(line)
+            if document["topic"] != topic:
+                raise ConfigError(
+                    f"{origin} line {number}: the account of topic {document['topic']}, and --topic is {topic}"
+                )
+            for entry in document["streams"]:
+                stream = entry["stream"].encode()
+                StreamName.of(stream)
+                if stream in sent:
+                    raise ConfigError(
+                        f"{origin} line {number}: a second account of run {document['run']}; give each run one"
+                    )
+                count = _whole(entry["sent"], 0, MAX_SEQUENCES)
+                failed, unknown = (_ranges(entry[key], count) for key in ("failed", "unknown"))
+                sent[stream] = StreamSent(count, failed, unknown)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ConfigError(
+                f"{origin} line {number}: not an account; write it with `produce --summary json`"
+            ) from None
+    if not sent:
+        raise ConfigError(f"{origin}: no account in it; write it with `produce --summary json`")
+    return sent
+
+
+def _whole(number: object, least: int, most: int) -> int:
+    if type(number) is not int or not least <= number <= most:
+        raise ValueError
+    return number
+
+
+def _ranges(pairs: Iterable[tuple[object, object]], count: int) -> Ranges:
+    return Ranges((_whole(start, 0, count), _whole(end, 1, count)) for start, end in pairs)

@@ -1,0 +1,152 @@
+"""The accounts: what was sent, and what was seen. Pure bookkeeping, without a client or a clock.
+
+Three ledgers, one for each place that sees messages pass:
+
+- `StreamSent` (producer): how many messages of a stream were sent, and which were not acknowledged.
+- `OrderLedger` (consumer, one for each owned partition): gaps, duplicates and order, online and in bounded memory.
+- `StreamSeen` (verification): exactly which sequences are in a log, how often, and in which order.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
+
+from workers.accounting.stamps import MAGIC, SEQUENCE, STREAM, head, is_bound, is_stream
+
+# Bounds of one partition's OrderLedger. Beyond them an old stream starts anew and an old gap stays counted as missing.
+MAX_STREAMS = 64
+MAX_GAPS = 128
+# What a committed offset's metadata may hold: offset.metadata.max.bytes of the brokers.
+MEMO_BYTES = 4096
+_MEMO_GAP = re.compile(r" (\d+)-(\d+)")
+_STREAM_LENGTH = STREAM.stop - STREAM.start
+_MEMO_ENTRY = re.compile(rf"(?P<stream>.{{{_STREAM_LENGTH}}}) (?P<next>\d+)(?P<gaps>(?: \d+-\d+)*)", re.ASCII)
+_LAST_DIGIT: Callable[[bytes], int] = itemgetter(SEQUENCE.stop - 1)
+
+
+@dataclass(slots=True)
+class _Expected:
+    """The next sequence of a stream, and the gaps before it that a late message may still fill."""
+
+    next: int
+    gaps: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class OrderCounts:
+    """What order ledgers found; the ledgers of a topic's partitions share one."""
+
+    missing: int = 0
+    duplicates: int = 0
+    reordered: int = 0
+
+
+class OrderLedger:
+    """Gaps, duplicates and order of the stamped messages of one partition, as they are read.
+
+    Invariant: a sequence below a stream's `next` was either read or is in one of its gaps. `missing` counts a
+    sequence when it is skipped, and does not shrink when the message comes late: that message counts as `reordered`. A
+    stream starts where it is first seen. Holds at most MAX_STREAMS streams and MAX_GAPS gaps of each.
+    """
+
+    def __init__(self, counts: OrderCounts, memo: str | None = None) -> None:
+        self._counts = counts
+        self._streams: dict[bytes, _Expected] = _from_memo(memo)
+
+    def follow(self, values: list[Any]) -> bool:
+        """Books the values of messages at once if they are just the next ones of one stream, and says whether they are.
+
+        They are if they are sorted, the first and the last are the right ones, and each last digit follows the one
+        before: then no step is 0 or below, and there are just as many as lead from the first to the last. This makes no
+        new object for a message, which would take longer than all else that is done for it.
+        """
+        first, last = values[0] or b"", values[-1] or b""
+        expected = self._streams.get(first[STREAM])
+        if expected is None:
+            return False
+        begin, end = expected.next, expected.next + len(values)
+        digits = (b"0123456789" * (len(values) // 10 + 2))[begin % 10 :][: len(values)]
+        try:
+            consecutive: bool = (
+                first.startswith(head(first[STREAM], begin))
+                and last.startswith(head(first[STREAM], end - 1))
+                and sorted(values) == values
+                and bytes(map(_LAST_DIGIT, values)) == digits
+            )
+        except (TypeError, IndexError):  # a value is None, or too short for a stamp
+            return False
+        if consecutive:
+            expected.next = end
+        return consecutive
+
+    def observe(self, stamps: Iterable[bytes | None]) -> None:
+        """Accounts for messages one by one, in the order of their offsets; what is no stamp is passed over."""
+        streams = self._streams
+        for value in stamps:
+            if value is None or value[:4] != MAGIC:
+                continue
+            try:
+                sequence = int(value[SEQUENCE])
+            except ValueError:
+                continue
+            expected = streams.get(value[STREAM])
+            if expected is not None and expected.next == sequence:
+                expected.next = sequence + 1
+            else:
+                self._surprise(value[STREAM], expected, sequence)
+
+    def memo(self) -> str:
+        """What the next owner of the partition needs to go on, without the oldest gaps where they do not fit."""
+        entries = [f"{stream.decode()} {expected.next}" for stream, expected in self._streams.items()]
+        room = MEMO_BYTES - sum(map(len, entries)) - len(entries)
+        for at, expected in enumerate(self._streams.values()):
+            for start, end in reversed(expected.gaps):
+                gap = f" {start}-{end}"
+                room -= len(gap)
+                if room < 0:
+                    return ";".join(entries)
+                entries[at] += gap
+        return ";".join(entries)
+
+    def _surprise(self, stream: bytes, expected: _Expected | None, sequence: int) -> None:
+        if expected is None:
+            if not is_stream(stream):
+                return
+            if len(self._streams) >= MAX_STREAMS:
+                del self._streams[next(iter(self._streams))]
+            self._streams[stream] = _Expected(sequence + 1)
+        elif sequence > expected.next:
+            if is_bound(stream):
+                self._counts.missing += sequence - expected.next
+                expected.gaps.append((expected.next, sequence))
+                del expected.gaps[:-MAX_GAPS]
+            expected.next = sequence + 1
+        elif not is_bound(stream):
+            # Its other messages are in other partitions, so an earlier sequence can only be out of order here.
+            self._counts.reordered += 1
+        elif _fill(expected.gaps, sequence):
+            self._counts.reordered += 1
+            del expected.gaps[:-MAX_GAPS]
+        else:
+            self._counts.duplicates += 1
+
+
+def _fill(gaps: list[tuple[int, int]], sequence: int) -> bool:
+    for at, (start, end) in enumerate(gaps):
+        if start <= sequence < end:
+            gaps[at : at + 1] = [gap for gap in ((start, sequence), (sequence + 1, end)) if gap[0] < gap[1]]
+            return True
+    return False
+
+
+def _from_memo(memo: str | None) -> dict[bytes, _Expected]:
+    streams = {}
+    for entry in (memo or "").split(";"):
+        # Somebody else's commit may carry any text.
+        found = _MEMO_ENTRY.fullmatch(entry)
+        if found is not None:
+            gaps = [(int(start), int(end)) for start, end in _MEMO_GAP.findall(found["gaps"])]
+            streams[found["stream"].encode()] = _Expected(int(found["next"]), sorted(gaps))
+    return streams

@@ -1,0 +1,312 @@
+"""The command line: options, and wiring the modules together. Nothing is decided here.
+
+What a command needs is imported when it runs: `--help` and a worker's start pay only for what they use.
+"""
+
+import os
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import click
+from confluent_kafka import KafkaException
+
+from workers.cli.context import Context
+from workers.cli.options import POSITIVE, POSITIVE_NUMBER, SECONDS, TOPIC, connection_options, option, worker_options
+from workers.errors import ConfigError, ExitCode, WorkerError
+from workers.lifecycle import LEFT_BEHIND, Shutdown
+from workers.producer.generator import DEFAULT_COUNT, DEFAULT_SIZE
+
+if TYPE_CHECKING:
+    pass
+
+# How long the end of a command waits for threads that the user's code has started.
+THREADS_TIMEOUT_S = 2.0
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="kafka-workers", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Kafka workers that account for every message.
+
+    Every option is an environment variable too: --some-option is KAFKA_SOME_OPTION.
+    Exit codes: 0 all well, 1 something failed to deliver or a fatal Kafka error, 2 wrong usage or configuration, 3 a
+    verification found loss.
+    """
+
+
+@cli.command()
+@option("--topic", type=TOPIC, default="teste", show_default=True, help="Topic to write to.")
+@option("--count", type=POSITIVE, help=f"Messages to send.  [default: {DEFAULT_COUNT}, or all of the input]")
+@option("--rate", type=POSITIVE_NUMBER, help="Messages per second.  [default: as fast as it goes]")
+@option(
+    "--size", type=click.IntRange(57, 100_000_000), help=f"Bytes of a test message's value.  [default: {DEFAULT_SIZE}]"
+)
+@option("--duration", type=POSITIVE_NUMBER, help="Stop after so many seconds.")
+@option("--forever", is_flag=True, help="Send until stopped.")
+@option("--input", "input_path", metavar="FILE|-", help="Send the lines of a file, or of standard input.")
+@option("--key-separator", help="Lines are KEY<separator>VALUE.")
+@option("--key-field", help="Lines are JSON objects; this field is the key.")
+@option(
+    "--on-invalid",
+    type=click.Choice(["stop", "dead-letter"]),
+    default="stop",
+    show_default=True,
+    help="What happens with a line that is not such JSON.",
+)
+@option("--dead-letter-topic", type=TOPIC, help="Where invalid lines go.  [default: TOPIC.dlq]")
+@option("--source", metavar="MODULE:FUNCTION", help="Send what this function yields.")
+@option("--stamp", is_flag=True, help="Give messages of --input or --source a stamp in a header, for `verify`.")
+@option("--run", "run_name", help="Name of this run in the stamps.  [default: a new one]")
+@option(
+    "--producer-index",
+    type=click.IntRange(0, 9999),
+    default=None,
+    help="Number of this producer in the stamps.  [default: JOB_COMPLETION_INDEX, or 0]",
+)
+@option("--verbose", is_flag=True, help="Print each delivery on standard output.")
+@option(
+    "--linger",
+    type=SECONDS,
+    default=0.0,
+    show_default=True,
+    help="Stay up at the end until the metrics have been scraped once, at most so many seconds.",
+)
+@worker_options
+@connection_options
+def produce(**_options: object) -> None:
+    """Send messages, and account for every delivery.
+
+    Without --input or --source they are stamped test messages, so that `verify` can tell what became of each.
+    """
+    from workers.cli import commands
+
+    commands.produce(Context())
+
+
+@cli.command()
+@option(
+    "--topic",
+    "topics",
+    type=TOPIC,
+    multiple=True,
+    default=["teste"],
+    show_default=True,
+    help="Topic to read; repeatable.",
+)
+@option("--group-id", default="kafka-workers", show_default=True, help="Consumer group to join.")
+@option(
+    "--group-protocol",
+    type=click.Choice(["classic", "consumer"]),
+    default="classic",
+    show_default=True,
+    help="Rebalance protocol; consumer is KIP-848, for brokers from 4.0 on.",
+)
+@option(
+    "--format",
+    "format_name",
+    type=click.Choice(["text", "json", "value"]),
+    default="text",
+    show_default=True,
+    help="How messages are printed.",
+)
+@option("--handler", metavar="MODULE:NAME", help="Call this instead of printing.")
+@option(
+    "--on-error",
+    type=click.Choice(["retry", "dead-letter", "stop"]),
+    default="dead-letter",
+    show_default=True,
+    help="When the handler raises: retry for ever, or after --max-attempts write a dead letter or stop.",
+)
+@option("--max-attempts", type=POSITIVE, default=5, show_default=True, help="Calls of the handler for one message.")
+@option(
+    "--retry-backoff",
+    type=POSITIVE_NUMBER,
+    default=0.1,
+    show_default=True,
+    help="Seconds before the second call; then doubled.",
+)
+@option(
+    "--retry-backoff-max", type=POSITIVE_NUMBER, default=30.0, show_default=True, help="Seconds between calls at most."
+)
+@option(
+    "--dead-letter-topic",
+    type=TOPIC,
+    help="Where messages go that the handler never takes.  [default: TOPIC.dlq]",
+)
+@option(
+    "--from-beginning/--from-end",
+    default=True,
+    show_default=True,
+    help="Where the group has committed nothing: begin at the oldest message, or at what comes next.",
+)
+@option("--max-messages", type=POSITIVE, help="Stop after so many messages.")
+@option("--idle-timeout", type=POSITIVE_NUMBER, help="Stop when none came for so many seconds.")
+@option(
+    "--stall-timeout",
+    type=POSITIVE_NUMBER,
+    default=300.0,
+    show_default=True,
+    help="Seconds without progress after which /livez fails.",
+)
+@worker_options
+@connection_options
+def consume(**_options: object) -> None:
+    """Read topics as a member of a group, at least once; print each message or have a handler called."""
+    from workers.cli import commands
+
+    commands.consume(Context())
+
+
+@cli.command()
+@option("--group-id", default="kafka-workers", show_default=True, help="Consumer group.")
+@option(
+    "--topic", "topics", type=TOPIC, multiple=True, help="Only this topic; repeatable.  [default: all of the group]"
+)
+@option("--watch", is_flag=True, help="Show it again every --interval seconds until stopped.")
+@option("--interval", type=POSITIVE_NUMBER, default=2.0, show_default=True, help="Seconds between two looks.")
+@option("--json", "as_json", is_flag=True, help="One JSON document for each look.")
+@option("--max-lag", type=click.IntRange(min=0), help="Exit 1 when the group is further behind, in messages.")
+@connection_options
+def lag(**_options: object) -> None:
+    """Show a consumer group as the brokers see it: members, their partitions, lag, idle members."""
+    from workers.cli import commands
+
+    commands.lag(Context())
+
+
+@cli.command()
+@option("--topic", type=TOPIC, default="teste", show_default=True, help="Topic to read.")
+@option("--account", metavar="FILE|-", help="What `produce --summary json` wrote: tells lost from failed and unknown.")
+@option("--run", "runs", multiple=True, help="Only this run; repeatable.")
+@option("--json", "as_json", is_flag=True, help="One JSON document for each run.")
+@connection_options
+def verify(**_options: object) -> None:
+    """Read a topic to its end and account for the stamped messages in it; exit 3 when one was lost.
+
+    Without --account every gap below the highest sequence counts as lost.
+    """
+    from workers.cli import commands
+
+    commands.verify(Context())
+
+
+@cli.command()
+@option("--topic", type=TOPIC, required=True, help="Dead-letter topic to read.")
+@option("--group-id", default="kafka-workers-replay", show_default=True, help="Group that remembers what was replayed.")
+@option("--max-messages", type=POSITIVE, help="Stop after so many messages.")
+@option(
+    "--shutdown-timeout",
+    type=SECONDS,
+    default=25.0,
+    show_default=True,
+    help="Seconds that stopping may take after SIGTERM.",
+)
+@connection_options
+def replay(**_options: object) -> None:
+    """Send the dead letters that are there back to the topics they came from, if no earlier replay has sent them."""
+    from workers.cli import commands
+
+    commands.replay(Context())
+
+
+@cli.command()
+@option("--brokers", type=click.IntRange(1, 9), default=3, show_default=True, help="How many brokers.")
+@option(
+    "--create-topic",
+    "topics",
+    multiple=True,
+    default=["teste", "teste.dlq"],
+    show_default=True,
+    help="Topics to create.",
+)
+@option("--partitions", type=POSITIVE, default=3, show_default=True, help="Partitions of each.")
+@option(
+    "--heap",
+    "heap_mb",
+    type=click.IntRange(min=128),
+    default=256,
+    show_default=True,
+    help="Java heap of a broker, MiB.",
+)
+def cluster(brokers: int, topics: tuple[str, ...], partitions: int, heap_mb: int) -> None:
+    """Run a real Apache Kafka cluster on loopback until Ctrl-C, or until a broker ends; leaves nothing behind."""
+    from workers.local.cluster import Cluster
+
+    shutdown = Shutdown(0)
+    shutdown.install()
+    with Cluster(brokers, heap_mb=heap_mb, say=_say) as running:
+        for topic in topics:
+            running.create_topic(topic, partitions)
+        # On standard output, alone on its line: scripts read it.
+        click.echo(running.bootstrap_servers)
+        _say(f"topics {', '.join(topics)}; to use it: export KAFKA_BOOTSTRAP_SERVERS={running.bootstrap_servers}")
+        while not shutdown.requested:
+            running.check()
+            time.sleep(0.1)
+
+
+@cli.command()
+@click.option("--quick", is_flag=True, help="Fewer messages: on an idle machine under 25 s instead of under 60.")
+@click.option("--plain", is_flag=True, help="Lines instead of a live table, as where there is no terminal.")
+def demo(quick: bool, plain: bool) -> None:
+    """See it work: three brokers, a producer, four consumers on three partitions, and a broker that is killed."""
+    from workers.local.demo import run
+
+    shutdown = Shutdown(10)
+    shutdown.install()
+    raise SystemExit(run(quick=quick, live=not plain and sys.stdout.isatty(), shutdown=shutdown, say=_say))
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def main() -> None:
+    """Runs the command; every error is one line on standard error and an exit code."""
+    command = " ".join(["kafka-workers", *[word for word in sys.argv[1:2] if not word.startswith("-")]])
+    code: int = ExitCode.OK
+    try:
+        cli.main(prog_name="kafka-workers", standalone_mode=False)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else ExitCode.FAILED
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        code = ExitCode.USAGE
+    except click.ClickException as error:
+        code = _complain(command, f"{error.format_message()} (see {command} --help)", ExitCode.USAGE)
+    except ConfigError as error:
+        code = _complain(command, str(error), ExitCode.USAGE)
+    except WorkerError as error:
+        code = _complain(command, str(error), error.code)
+    except KafkaException as error:
+        code = _complain(command, f"Kafka error: {error.args[0].str()}", ExitCode.FAILED)
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except BrokenPipeError:
+        code = ExitCode.OK
+    except OSError as error:
+        code = _complain(command, f"standard output cannot be written: {error.strerror}", ExitCode.FAILED)
+    _end(code)
+
+
+def _complain(command: str, text: str, code: ExitCode) -> ExitCode:
+    click.echo(f"{command}: {' '.join(text.split())}", err=True)
+    return code
+
+
+def _end(code: int) -> None:
+    """Ends, at once where something was left behind: the interpreter would wait for it."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.stderr.flush()
+    if any(thread.name in LEFT_BEHIND for thread in threading.enumerate()):
+        os._exit(code)
+    # Threads of the user's own may never end.
+    leaving = threading.Timer(THREADS_TIMEOUT_S, os._exit, [code])
+    leaving.daemon = True
+    leaving.start()
+    sys.exit(code)

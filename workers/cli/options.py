@@ -1,0 +1,137 @@
+"""The options: what the commands share, and the types of their values."""
+
+import math
+import os
+import re
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    pass
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+DEFAULT_METRICS_PORT = 8000
+
+
+class Option(click.Option):
+    """An option that is an environment variable too: `--some-option` is KAFKA_SOME_OPTION."""
+
+    def __init__(self, *arguments: Any, **attributes: Any) -> None:
+        attributes.setdefault("show_envvar", True)
+        super().__init__(*arguments, **attributes)
+        if self.envvar is None and self.name is not None:
+            long_name = max(self.opts, key=len).lstrip("-")
+            self.envvar = "KAFKA_" + long_name.replace("-", "_").upper()
+
+
+def option(*arguments: Any, **attributes: Any) -> Callable[[_Command], _Command]:
+    return click.option(*arguments, cls=Option, **attributes)
+
+
+def _apply(command: _Command, options: Sequence[Callable[[_Command], _Command]]) -> _Command:
+    for each in reversed(options):
+        command = each(command)
+    return command
+
+
+POSITIVE = click.IntRange(min=1)
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers without "inf", which has no end, and "nan", which is in every range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+class Topic(click.ParamType[str]):
+    """A topic's name. The rule is that of Topic.validate in Kafka."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        name = str(value)
+        if not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", name) or name in (".", ".."):
+            self.fail(
+                f"{name!r} cannot be a topic: 1 to 249 letters, digits, dots, dashes and underscores.", param, ctx
+            )
+        return name
+
+
+TOPIC = Topic()
+SECONDS = FiniteRange(min=0)
+POSITIVE_NUMBER = FiniteRange(min=0, min_open=True)
+# Options that are one librdkafka property each.
+CONNECTION = {
+    "bootstrap_servers": "bootstrap.servers",
+    "client_id": "client.id",
+    "security_protocol": "security.protocol",
+    "sasl_mechanism": "sasl.mechanism",
+    "sasl_username": "sasl.username",
+    "ssl_ca_location": "ssl.ca.location",
+    "ssl_certificate_location": "ssl.certificate.location",
+    "ssl_key_location": "ssl.key.location",
+}
+# Secrets: the option with the file's name, the variable with the secret itself, and the property.
+SECRETS = (
+    ("sasl_password_file", "KAFKA_SASL_PASSWORD", "sasl.password"),
+    ("ssl_key_password_file", "KAFKA_SSL_KEY_PASSWORD", "ssl.key.password"),
+)
+
+
+def _client_id() -> str:
+    """Tells members of a group apart: the pod's name in Kubernetes, where process 1 is ours."""
+    return socket.gethostname() if os.getpid() == 1 else f"{socket.gethostname()}-{os.getpid()}"
+
+
+def connection_options(command: _Command) -> _Command:
+    """How to reach the brokers, for every command that does."""
+    protocols = click.Choice(["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"], case_sensitive=False)
+    return _apply(
+        command,
+        [
+            option("--bootstrap-servers", default="localhost:9092", show_default=True, help="Brokers to begin with."),
+            option("--security-protocol", type=protocols, help="How to talk to the brokers.  [default: plaintext]"),
+            option("--sasl-mechanism", help="SCRAM-SHA-512, SCRAM-SHA-256, PLAIN, OAUTHBEARER or GSSAPI."),
+            option("--sasl-username", help="User of SASL."),
+            option("--sasl-password-file", type=Path, help="File with its password; or variable KAFKA_SASL_PASSWORD."),
+            option("--ssl-ca-location", help="File or directory of CA certificates that brokers are checked with."),
+            option("--ssl-certificate-location", help="Our certificate (PEM), for mTLS."),
+            option("--ssl-key-location", help="Its private key (PEM)."),
+            option("--ssl-key-password-file", type=Path, help="File with its password; or KAFKA_SSL_KEY_PASSWORD."),
+            option("--client-id", default=_client_id, show_default="host name and process id",
+                   help="Our name in `lag` and in the brokers' logs."),
+            option("--property", "properties", multiple=True, metavar="NAME=VALUE",
+                   help="Any librdkafka property; repeatable."),
+            option("--properties-file", type=Path, help="File of NAME=VALUE lines with librdkafka properties."),
+            option("--timeout", type=POSITIVE_NUMBER, help="Give up when no broker answers for so many seconds."),
+            option("--show-config", is_flag=True, help="Print what is in force and where it comes from, and exit."),
+            option("--log-format", type=click.Choice(["text", "json"]), help="[default: text on a terminal]"),
+            option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info",
+                   show_default=True),
+        ],
+    )  # fmt: skip
+
+
+def worker_options(command: _Command) -> _Command:
+    """What both workers have."""
+    return _apply(
+        command,
+        [
+            option("--metrics-port", type=click.IntRange(0, 65535), default=DEFAULT_METRICS_PORT, show_default=True,
+                   help="Port of /metrics, /livez and /readyz; 0 for any free one."),
+            option("--metrics-host", default="0.0.0.0", show_default=True, help="Address it listens on."),  # noqa: S104
+            option("--no-metrics", is_flag=True, help="Do not listen at all."),
+            option("--shutdown-timeout", type=SECONDS, default=25.0, show_default=True,
+                   help="Seconds that stopping may take after SIGTERM."),
+            option("--summary", type=click.Choice(["text", "json"]), default="text", show_default=True,
+                   help="Form of the account at the end."),
+        ],
+    )  # fmt: skip

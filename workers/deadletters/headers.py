@@ -1,0 +1,41 @@
+"""A dead letter's headers: where its message came from, and why it is one."""
+
+from collections.abc import Iterable
+
+from confluent_kafka import Message
+
+from workers.kafka.messages import headers_of
+from workers.loading import text_of
+
+PREFIX = "kafka-workers."
+ORIGINAL_TOPIC = PREFIX + "original-topic"
+ORIGINAL_PARTITION = PREFIX + "original-partition"
+ORIGINAL_OFFSET = PREFIX + "original-offset"
+ORIGINAL_TIMESTAMP = PREFIX + "original-timestamp"
+GROUP = PREFIX + "group"
+ERROR_CLASS = PREFIX + "error-class"
+ERROR_MESSAGE = PREFIX + "error-message"
+ATTEMPTS = PREFIX + "attempts"
+Header = tuple[str, str | bytes | None]
+
+
+def letter_headers(message: Message, group_id: str, error: BaseException, attempts: int) -> list[Header]:
+    """The message's own headers and those that tell its story. Timestamps are Unix time in milliseconds."""
+    story: dict[str, object] = {
+        ORIGINAL_TOPIC: message.topic(),
+        ORIGINAL_PARTITION: message.partition(),
+        ORIGINAL_OFFSET: message.offset(),
+        ORIGINAL_TIMESTAMP: message.timestamp()[1],
+        GROUP: group_id,
+        ERROR_CLASS: type(error).__name__,
+        ERROR_MESSAGE: text_of(error)[:1000],
+        ATTEMPTS: attempts,
+    }
+    # An error may quote half of a surrogate pair, which UTF-8 cannot hold.
+    told = [(name, str(value).encode(errors="backslashreplace")) for name, value in story.items()]
+    return [*own_headers(message), *told]
+
+
+def own_headers(message: Message) -> Iterable[Header]:
+    """The headers that the message had before it became a dead letter."""
+    return [(name, value) for name, value in headers_of(message) if not name.startswith(PREFIX)]

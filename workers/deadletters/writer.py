@@ -1,0 +1,96 @@
+"""The dead-letter topic: where a message goes that its handler will never take, with all that is needed to replay
+it.
+"""
+
+import logging
+from collections.abc import Iterable
+
+import confluent_kafka
+from confluent_kafka import KafkaError, KafkaException, Message
+
+from workers.config import ClientConfig
+from workers.deadletters.headers import letter_headers
+from workers.kafka.client import ClientState, create_client, poll_producer
+from workers.lifecycle import call_with_timeout
+
+log = logging.getLogger(__name__)
+# A letter is larger than its message. How large it may be is the topic's business, not the client's.
+ANY_SIZE = {"message.max.bytes": "1000000000"}
+CHECK_TIMEOUT_S = 2.0
+TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE)
+
+
+class Letter:
+    """One dead letter under way: `delivered` is None until the brokers have answered."""
+
+    def __init__(self) -> None:
+        self.delivered: bool | None = None
+        self.error = ""
+        self.too_large = False
+
+    def on_delivery(self, error: KafkaError | None, _message: Message) -> None:
+        if error is not None:
+            self.error = error.str()
+            self.too_large = error.code() in TOO_LARGE
+        self.delivered = error is None
+
+
+class DeadLetters:
+    """Writes dead letters. Its client is made with the first one: most workers never need it."""
+
+    def __init__(self, config: ClientConfig, topic: str | None, group_id: str) -> None:
+        self._config = config
+        self._topic = topic
+        self._group_id = group_id
+        self._client_state = ClientState()
+        self._client: confluent_kafka.Producer | None = None
+
+    def topic_for(self, message: Message) -> str:
+        return self._name(message.topic() or "")
+
+    def _name(self, topic: str) -> str:
+        return self._topic or f"{topic}.dlq"
+
+    def check(self, client: confluent_kafka.Consumer, topics: Iterable[str]) -> None:
+        """Says which dead-letter topics are not there: a message that needs one would wait for it."""
+        for name in set(map(self._name, topics)):
+            try:
+                found = client.list_topics(name, timeout=CHECK_TIMEOUT_S).topics[name]
+            except KafkaException:
+                continue
+            if not found.partitions:
+                log.warning("there is no dead-letter topic %s (or no right to it); create it, or see --on-error", name)
+
+    def send(self, message: Message, error: BaseException, attempts: int) -> Letter:
+        """Hands the message to the client; look at the letter after later calls of `poll`."""
+        if self._client is None:
+            self._client = create_client(
+                confluent_kafka.Producer, self._config, {**self._client_state.callbacks(), **ANY_SIZE}
+            )
+        letter = Letter()
+        try:
+            self._client.produce(
+                self.topic_for(message),
+                message.value(),
+                message.key(),
+                headers=letter_headers(message, self._group_id, error, attempts),
+                on_delivery=letter.on_delivery,
+            )
+        except KafkaException as refused:
+            letter.on_delivery(refused.args[0], message)
+        except BufferError as full:
+            letter.delivered, letter.error = False, str(full)
+        return letter
+
+    def poll(self, timeout_s: float) -> None:
+        """Hears of the letters that are under way; raises WorkerError when the client cannot go on."""
+        if self._client is not None:
+            poll_producer(self._client, self._client_state, timeout_s)
+            self._client_state.check()
+
+    def close(self, timeout_s: float) -> None:
+        """What was not delivered by then is redelivered to the group, because its offset was not stored."""
+        if self._client is not None:
+            client = self._client
+            client.purge()
+            call_with_timeout(client.close, timeout_s)

