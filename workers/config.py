@@ -7,7 +7,7 @@ be named and `--show-config` can say it. Secrets come from files or from variabl
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 
@@ -30,19 +30,30 @@ class Setting:
     """One librdkafka property: `origin` is where it came from, in the user's words."""
 
     name: str
-    value: str
+    value: str = field(repr=False)
     precedence: Precedence
     origin: str
 
     @property
+    def secret(self) -> bool:
+        return _SECRET.search(self.name) is not None
+
+    @property
     def shown(self) -> str:
-        return "********" if _SECRET.search(self.name) else self.value
+        return _MASK if self.secret else _PASSWORD_IN_ADDRESS.sub(rf"\1{_MASK}@", self.value)
 
 
-# ssl.key.location, ssl.keystore.location and enable.ssl.certificate.verification are no secrets; what they point to is.
+_MASK = "********"
+# Misspelt names and those of other clients too: --show-config prints them before librdkafka refuses them.
+# ssl.key.location, ssl.keystore.location and assertion.private.key.file are paths of secrets, and may be shown.
 _SECRET = re.compile(
-    r"password|secret|jaas|oauthbearer\.config|ssl\.key\.pem|assertion\.private\.key\.(pem|passphrase)"
+    r"pas+w|passphrase|pwd|secret|jaas|credential|user\.info|auth\.token|oauthbearer\.config|key\.pem|keystore\.key$"
 )
+# https://user:password@host
+_PASSWORD_IN_ADDRESS = re.compile(r"(://[^/@:\s]*:)[^/@\s]+@")
+# librdkafka's names have dots, but for these. What else stands before an equals sign may be a part of a secret, as in
+# `sasl.password: c2VjcmV0=`.
+_NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)+|acks|retries|debug|partitioner")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +130,7 @@ class ClientConfig:
         ours = [Setting(each.name, each.value, Precedence.DEFAULT, f"default: {each.reason}") for each in defaults]
         chosen = {each.name: each for each in sorted([*ours, *settings], key=lambda each: each.precedence)}
         for setting in chosen.values():
+            _check_text(setting)
             _check_promise(setting)
         self.settings: Mapping[str, Setting] = chosen
 
@@ -130,23 +142,40 @@ class ClientConfig:
         return {name: setting.value for name, setting in self.settings.items()}
 
     def explain(self, error: KafkaException) -> ConfigError:
-        """What librdkafka did not like, with the place it came from."""
+        """Say which property librdkafka refuses, why, and where it was set; quote no secret."""
         text = str(error.args[0].str())
-        named = {_ALIASES.get(word, word) for word in re.findall(r"[a-z0-9]+(?:\.[a-z0-9]+)+", text)}
+        # Names stand in quotation marks or have dots; a property without a dot, as `debug`, may be a word of the text.
+        words = re.findall(r"[\"`']([a-z0-9_.]+)[\"`']|([a-z0-9]+(?:\.[a-z0-9]+)+)", text)
+        named = {_ALIASES.get(word, word) for found in words for word in found if word}
         setting = next((each for name, each in self.settings.items() if name in named), None)
         if setting is None:
-            return ConfigError(f"{text}; --show-config shows what is in force")
+            return ConfigError(self._masked(f"{text}; --show-config shows what is in force"))
         if "No such configuration property" in text:
             return ConfigError(
                 f"{setting.origin}: librdkafka has no property {setting.name!r}; its CONFIGURATION.md lists them"
             )
-        return ConfigError(f"{setting.origin}: {setting.name}={setting.shown} cannot be used: {text}")
+        return ConfigError(self._masked(f"{setting.origin}: {setting.name}={setting.shown} cannot be used: {text}"))
+
+    def _masked(self, text: str) -> str:
+        """`text` without the values of secrets."""
+        values = {each.value for each in self.settings.values() if each.secret and each.value}
+        for value in sorted(values, key=len, reverse=True):
+            text = text.replace(value, _MASK)
+        return text
 
     def show(self) -> str:
         """A line for each property: name, value, origin; secrets masked."""
         rows = [(each.name, each.shown, each.origin) for _, each in sorted(self.settings.items())]
         widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
         return "\n".join(f"{name:{widths[0]}}  {value:{widths[1]}}  {origin}" for name, value, origin in rows)
+
+
+def _check_text(setting: Setting) -> None:
+    try:
+        setting.value.encode()
+    except UnicodeEncodeError:
+        # Python puts half of a surrogate pair for such a byte of the environment.
+        raise ConfigError(f"{setting.origin}: {setting.name} is not UTF-8 text; write it as UTF-8") from None
 
 
 def _check_promise(setting: Setting) -> None:
@@ -164,17 +193,19 @@ def _check_promise(setting: Setting) -> None:
 
 
 def parse_property(text: str, precedence: Precedence, origin: str) -> Setting:
-    """Reads `name=value`; raises ConfigError naming `origin`."""
+    """Read `name=value`; raise ConfigError that names `origin` and quotes nothing: the text may hold a secret."""
     name, separator, value = text.partition("=")
     name = name.strip()
-    if not separator or not name:
-        raise ConfigError(f"{origin}: expected name=value, got {text!r}")
-    return Setting(
-        _ALIASES.get(name, name),
-        value.strip(),
-        precedence,
-        f"{origin} {name}" if precedence > Precedence.FILE else origin,
-    )
+    if not separator or not _NAME.fullmatch(name):
+        # The variable is split at white space.
+        remedy = (
+            "; write a value that has spaces into --properties-file" if precedence == Precedence.ENVIRONMENT else ""
+        )
+        raise ConfigError(
+            f"{origin}: this is not NAME=VALUE with the name of a librdkafka property (not shown, it may be a secret)"
+            f"{remedy}"
+        )
+    return Setting(_ALIASES.get(name, name), value.strip(), precedence, origin)
 
 
 def read_properties_file(path: Path) -> list[Setting]:

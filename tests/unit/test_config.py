@@ -1,5 +1,6 @@
 """What a worker is told: precedence, promises, secrets, and errors that name the place."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import confluent_kafka
@@ -19,6 +20,7 @@ from workers.config import (
     read_secret,
 )
 from workers.errors import ConfigError
+from workers.kafka.client import create_client
 
 
 def config(*settings: Setting) -> ClientConfig:
@@ -44,7 +46,7 @@ def test_a_property_set_by_its_other_name_is_the_same_property() -> None:
     "text", ["acks=1", "request.required.acks=0", "enable.idempotence=false", "enable.auto.offset.store=true"]
 )
 def test_what_a_promise_rests_on_cannot_be_changed(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"--property .* must stay"):
+    with pytest.raises(ConfigError, match=r"--property: .* must stay"):
         config(parse_property(text, Precedence.COMMAND_LINE, "--property"))
 
 
@@ -59,8 +61,28 @@ def test_secrets_are_not_shown(name: str) -> None:
     assert "hunter2" not in shown
 
 
-def test_what_is_no_secret_is_shown() -> None:
-    assert "/etc/key.pem" in config(Setting("ssl.key.location", "/etc/key.pem", Precedence.FILE, "file")).show()
+@pytest.mark.parametrize("name", ["sasl.pasword", "sasl.passwort", "basic.auth.user.info", "ssl.keystore.key"])
+def test_a_secret_under_a_name_that_librdkafka_does_not_know_is_not_shown(name: str) -> None:
+    assert "hunter2" not in config(Setting(name, "hunter2", Precedence.FILE, "file")).show()
+
+
+def test_a_password_in_an_address_is_not_shown() -> None:
+    address = Setting(
+        "sasl.oauthbearer.token.endpoint.url", "https://worker:hunter2@login/token", Precedence.FILE, "file"
+    )
+    shown = config(address).show()
+
+    assert "hunter2" not in shown
+    assert "https://worker:********@login/token" in shown
+
+
+def test_a_setting_in_a_traceback_shows_no_value() -> None:
+    assert "hunter2" not in repr(Setting("sasl.password", "hunter2", Precedence.FILE, "file"))
+
+
+@pytest.mark.parametrize("name", ["ssl.key.location", "sasl.oauthbearer.assertion.private.key.file", "ssl.ca.location"])
+def test_the_path_of_a_secret_is_shown(name: str) -> None:
+    assert "/etc/key.pem" in config(Setting(name, "/etc/key.pem", Precedence.FILE, "file")).show()
 
 
 def test_a_properties_file_is_read_line_by_line(tmp_path: Path) -> None:
@@ -80,6 +102,72 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
 
     with pytest.raises(ConfigError, match=r"client\.properties line 2"):
         read_properties_file(path)
+
+
+# As a Java properties file may have them, and with an equals sign that belongs to the secret.
+SECRET_LINES = [
+    "sasl.password: hunter2",
+    "sasl.password hunter2",
+    "sasl.password: hunter2=",
+    "sasl.password: hunt=hunter2",
+    "hunter2=",
+    "HUNTER2==",
+]
+
+
+def refusal(action: Callable[[], object]) -> str:
+    """The text of the error of `action`, whether it is found when it is read or when a client is made."""
+    with pytest.raises(ConfigError) as refused:
+        action()
+    return str(refused.value)
+
+
+def make_client(settings: list[Setting]) -> None:
+    made = config(Setting("bootstrap.servers", "127.0.0.1:1", Precedence.FILE, "file"), *settings)
+    create_client(confluent_kafka.Producer, made, {})
+
+
+@pytest.mark.parametrize("line", SECRET_LINES)
+def test_a_wrong_line_is_named_and_not_quoted(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "client.properties"
+    path.write_text(f"linger.ms=5\n{line}\n")
+
+    text = refusal(lambda: make_client(read_properties_file(path)))
+
+    assert "client.properties line 2" in text
+    assert "hunt" not in text.lower()
+
+
+@pytest.mark.parametrize("line", SECRET_LINES)
+@pytest.mark.parametrize("origin", ["--property", "variable KAFKA_PROPERTIES"])
+def test_a_wrong_property_is_named_and_not_quoted(line: str, origin: str) -> None:
+    text = refusal(lambda: make_client([parse_property(line, Precedence.ENVIRONMENT, origin)]))
+
+    assert origin in text
+    assert "hunt" not in text.lower()
+
+
+def test_a_value_that_is_not_text_is_named_and_not_quoted() -> None:
+    """As the environment has it: Python puts half of a surrogate pair for a byte that is not UTF-8."""
+    secret = Setting("sasl.password", "hunter\udcff2", Precedence.ENVIRONMENT, "variable KAFKA_SASL_PASSWORD")
+    text = refusal(lambda: make_client([secret]))
+
+    assert text.startswith("variable KAFKA_SASL_PASSWORD: sasl.password")
+    assert "hunter" not in text
+    assert "udcff" not in text
+
+
+def test_what_librdkafka_says_of_a_secret_is_not_quoted() -> None:
+    made = config(
+        Setting("sasl.password", "hunter2", Precedence.FILE, "file"),
+        Setting("debug", "hunter2", Precedence.FILE, "client.properties line 3"),
+    )
+    with pytest.raises(KafkaException, match="hunter2") as refused:
+        confluent_kafka.Producer(made.properties())
+
+    text = str(made.explain(refused.value))
+    assert text.startswith("client.properties line 3")
+    assert "hunter2" not in text
 
 
 def test_a_secret_loses_only_its_line_end(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def good():
         (["produce", "--input", "/no/such/file"], ["--input /no/such/file", "No such file"]),
         (["produce", "--input", "/"], ["--input /", "directory"]),
         (["produce", "--run", "a run with spaces"], ["--run", "12 letters"]),
-        (["produce", "--property", "no-equals-sign"], ["--property", "name=value"]),
+        (["produce", "--property", "no-equals-sign"], ["--property", "NAME=VALUE"]),
         (["produce", "--property", "linger.msec=5"], ["--property", "linger.msec", "no property"]),
         (["produce", "--property", "linger.ms=soon"], ["--property", "linger.ms"]),
         (["produce", "--property", "queue.buffering.max.messages=500"], ["queue.buffering.max.messages", "101000"]),
