@@ -11,10 +11,10 @@ from pathlib import Path
 from shutil import which
 
 import confluent_kafka
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 
 from bench.measure import TIMEOUT_S, Program, run
-from workers.local.cluster import KAFKA_VERSION, Cluster, kafka_classpath
+from workers.local.cluster import KAFKA_VERSION, Cluster, finish, kafka_classpath
 
 SIZE = 100
 PYTHON = sys.executable
@@ -55,7 +55,7 @@ class Bed:
         admin = self.cluster.admin()
         for deleted in admin.delete_topics(self._topics).values():
             try:
-                deleted.result(30)
+                finish(deleted, KafkaError.UNKNOWN_TOPIC_OR_PART)
             except KafkaException as error:
                 self.say(f"  a topic was not deleted: {error.args[0].str()}")
         self._topics.clear()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from confluent_kafka import KafkaError
 from confluent_kafka.admin import AdminClient, NewTopic
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -20,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from tests.processes import Processes
-from workers.local.cluster import Cluster
+from workers.local.cluster import Cluster, finish
 
 USER, PASSWORD = "worker", "correct-horse"
 
@@ -101,7 +102,8 @@ class Topics:
     def create_named(self, name: str, partitions: int = 3, config: dict[str, str] | None = None) -> None:
         # Or else a message with a time of long ago is gone as soon as the brokers look, every five minutes.
         kept = {"retention.ms": "-1", **(config or {})}
-        self._admin.create_topics([NewTopic(name, partitions, 3, config=kept)])[name].result()
+        created = self._admin.create_topics([NewTopic(name, partitions, 3, config=kept)])[name]
+        finish(created, KafkaError.TOPIC_ALREADY_EXISTS)
 
 
 @pytest.fixture(scope="session")

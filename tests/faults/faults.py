@@ -5,10 +5,12 @@ import signal
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
 
+from confluent_kafka import KafkaError
 from confluent_kafka.admin import NewPartitions
 
 from tests.faults.field import SETUPS, Fault, Field
 from tests.faults.load import Load
+from workers.local.cluster import finish
 
 FAULTS: list[Fault] = []
 Injection = Callable[[Field], Generator[None]]
@@ -197,7 +199,8 @@ def partitions_added(field: Field) -> Generator[None]:
         wanted = loads[0].partitions() + 1
         requests = [NewPartitions(load.topic, wanted) for load in loads]
         for answer in field.admin.create_partitions(requests).values():
-            answer.result()
+            # What the brokers say of a number that is there already.
+            finish(answer, KafkaError.INVALID_PARTITIONS)
         yield
         field.until(lambda: all(len(load.ends()) == wanted for load in loads), "the new partitions get messages")
         ends = [load.ends() for load in loads]
@@ -212,7 +215,7 @@ def topic_recreated(field: Field) -> Generator[None]:
     with field.another_load(SETUPS[0]) as load:
         # A client that is thrown away before its answer is there never gives it.
         admin = field.cluster.admin()
-        admin.delete_topics([load.topic])[load.topic].result()
+        finish(admin.delete_topics([load.topic])[load.topic], KafkaError.UNKNOWN_TOPIC_OR_PART)
         yield
         load.forget()
         field.cluster.create_topic(load.topic)

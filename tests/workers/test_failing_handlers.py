@@ -7,7 +7,7 @@ import time
 from contextlib import nullcontext
 
 import pytest
-from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from tests.conftest import Topics
@@ -22,6 +22,7 @@ from workers.consumer.failures import ErrorPolicy
 from workers.deadletters.writer import DeadLetters
 from workers.kafka.messages import headers_of
 from workers.lifecycle import Shutdown
+from workers.local.cluster import finish
 
 HANDLERS = """
 import time
@@ -330,7 +331,7 @@ def test_a_partition_that_is_added_is_read_from_its_beginning_by_a_group_that_be
     refresh = ["--property", "topic.metadata.refresh.interval.ms=3000"]
     consumer = processes.consume(topic, group, "--from-end", "--format", "value", "--max-messages", "1", *refresh)
     eventually(lambda: committed(admin, group) == {0: 1}, "it has begun")
-    admin.create_partitions([NewPartitions(topic, 2)])[topic].result()
+    finish(admin.create_partitions([NewPartitions(topic, 2)])[topic], KafkaError.INVALID_PARTITIONS)
     processes.write("rows.py", "from workers import Outgoing\ndef rows():\n    yield Outgoing('new', partition=1)\n")
     processes.produce(topic, "--source", "rows:rows")
 
@@ -594,7 +595,7 @@ def test_a_replay_that_fails_half_way_sends_nothing_twice_that_came_before(
         put(processes, origin, "poison")
         options = ["--max-messages", "1", "--handler", "mine:reject", "--dead-letter-topic", letters]
         assert processes.consume(origin, group, *options).wait() == 0, number
-    admin.delete_topics([gone])[gone].result()
+    finish(admin.delete_topics([gone])[gone], KafkaError.UNKNOWN_TOPIC_OR_PART)
     results = [processes.run("replay", "--topic", letters, "--property", "delivery.timeout.ms=3000") for _ in range(2)]
 
     assert [result.returncode for result in results] == [1, 1]

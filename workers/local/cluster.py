@@ -14,13 +14,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from workers.errors import WorkerError
@@ -105,6 +106,21 @@ def free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [int(each.getsockname()[1]) for each in sockets]
+
+
+def finish(answer: "Future[Any]", already: int) -> bool:
+    """Wait for an administrative request; return whether the brokers say `already`, that its work was done before.
+
+    The client sends a request again when its answer was lost: the first try may have done the work. Raises
+    KafkaException with every other error.
+    """
+    try:
+        answer.result()
+    except KafkaException as error:
+        if error.args[0].code() != already:
+            raise
+        return True
+    return False
 
 
 class Broker:
@@ -340,9 +356,11 @@ class Cluster:
         replicas = min(3, self._count)
         created = admin.create_topics([NewTopic(name, partitions, replicas, config=config)])[name]
         try:
-            created.result()
+            existed = finish(created, KafkaError.TOPIC_ALREADY_EXISTS)
             deadline = time.monotonic() + START_TIMEOUT_S
-            while len(admin.list_topics(name, timeout=5).topics[name].partitions) < partitions:
+            while (count := len(admin.list_topics(name, timeout=5).topics[name].partitions)) != partitions:
+                if existed and count:
+                    raise ClusterError(f"topic {name} is there already with {count} partitions; take another name")
                 if time.monotonic() > deadline:
                     raise ClusterError(f"topic {name} was created but does not show up")
                 time.sleep(0.05)
