@@ -2,6 +2,8 @@
 
 import json
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -9,13 +11,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 
 import pytest
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Gauge, Metric
+from prometheus_client.registry import Collector
 
+from tests.processes import eventually
 from workers.errors import ConfigError
 from workers.kafka.statistics import parse
 from workers.lifecycle import Shutdown, call_with_timeout
+from workers.monitoring import server as monitoring
 from workers.monitoring.server import Server
 
 
@@ -77,12 +83,192 @@ def test_probes_say_why_not(server: tuple[Server, str], probes: Probes) -> None:
     assert get(f"{url}/other")[0] == 404
 
 
-def test_a_silent_connection_holds_up_nobody(server: tuple[Server, str]) -> None:
-    import socket
+# More than the kernel buffers on both sides of a connection.
+LARGE = 16_000_000
+LIMIT_S = 1.0
 
+
+@pytest.fixture
+def large_registry() -> CollectorRegistry:
+    registry = CollectorRegistry()
+    Gauge("large", "x" * LARGE, registry=registry)
+    return registry
+
+
+@pytest.fixture
+def large_server(
+    large_registry: CollectorRegistry, probes: Probes, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Server, int]]:
+    """A server whose metrics fill every buffer, and that gives a connection a second."""
+    monkeypatch.setattr(monitoring, "REQUEST_TIMEOUT_S", LIMIT_S)
+    with Server(large_registry, lambda: probes.not_ready, lambda: probes.stuck) as running:
+        yield running, running.start("127.0.0.1", 0)
+
+
+def connect(port: int, request: bytes = b"") -> socket.socket:
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.settimeout(10)
+    client.connect(("127.0.0.1", port))
+    client.sendall(request)
+    return client
+
+
+def reset(client: socket.socket) -> None:
+    """Close so that the peer gets a reset, as from a process that was killed with data unread."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+def is_closed(client: socket.socket) -> bool:
+    """Whether the server has closed the connection; reads what it has sent before."""
+    client.settimeout(0.01)
+    try:
+        while client.recv(1_000_000):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionResetError:
+        pass
+    return True
+
+
+def test_a_probe_is_answered_while_slow_readers_and_idle_connections_hang(large_server: tuple[Server, int]) -> None:
+    _, port = large_server
+    threads = threading.active_count()
+    with ExitStack() as held:
+        for _ in range(8):
+            slow = held.enter_context(connect(port, b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"))
+            assert slow.recv(1) == b"H"
+            held.enter_context(connect(port))
+            held.enter_context(connect(port, b"GET /live"))
+
+        assert get(f"http://127.0.0.1:{port}/livez") == (200, "ok\n")
+        assert threading.active_count() <= threads + 1
+
+
+def test_connections_are_bounded_and_the_newest_is_served(server: tuple[Server, str]) -> None:
+    running, url = server
+    port = int(url.rsplit(":", 1)[1])
+    with ExitStack() as held:
+        clients = [held.enter_context(connect(port)) for _ in range(200)]
+
+        assert get(f"http://127.0.0.1:{port}/livez") == (200, "ok\n")
+        assert running.connections <= monitoring.MAX_CONNECTIONS
+        assert sum(not is_closed(client) for client in clients) <= monitoring.MAX_CONNECTIONS
+
+
+def test_a_request_that_never_ends_is_given_up(large_server: tuple[Server, int]) -> None:
+    _, port = large_server
+
+    def send(client: socket.socket) -> bool:
+        """Send a byte more; return whether the server has given up."""
+        try:
+            client.sendall(b"X")
+        except (ConnectionResetError, BrokenPipeError):
+            return True
+        return False
+
+    with connect(port, b"GET /livez HTTP/1.1\r\n") as client:
+        eventually(lambda: send(client), "the server gives up", LIMIT_S + 5)
+
+
+def test_a_response_that_is_read_byte_by_byte_is_given_up(large_server: tuple[Server, int]) -> None:
+    running, port = large_server
+    with connect(port, b"GET /metrics HTTP/1.1\r\n\r\n") as client:
+        assert client.recv(1) == b"H"
+        eventually(lambda: client.recv(1) and not running.connections, "the server gives up", LIMIT_S + 5)
+        received = 0
+        with suppress(ConnectionResetError):
+            while data := client.recv(1_000_000):
+                received += len(data)
+    assert received < LARGE
+    assert not running.scraped.is_set()
+
+
+@pytest.mark.parametrize("request_", [b"G", b"GET /livez HTTP/1.1\r\n", b"GET /metrics HTTP/1.1\r\n\r\n"])
+def test_a_connection_that_is_reset_is_no_traceback(
+    large_registry: CollectorRegistry, capfd: pytest.CaptureFixture[str], request_: bytes
+) -> None:
+    with Server(large_registry, lambda: None, lambda: None) as running:
+        port = running.start("127.0.0.1", 0)
+        for _ in range(10):
+            client = connect(port, request_)
+            if b"metrics" in request_:
+                assert client.recv(1) == b"H"
+            reset(client)
+        assert get(f"http://127.0.0.1:{port}/livez") == (200, "ok\n")
+
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_scrape_that_was_not_received_does_not_count(large_server: tuple[Server, int]) -> None:
+    running, port = large_server
+    client = connect(port, b"GET /metrics HTTP/1.1\r\n\r\n")
+    assert client.recv(1) == b"H"
+    assert not running.scraped.is_set()
+    reset(client)
+    # Whoever comes later is served later than the end of the first was noticed.
+    assert get(f"http://127.0.0.1:{port}/livez") == (200, "ok\n")
+    assert not running.scraped.wait(LIMIT_S)
+
+    assert get(f"http://127.0.0.1:{port}/metrics")[0] == 200
+    assert running.scraped.wait(5)
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\n" + b"X: x\r\n" * 200 + b"\r\n", 431),
+        (b"nonsense\r\n\r\n", 400),
+        (b"\xff\x00 \r\n \r\n\r\n", 400),
+        (b"POST /metrics HTTP/1.1\r\nContent-Length: 0\r\n\r\n", 405),
+    ],
+)
+def test_what_is_no_request_of_ours_is_refused(server: tuple[Server, str], request_: bytes, status: int) -> None:
+    running, url = server
+    with connect(int(url.rsplit(":", 1)[1]), request_) as client:
+        assert client.recv(12) == f"HTTP/1.1 {status}".encode()
+    assert not running.scraped.is_set()
+
+
+def test_a_head_request_gets_no_body(server: tuple[Server, str]) -> None:
     _, url = server
-    with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))):
-        assert get(f"{url}/livez")[0] == 200
+    with connect(int(url.rsplit(":", 1)[1]), b"HEAD /livez HTTP/1.1\r\n\r\n") as client:
+        answer = client.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"\r\n\r\n")
+
+
+def test_metrics_that_cannot_be_made_are_an_error_that_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Collector):
+        def collect(self) -> Iterator[Metric]:
+            raise ValueError("no numbers")
+            yield
+
+        def describe(self) -> Iterator[Metric]:
+            return iter(())
+
+    registry = CollectorRegistry()
+    registry.register(Broken())
+    with Server(registry, lambda: None, lambda: None) as running:
+        port = running.start("127.0.0.1", 0)
+
+        assert get(f"http://127.0.0.1:{port}/metrics")[0] == 500
+        assert get(f"http://127.0.0.1:{port}/livez")[0] == 200
+    assert "no numbers" in caplog.text
+
+
+def test_an_end_does_not_wait_for_connections() -> None:
+    with Server(CollectorRegistry(), lambda: None, lambda: None) as running:
+        port = running.start("127.0.0.1", 0)
+        idle = connect(port)
+        assert get(f"http://127.0.0.1:{port}/livez")[0] == 200
+        begun = time.monotonic()
+    assert time.monotonic() - begun < monitoring.REQUEST_TIMEOUT_S / 2
+    assert is_closed(idle)
+    idle.close()
 
 
 def test_a_taken_port_is_refused_or_replaced_as_asked(server: tuple[Server, str]) -> None:

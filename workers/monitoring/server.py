@@ -1,71 +1,100 @@
 """The worker's HTTP port: `/metrics` for Prometheus, `/livez` and `/readyz` for the kubelet.
 
-It runs in threads of its own, so that a scrape is answered while the worker waits for Kafka or for a handler.
+One thread runs an event loop for all connections, so that a scrape is answered while the worker waits for Kafka or for
+a handler; a second one renders the metrics, so that a probe does not wait for a scrape. A connection costs no thread,
+and has bounds in number, size and time: whoever reads slowly or says nothing holds up nobody.
+
+This is asyncio's stream server and not a library, because none of those has all the bounds: prometheus_client's own
+server takes a thread for each connection without a bound, as does wsgiref's; wsgiref with a bounded pool, and cheroot,
+are full when as many clients hang as there are threads; waitress holds no thread for them, but a client that sends
+a byte now and then holds a connection for ever, and it does not say when a response was sent. The request's headers are
+read by `http.client`, the metrics are made by prometheus_client.
 """
 
+import asyncio
+import http.client
+import logging
+import os
 import socket
 import threading
-from collections.abc import Callable, Iterable
-from socketserver import ThreadingMixIn
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http import HTTPStatus
+from io import BytesIO
 from types import TracebackType
 from typing import Self
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
-from wsgiref.types import StartResponse, WSGIEnvironment
+from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from workers.errors import ConfigError
 
-# A check returns None when all is well, otherwise the reason in a few words.
+log = logging.getLogger("workers")
+# A check returns None when all is well, otherwise the reason in a few words. It must not block.
 Check = Callable[[], str | None]
+# Prometheus, the kubelet and a person need three. Above it the oldest connection is closed, so the newest is served.
+MAX_CONNECTIONS = 32
+# For the whole request and its response; Prometheus gives up after 10 s by default.
+REQUEST_TIMEOUT_S = 10.0
+MAX_REQUEST_BYTES = 16 * 1024
+# A connection that finds the kernel's queue full is tried again after a second, which is late for a probe.
+BACKLOG = 128
+END_OF_REQUEST = b"\r\n\r\n"
+TEXT = ("Content-Type", "text/plain; charset=utf-8")
 
 
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
+@dataclass(frozen=True, slots=True)
+class Response:
+    status: str
+    headers: list[tuple[str, str]]
+    body: bytes
 
-    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
-        # "::" is every address of both families.
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        super().__init__(address, handler)
+    @classmethod
+    def text(cls, status: HTTPStatus, text: str) -> Self:
+        return cls(f"{status.value} {status.phrase}", [TEXT], f"{text}\n".encode())
 
-
-class _QuietHandler(WSGIRequestHandler):
-    # A peer that opens a connection and says nothing does not hold a thread for ever.
-    timeout = 10
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the name it has in the base class)
-        """A probe every few seconds is no event."""
-
-
-class _Answer(list[bytes]):
-    """A response that says when it was sent: a process that waits to be scraped must not end before."""
-
-    def __init__(self, body: Iterable[bytes], sent: Callable[[], None]) -> None:
-        super().__init__(body)
-        self.close = sent
+    def encode(self, *, with_body: bool) -> bytes:
+        headers = [*self.headers, ("Content-Length", str(len(self.body))), ("Connection", "close")]
+        lines = [f"HTTP/1.1 {self.status}", *(f"{name}: {value}" for name, value in headers)]
+        return "\r\n".join(lines).encode() + END_OF_REQUEST + (self.body if with_body else b"")
 
 
 class Server:
-    """Serves from `start` to the end of the `with` block. `scraped` is set by the first scrape after it was cleared."""
+    """Serves from `start` to the end of the `with` block.
+
+    `scraped` is set by the first scrape after it was cleared, when its response was sent.
+    """
 
     def __init__(self, registry: CollectorRegistry, ready: Check, live: Check) -> None:
         self.scraped = threading.Event()
         self._metrics = make_wsgi_app(registry)
         self._checks = {"/readyz": ready, "/livez": live}
-        self._server: WSGIServer | None = None
+        self._renderer = ThreadPoolExecutor(1, thread_name_prefix="metrics-renderer")
+        self._connections: dict[asyncio.StreamWriter, None] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping = asyncio.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open now."""
+        return len(self._connections)
 
     def start(self, host: str, port: int, *, any_port_if_taken: bool = False) -> int:
         """Binds and returns the port, 0 for any free one. Raises ConfigError when it cannot be bound."""
         try:
-            self._server = make_server(host, port, self._answer, _Server, _QuietHandler)
+            listener = _listen(host, port)
         except OSError as error:
             if any_port_if_taken:
                 return self.start(host, 0)
             raise ConfigError(
                 f"--metrics-port: cannot listen on {host}:{port}: {error.strerror}; 0 takes any free port"
             ) from None
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), name="metrics", daemon=True).start()
-        return int(self._server.server_port)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, args=(self._loop, listener), name="metrics", daemon=True)
+        self._thread.start()
+        return int(listener.getsockname()[1])
 
     def __enter__(self) -> Self:
         return self
@@ -73,18 +102,111 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
+        if self._thread is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stopping.set)
+            self._thread.join()
+        self._renderer.shutdown(wait=False, cancel_futures=True)
 
-    def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        path = environ["PATH_INFO"]
+    def _run(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> None:
+        # The runner closes the loop, after it has cancelled what is still being served.
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(self._serve(listener))
+
+    async def _serve(self, listener: socket.socket) -> None:
+        server = await asyncio.start_server(self._connected, sock=listener, limit=MAX_REQUEST_BYTES, backlog=BACKLOG)
+        await self._stopping.wait()
+        server.close()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serves one connection; it ends in any case when its time is up."""
+        self._connections[writer] = None
+        if len(self._connections) > MAX_CONNECTIONS:
+            oldest = next(iter(self._connections))
+            del self._connections[oldest]
+            oldest.transport.abort()
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                await self._exchange(reader, writer)
+        except (OSError, EOFError):
+            # The peer has gone, or its time is up (TimeoutError is an OSError): what it has not read is dropped.
+            writer.transport.abort()
+        finally:
+            self._connections.pop(writer, None)
+            writer.close()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Reads a request and sends its response, all of it."""
+        method = path = ""
+        try:
+            head = await reader.readuntil(END_OF_REQUEST)
+            method, path, query, headers = _parse(head)
+        except (asyncio.LimitOverrunError, http.client.HTTPException):
+            response = Response.text(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request is too large")
+        except ValueError:
+            response = Response.text(HTTPStatus.BAD_REQUEST, "this is not an HTTP request")
+        else:
+            response = await self._answer(method, path, query, headers)
+        # So that drain() returns when the kernel has taken all of it.
+        writer.transport.set_write_buffer_limits(0)
+        writer.write(response.encode(with_body=method != "HEAD"))
+        await writer.drain()
+        if (method, path) == ("GET", "/metrics"):
+            self.scraped.set()
+
+    async def _answer(self, method: str, path: str, query: str, headers: http.client.HTTPMessage) -> Response:
+        if method not in ("GET", "HEAD"):
+            return Response.text(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are answered")
         if path == "/metrics":
-            return _Answer(self._metrics(environ, start_response), self.scraped.set)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._renderer, self._render, query, headers)
         check = self._checks.get(path)
         if check is None:
-            start_response("404 Not Found", [("Content-Type", "text/plain")])
-            return [b"try /metrics, /livez or /readyz\n"]
+            return Response.text(HTTPStatus.NOT_FOUND, "try /metrics, /livez or /readyz")
         reason = check()
-        start_response("503 Service Unavailable" if reason else "200 OK", [("Content-Type", "text/plain")])
-        return [f"{reason or 'ok'}\n".encode()]
+        return Response.text(HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK, reason or "ok")
+
+    def _render(self, query: str, headers: http.client.HTTPMessage) -> Response:
+        environ = {
+            "REQUEST_METHOD": "GET",
+            "PATH_INFO": "/metrics",
+            "QUERY_STRING": query,
+            "HTTP_ACCEPT": headers.get("Accept"),
+            "HTTP_ACCEPT_ENCODING": headers.get("Accept-Encoding"),
+        }
+        begun: list[tuple[str, list[tuple[str, str]]]] = []
+        try:
+            body = b"".join(self._metrics(environ, lambda *status_and_headers: begun.append(status_and_headers)))
+        except Exception:
+            log.exception("the metrics cannot be made")
+            return Response.text(HTTPStatus.INTERNAL_SERVER_ERROR, "the metrics cannot be made; the log says why")
+        [(status, sent_headers)] = begun
+        return Response(status, sent_headers, body)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket; raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    try:
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # "::" is every address of both families. asyncio would make it one of IPv6 alone.
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind((host, port))
+        # Connections that come before the thread runs wait.
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _parse(head: bytes) -> tuple[str, str, str, http.client.HTTPMessage]:
+    """Method, path, query and headers of a request; raises ValueError, and HTTPException for too many headers."""
+    line, _, rest = head.partition(b"\r\n")
+    method, target, version = line.decode("ascii").split(" ")
+    if not version.startswith("HTTP/1."):
+        raise ValueError(version)
+    url = urlsplit(target)
+    return method, url.path, url.query, http.client.parse_headers(BytesIO(rest))
