@@ -7,7 +7,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from pythonjsonlogger.json import JsonFormatter
@@ -28,6 +29,10 @@ def settle_memory() -> None:
     gc.set_threshold(NEW_OBJECTS_BEFORE_COLLECTION)
 
 
+class Stopped(BaseException):
+    """Raised by a signal inside `Shutdown.at_once`; like KeyboardInterrupt it passes `except Exception`."""
+
+
 class Shutdown:
     """Whether the worker was asked to stop, and how long it may still take.
 
@@ -38,12 +43,29 @@ class Shutdown:
     def __init__(self, timeout_s: float) -> None:
         self.requested = False
         self._signalled = False
+        self._at_once = False
         self._timeout_s = timeout_s
         self._deadline = float("inf")
 
     def install(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let a signal raise Stopped while the block runs: nothing is under way yet that must be brought to its end.
+
+        Raises Stopped for an earlier signal too. For the main thread, where Python runs the handlers of signals.
+        """
+        self._at_once = True
+        try:
+            if self.requested:
+                raise Stopped
+            yield
+        finally:
+            self._at_once = False
+        # The user's module may have put handlers of its own in place.
+        self.install()
 
     def request(self) -> None:
         if not self.requested:
@@ -60,6 +82,8 @@ class Shutdown:
             os._exit(128 + number)
         self._signalled = True
         self.request()
+        if self._at_once:
+            raise Stopped
 
 
 def call_with_timeout(call: Callable[[], object], timeout_s: float) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from workers.lifecycle import Shutdown
+from workers.lifecycle import Shutdown, Stopped
 
 
 @pytest.fixture(autouse=True)
@@ -25,3 +25,30 @@ def test_the_first_signal_does_not_end_a_worker_that_is_stopping_by_itself() -> 
     os.kill(os.getpid(), signal.SIGTERM)
 
     assert shutdown.requested  # the second one would have ended this process
+
+
+def test_a_signal_raises_where_a_stop_is_at_once_and_only_there() -> None:
+    shutdown = Shutdown(10)
+    shutdown.install()
+    with pytest.raises(Stopped), shutdown.at_once():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert shutdown.requested
+
+
+def test_a_signal_that_came_before_ends_what_may_be_ended_at_once_before_it_begins() -> None:
+    shutdown = Shutdown(10)
+    shutdown.install()
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Stopped), shutdown.at_once():
+        pytest.fail("it has begun")
+
+
+def test_a_module_that_puts_its_own_signal_handler_in_place_does_not_keep_signals_from_the_worker() -> None:
+    shutdown = Shutdown(10)
+    shutdown.install()
+    with shutdown.at_once():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+    assert shutdown.requested

@@ -1,17 +1,18 @@
-"""The parameters of the command that runs, with the places that they came from."""
+"""Where the options of the command that runs came from, and what every command makes of them."""
 
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
 from workers import config as configuration
 from workers.cli.options import CONNECTION, SECRETS
+from workers.cli.parameters import ConnectionOptions, WorkerOptions
 from workers.config import ClientConfig, Default, Precedence, Setting
 from workers.errors import ExitCode
 from workers.lifecycle import set_up_logging
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class Context:
-    """The parameters of the command that runs, with the places they came from."""
+    """The command that runs: the origin of its options, its connection, its logs and its metrics port."""
 
-    def __init__(self) -> None:
+    def __init__(self, connection: ConnectionOptions) -> None:
         self._click = click.get_current_context()
-        self.values: dict[str, Any] = self._click.params
+        self._connection = connection
 
     def given(self, name: str) -> bool:
         return self._source(name) in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
@@ -42,7 +43,7 @@ class Context:
 
     def origin(self, name: str) -> str:
         """Where the user finds the value: the option, the variable, or that it is a default."""
-        parameter = next(each for each in self._click.command.params if each.name == name)
+        parameter = self._parameter(name)
         match self._source(name):
             case ParameterSource.COMMANDLINE:
                 return max(parameter.opts, key=len)
@@ -51,23 +52,28 @@ class Context:
         return "default"
 
     def _source(self, name: str) -> ParameterSource | None:
+        self._parameter(name)
         return self._click.get_parameter_source(name)
+
+    def _parameter(self, name: str) -> click.Parameter:
+        """Raises KeyError for a name that no option has: click would say that its value is a default."""
+        return {each.name: each for each in self._click.command.params}[name]
 
     def client_config(self, defaults: Sequence[Default], extra: Sequence[Setting] = ()) -> ClientConfig:
         """The librdkafka configuration that the options, the environment and the properties file make."""
         settings = list(extra)
-        path: Path | None = self.values["properties_file"]
-        if path is not None:
-            settings += configuration.read_properties_file(path)
-        for text in self.values["properties"]:
+        if self._connection.properties_file is not None:
+            settings += configuration.read_properties_file(self._connection.properties_file)
+        for text in self._connection.properties:
             settings.append(
                 configuration.parse_property(text, self.precedence("properties"), self.origin("properties"))
             )
         for name, key in CONNECTION.items():
-            if self.values[name] is not None:
-                settings.append(Setting(key, str(self.values[name]).strip(), self.precedence(name), self.origin(name)))
+            value: str | None = getattr(self._connection, name)
+            if value is not None:
+                settings.append(Setting(key, value.strip(), self.precedence(name), self.origin(name)))
         for name, variable, key in SECRETS:
-            path = self.values[name]
+            path: Path | None = getattr(self._connection, name)
             if path is not None:
                 settings.append(
                     Setting(key, configuration.read_secret(path), self.precedence(name), f"{self.origin(name)} {path}")
@@ -78,13 +84,13 @@ class Context:
 
     def show_config(self, config: ClientConfig) -> None:
         """With --show-config: prints it and ends the command."""
-        if not self.values["show_config"]:
+        if not self._connection.show_config:
             return
         connection = {*CONNECTION, "properties", "properties_file", "show_config", *(name for name, _, _ in SECRETS)}
         rows = [
-            (max(parameter.opts, key=len), str(self.values[parameter.name]), self.origin(parameter.name))
+            (max(parameter.opts, key=len), str(self._click.params[parameter.name]), self.origin(parameter.name))
             for parameter in self._click.command.params
-            if parameter.name in self.values and parameter.name not in connection
+            if parameter.name in self._click.params and parameter.name not in connection
         ]
         widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
         lines = [f"{name:{widths[0]}}  {value:{widths[1]}}  {origin}" for name, value, origin in rows]
@@ -92,16 +98,18 @@ class Context:
         raise SystemExit(ExitCode.OK)
 
     def set_up_logging(self) -> None:
-        set_up_logging(self.values["log_format"], self.values["log_level"])
+        set_up_logging(self._connection.log_format, self._connection.log_level)
 
     @contextmanager
-    def serve(self, collector: "Collector", ready: "Check", live: "Check") -> Iterator["Server | None"]:
+    def serve(
+        self, options: WorkerOptions, collector: "Collector", ready: "Check", live: "Check"
+    ) -> Iterator["Server | None"]:
         """The metrics port, while the worker runs."""
         from prometheus_client import CollectorRegistry, ProcessCollector
 
         from workers.monitoring.server import Server
 
-        if self.values["no_metrics"]:
+        if options.no_metrics:
             yield None
             return
         registry = CollectorRegistry()
@@ -109,7 +117,7 @@ class Context:
         ProcessCollector(registry=registry)
         with Server(registry, ready, live) as server:
             # Two workers on one laptop must not need an option; a port that was asked for must be that port.
-            host, port = self.values["metrics_host"], self.values["metrics_port"]
-            bound = server.start(host, port, any_port_if_taken=not self.given("metrics_port"))
+            any_port = not self.given("metrics_port")
+            bound = server.start(options.metrics_host, options.metrics_port, any_port_if_taken=any_port)
             logging.getLogger("workers").info("metrics on port %d: /metrics, /livez, /readyz", bound)
             yield server

@@ -7,19 +7,24 @@ import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 from confluent_kafka import KafkaException
 
 from workers.cli.context import Context
 from workers.cli.options import POSITIVE, POSITIVE_NUMBER, SECONDS, TOPIC, connection_options, option, worker_options
+from workers.cli.parameters import (
+    ConsumeOptions,
+    LagOptions,
+    ProduceOptions,
+    ReplayOptions,
+    VerifyOptions,
+    build,
+)
 from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.lifecycle import LEFT_BEHIND, Shutdown
 from workers.producer.generator import DEFAULT_COUNT, DEFAULT_SIZE
-
-if TYPE_CHECKING:
-    pass
 
 # How long the end of a command waits for threads that the user's code has started.
 THREADS_TIMEOUT_S = 2.0
@@ -75,14 +80,16 @@ def cli() -> None:
 )
 @worker_options
 @connection_options
-def produce(**_options: object) -> None:
+def produce(**parameters: Any) -> None:
     """Send messages, and account for every delivery.
 
     Without --input or --source they are stamped test messages, so that `verify` can tell what became of each.
     """
-    from workers.cli import commands
+    options = build(ProduceOptions, parameters)
+    shutdown = _shutdown(options.worker.shutdown_timeout)
+    from workers.cli.produce import produce as run
 
-    commands.produce(Context())
+    run(options, Context(options.connection), shutdown)
 
 
 @cli.command()
@@ -152,11 +159,13 @@ def produce(**_options: object) -> None:
 )
 @worker_options
 @connection_options
-def consume(**_options: object) -> None:
+def consume(**parameters: Any) -> None:
     """Read topics as a member of a group, at least once; print each message or have a handler called."""
-    from workers.cli import commands
+    options = build(ConsumeOptions, parameters)
+    shutdown = _shutdown(options.worker.shutdown_timeout)
+    from workers.cli.consume import consume as run
 
-    commands.consume(Context())
+    run(options, Context(options.connection), shutdown)
 
 
 @cli.command()
@@ -169,11 +178,13 @@ def consume(**_options: object) -> None:
 @option("--json", "as_json", is_flag=True, help="One JSON document for each look.")
 @option("--max-lag", type=click.IntRange(min=0), help="Exit 1 when the group is further behind, in messages.")
 @connection_options
-def lag(**_options: object) -> None:
+def lag(**parameters: Any) -> None:
     """Show a consumer group as the brokers see it: members, their partitions, lag, idle members."""
-    from workers.cli import commands
+    options = build(LagOptions, parameters)
+    shutdown = _shutdown(0)
+    from workers.cli.lag import lag as run
 
-    commands.lag(Context())
+    run(options, Context(options.connection), shutdown)
 
 
 @cli.command()
@@ -182,14 +193,16 @@ def lag(**_options: object) -> None:
 @option("--run", "runs", multiple=True, help="Only this run; repeatable.")
 @option("--json", "as_json", is_flag=True, help="One JSON document for each run.")
 @connection_options
-def verify(**_options: object) -> None:
+def verify(**parameters: Any) -> None:
     """Read a topic to its end and account for the stamped messages in it; exit 3 when one was lost.
 
     Without --account every gap below the highest sequence counts as lost.
     """
-    from workers.cli import commands
+    options = build(VerifyOptions, parameters)
+    shutdown = _shutdown(0)
+    from workers.cli.verify import verify as run
 
-    commands.verify(Context())
+    run(options, Context(options.connection), shutdown)
 
 
 @cli.command()
@@ -204,11 +217,13 @@ def verify(**_options: object) -> None:
     help="Seconds that stopping may take after SIGTERM.",
 )
 @connection_options
-def replay(**_options: object) -> None:
+def replay(**parameters: Any) -> None:
     """Send the dead letters that are there back to the topics they came from, if no earlier replay has sent them."""
-    from workers.cli import commands
+    options = build(ReplayOptions, parameters)
+    shutdown = _shutdown(options.shutdown_timeout)
+    from workers.cli.replay import replay as run
 
-    commands.replay(Context())
+    run(options, Context(options.connection), shutdown)
 
 
 @cli.command()
@@ -234,8 +249,7 @@ def cluster(brokers: int, topics: tuple[str, ...], partitions: int, heap_mb: int
     """Run a real Apache Kafka cluster on loopback until Ctrl-C, or until a broker ends; leaves nothing behind."""
     from workers.local.cluster import Cluster
 
-    shutdown = Shutdown(0)
-    shutdown.install()
+    shutdown = _shutdown(0)
     with Cluster(brokers, heap_mb=heap_mb, say=_say) as running:
         for topic in topics:
             running.create_topic(topic, partitions)
@@ -254,9 +268,15 @@ def demo(quick: bool, plain: bool) -> None:
     """See it work: three brokers, a producer, four consumers on three partitions, and a broker that is killed."""
     from workers.local.demo import run
 
-    shutdown = Shutdown(10)
-    shutdown.install()
+    shutdown = _shutdown(10)
     raise SystemExit(run(quick=quick, live=not plain and sys.stdout.isatty(), shutdown=shutdown, say=_say))
+
+
+def _shutdown(timeout_s: float) -> Shutdown:
+    """Hear signals from now on, before the command's modules are imported: process 1 of a container ignores others."""
+    shutdown = Shutdown(timeout_s)
+    shutdown.install()
+    return shutdown
 
 
 def _say(line: str) -> None:

@@ -1,0 +1,98 @@
+"""`consume`: reads topics as a member of a group, and has each message handled."""
+
+import json
+import logging
+from dataclasses import asdict
+
+import click
+
+from workers.cli.context import Context
+from workers.cli.parameters import ConsumeOptions, check_dead_letter_topic
+from workers.config import CLASSIC_DEFAULTS, CONSUMER_DEFAULTS, PRODUCER_DEFAULTS, ClientConfig, Setting
+from workers.consumer.failures import ErrorPolicy
+from workers.consumer.loop import Consumer
+from workers.consumer.printer import printer
+from workers.deadletters.writer import DeadLetters
+from workers.errors import WorkerError
+from workers.handlers import load_handler
+from workers.lifecycle import Shutdown, Stopped, settle_memory
+from workers.monitoring.metrics import ConsumerCollector
+
+log = logging.getLogger("workers")
+
+
+def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> None:
+    """Runs the consumer."""
+    config = _consumer_config(options, context)
+    context.show_config(config)
+    context.set_up_logging()
+    check_dead_letter_topic(options.dead_letter_topic, options.topics)
+    try:
+        with shutdown.at_once():
+            handler = load_handler(options.handler) if options.handler is not None else printer(options.format_name)
+    except Stopped:
+        log.info("stopped before the handler was ready; nothing was read")
+        return
+    # The consumer's own properties mean nothing to the producer of dead letters, so it gets what is about the
+    # connection.
+    dead_letter_config = context.client_config(PRODUCER_DEFAULTS)
+    consumer = Consumer(
+        config,
+        options.topics,
+        handler,
+        shutdown,
+        policy=ErrorPolicy(options.on_error, options.max_attempts, options.retry_backoff, options.retry_backoff_max),
+        dead_letters=DeadLetters(dead_letter_config, options.dead_letter_topic, config.get("group.id")),
+        max_messages=options.max_messages,
+        idle_timeout_s=options.idle_timeout,
+        stall_timeout_s=options.stall_timeout,
+    )
+    with context.serve(
+        options.worker, ConsumerCollector(consumer, config.get("client.id")), consumer.ready, consumer.live
+    ):
+        consumer.start(options.connection.timeout)
+        settle_memory()
+        try:
+            consumer.run()
+        finally:
+            _show_consumed(consumer, options.worker.summary)
+    if consumer.trouble is not None:
+        raise WorkerError(consumer.trouble)
+
+
+def _consumer_config(options: ConsumeOptions, context: Context) -> ClientConfig:
+    settings = [
+        Setting("group.id", options.group_id, context.precedence("group_id"), context.origin("group_id")),
+        Setting(
+            "group.protocol",
+            options.group_protocol,
+            context.precedence("group_protocol"),
+            context.origin("group_protocol"),
+        ),
+    ]
+    name = "from_beginning"
+    if context.given(name):
+        reset = "earliest" if options.from_beginning else "latest"
+        settings.append(Setting("auto.offset.reset", reset, context.precedence(name), context.origin(name)))
+    config = context.client_config(CONSUMER_DEFAULTS, settings)
+    if config.get("group.protocol") == "classic":
+        return context.client_config((*CONSUMER_DEFAULTS, *CLASSIC_DEFAULTS), settings)
+    return config
+
+
+def _show_consumed(consumer: Consumer, form: str) -> None:
+    """On standard error: standard output belongs to the messages."""
+    topics = {
+        topic.name: {
+            "handled": topic.handled,
+            "retried": topic.retried,
+            "dead_lettered": topic.dead_lettered,
+            **asdict(topic.order),
+        }
+        for topic in consumer.topics.values()
+    }
+    if form == "json":
+        click.echo(json.dumps({"group": consumer.group_id, "topics": topics}), err=True)
+        return
+    for name, counts in topics.items():
+        log.info("%s: %s", name, ", ".join(f"{count} {what.replace('_', '-')}" for what, count in counts.items()))

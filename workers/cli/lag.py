@@ -1,0 +1,56 @@
+"""`lag`: shows a consumer group as the brokers see it."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+
+import click
+from confluent_kafka.admin import AdminClient
+
+from workers.cli.context import Context
+from workers.cli.parameters import LagOptions
+from workers.config import COMMON_DEFAULTS
+from workers.errors import WorkerError
+from workers.kafka import groups
+from workers.kafka.client import ClientState, create_client, wait_for_topics
+from workers.lifecycle import Shutdown
+
+
+def lag(options: LagOptions, context: Context, shutdown: Shutdown) -> None:
+    """Shows a group; raises WorkerError when it is further behind than allowed."""
+    config = context.client_config(COMMON_DEFAULTS)
+    context.show_config(config)
+    context.set_up_logging()
+    client_state = ClientState()
+    admin = create_client(AdminClient, config, client_state.callbacks())
+    timeout_s = options.connection.timeout
+    wait_for_topics(admin, list(options.topics), config, client_state, timeout_s=timeout_s, shutdown=shutdown)
+    while True:
+        group = groups.describe(admin, options.group_id, list(options.topics))
+        if options.as_json:
+            click.echo(json.dumps(groups.as_document(group)))
+        else:
+            if options.watch and sys.stdout.isatty():
+                click.clear()
+            click.echo(groups.as_table(group))
+        until = time.monotonic() + options.interval
+        while options.watch and not shutdown.requested and time.monotonic() < until:
+            time.sleep(0.1)
+        if not options.watch or shutdown.requested:
+            break
+    if options.max_lag is not None:
+        _check_lag(group, options.max_lag, options.topics)
+
+
+def _check_lag(group: groups.Group, max_lag: int, topics: Sequence[str]) -> None:
+    """Raises WorkerError when the group is further behind than `max_lag`, or when that is not known."""
+    if not group.partitions:
+        raise WorkerError(f"group {group.group_id} has no partition of {', '.join(topics) or 'any topic'}")
+    if group.unread:
+        raise WorkerError(
+            f"group {group.group_id} has committed nothing for {group.unread} partitions with messages, so how far it "
+            "is behind is not known"
+        )
+    if group.total_lag > max_lag:
+        raise WorkerError(f"group {group.group_id} is {group.total_lag} messages behind, --max-lag is {max_lag}")

@@ -1,0 +1,133 @@
+"""The options of each command as a typed object: mypy checks each use, and a misspelt name is an error.
+
+A field has the name of click's parameter; the declarations in `main.py` say what each means.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from workers.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionOptions:
+    """How to reach the brokers; every command that does has these."""
+
+    bootstrap_servers: str
+    security_protocol: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] | None
+    sasl_mechanism: str | None
+    sasl_username: str | None
+    sasl_password_file: Path | None
+    ssl_ca_location: str | None
+    ssl_certificate_location: str | None
+    ssl_key_location: str | None
+    ssl_key_password_file: Path | None
+    client_id: str
+    properties: tuple[str, ...]
+    properties_file: Path | None
+    timeout: float | None
+    show_config: bool
+    log_format: Literal["text", "json"] | None
+    log_level: Literal["debug", "info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """What `produce` and `consume` both have."""
+
+    metrics_port: int
+    metrics_host: str
+    no_metrics: bool
+    shutdown_timeout: float
+    summary: Literal["text", "json"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProduceOptions:
+    connection: ConnectionOptions
+    worker: WorkerOptions
+    topic: str
+    count: int | None
+    rate: float | None
+    size: int | None
+    duration: float | None
+    forever: bool
+    input_path: str | None
+    key_separator: str | None
+    key_field: str | None
+    on_invalid: Literal["stop", "dead-letter"]
+    dead_letter_topic: str | None
+    source: str | None
+    stamp: bool
+    run_name: str | None
+    producer_index: int | None
+    verbose: bool
+    linger: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumeOptions:
+    connection: ConnectionOptions
+    worker: WorkerOptions
+    topics: tuple[str, ...]
+    group_id: str
+    group_protocol: Literal["classic", "consumer"]
+    format_name: Literal["text", "json", "value"]
+    handler: str | None
+    on_error: Literal["retry", "dead-letter", "stop"]
+    max_attempts: int
+    retry_backoff: float
+    retry_backoff_max: float
+    dead_letter_topic: str | None
+    from_beginning: bool
+    max_messages: int | None
+    idle_timeout: float | None
+    stall_timeout: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LagOptions:
+    connection: ConnectionOptions
+    group_id: str
+    topics: tuple[str, ...]
+    watch: bool
+    interval: float
+    as_json: bool
+    max_lag: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyOptions:
+    connection: ConnectionOptions
+    topic: str
+    account: str | None
+    runs: tuple[str, ...]
+    as_json: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayOptions:
+    connection: ConnectionOptions
+    topic: str
+    group_id: str
+    max_messages: int | None
+    shutdown_timeout: float
+
+
+_Options = TypeVar("_Options")
+
+
+def build(kind: type[_Options], parameters: Mapping[str, Any]) -> _Options:
+    """Make options of `kind`, and the parts in it, from click's parameters; raises KeyError for one that is missing."""
+    values = {
+        name: build(hint, parameters) if hint in (ConnectionOptions, WorkerOptions) else parameters[name]
+        for name, hint in get_type_hints(kind).items()
+    }
+    return kind(**values)
+
+
+def check_dead_letter_topic(name: str | None, topics: Sequence[str]) -> None:
+    if name is not None and name in topics:
+        raise ConfigError(f"--dead-letter-topic {name}: letters need a topic of their own, and --topic names it too")

@@ -1,0 +1,201 @@
+"""`produce`: sends messages, and accounts for every delivery."""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import click
+from confluent_kafka import KafkaError, Message
+
+from workers.accounting.stamps import check_run, new_run, stream_of
+from workers.cli.context import Context
+from workers.cli.parameters import ProduceOptions, check_dead_letter_topic
+from workers.config import PRODUCER_DEFAULTS
+from workers.errors import ConfigError, ExitCode, WorkerError
+from workers.lifecycle import Shutdown, Stopped, settle_memory
+from workers.loading import load
+from workers.monitoring.metrics import ProducerCollector
+from workers.producer.deliveries import outcome_of
+from workers.producer.generator import DEFAULT_COUNT, DEFAULT_SIZE, StampedSource
+from workers.producer.lines import LineFormat, read_file
+from workers.producer.loop import Producer
+from workers.producer.prefetch import ThreadedSource
+from workers.producer.summary import as_text, summarize
+from workers.sources import Source, SourceError, SourceRaisedError, call_source
+
+if TYPE_CHECKING:
+    from workers.monitoring.server import Server
+
+log = logging.getLogger("workers")
+# Kubernetes sets it in the pods of an Indexed Job.
+IN_A_JOB = "JOB_COMPLETION_INDEX"
+
+
+def produce(options: ProduceOptions, context: Context, shutdown: Shutdown) -> None:
+    """Runs the producer; raises WorkerError when a message was not acknowledged."""
+    config = context.client_config(PRODUCER_DEFAULTS)
+    context.show_config(config)
+    context.set_up_logging()
+    _check_combinations(options, context)
+    run, index = _run_and_index(options, context)
+    try:
+        with shutdown.at_once():
+            records = _records(options)
+    except Stopped:
+        if _must_finish(options):
+            raise WorkerError("stopped before the source was ready; nothing was sent") from None
+        log.info("stopped before the source was ready; nothing was sent")
+        return
+    producer = Producer(
+        config,
+        options.topic,
+        shutdown,
+        rate=options.rate,
+        dead_letter_topic=_dead_letter_topic(options),
+        report=_delivery_printer(shutdown) if options.verbose else None,
+    )
+    collector = ProducerCollector(producer, config.get("client.id"))
+    with context.serve(options.worker, collector, producer.ready, producer.live) as server:
+        producer.start(options.connection.timeout)
+        source: Source
+        if records is None:
+            size = options.size or DEFAULT_SIZE
+            source = StampedSource(run, index, size, _count(options), producer.partitions)
+        else:
+            stamp = stream_of(run, index, None) if options.stamp else None
+            source = ThreadedSource(records, stamp, options.count)
+        settle_memory()
+        trouble = _send_all(producer, source, options)
+        _show_account(producer, run, options.worker.summary)
+        _linger(server, options.linger, shutdown)
+    producer.close()
+    if trouble is not None:
+        raise trouble
+    accounts = (producer.deliveries, producer.dead_letters)
+    undelivered = sum(each.failed + each.unknown for each in accounts)
+    if undelivered:
+        raise WorkerError(f"{undelivered} of {sum(each.enqueued for each in accounts)} messages were not acknowledged")
+
+
+def _dead_letter_topic(options: ProduceOptions) -> str | None:
+    """Where invalid lines go, None where they stop the producer."""
+    if options.on_invalid != "dead-letter":
+        return None
+    check_dead_letter_topic(options.dead_letter_topic, [options.topic])
+    return options.dead_letter_topic or f"{options.topic}.dlq"
+
+
+def _check_combinations(options: ProduceOptions, context: Context) -> None:
+    if options.input_path is not None and options.source is not None:
+        raise ConfigError("--input and --source exclude each other; give one")
+    if options.forever and options.count is not None:
+        raise ConfigError("--forever and --count exclude each other; give one")
+    own = options.input_path is not None or options.source is not None
+    for name, value in (("key_separator", options.key_separator), ("key_field", options.key_field)):
+        if value is not None and options.input_path is None:
+            raise ConfigError(f"{context.origin(name)} is about the lines of --input; give that too")
+    if options.key_separator is not None and options.key_field is not None:
+        raise ConfigError("--key-separator and --key-field exclude each other; give one")
+    if options.key_separator == "":
+        raise ConfigError("--key-separator is empty; give the characters between key and value")
+    if options.size is not None and own:
+        raise ConfigError("--size is about test messages; --input and --source have sizes of their own")
+    if options.stamp and not own:
+        raise ConfigError("--stamp is about --input and --source; test messages always carry a stamp")
+
+
+def _run_and_index(options: ProduceOptions, context: Context) -> tuple[str, int]:
+    try:
+        run = check_run(options.run_name) if options.run_name is not None else new_run()
+    except ValueError as error:
+        raise ConfigError(f"{context.origin('run_name')}: {error}") from None
+    if options.producer_index is not None:
+        return run, options.producer_index
+    # Kubernetes tells each pod of an Indexed Job its number in this variable.
+    index = os.environ.get(IN_A_JOB, "0")
+    if not index.isdecimal() or int(index) > 9999:
+        raise ConfigError(f"variable {IN_A_JOB}: expected a number from 0 to 9999, got {index!r}")
+    return run, int(index)
+
+
+def _records(options: ProduceOptions) -> Iterator[dict[str, Any]] | None:
+    """The user's own messages, or None for test messages. Opened now: a mistake must show before anything is sent."""
+    if options.source is not None:
+        return call_source(load("--source", options.source), options.source)
+    if options.input_path is None:
+        return None
+    separator = options.key_separator
+    line_format = LineFormat(
+        separator.encode() if separator is not None else None,
+        options.key_field,
+        options.on_invalid == "dead-letter",
+    )
+    return read_file(options.input_path, line_format)
+
+
+def _count(options: ProduceOptions) -> int | None:
+    if options.forever or (options.count is None and options.duration is not None):
+        return None
+    return options.count or DEFAULT_COUNT
+
+
+def _send_all(producer: Producer, source: Source, options: ProduceOptions) -> WorkerError | None:
+    """Runs the producer; what went wrong is returned, because the account comes first."""
+    length = options.count or (None if options.input_path or options.source else _count(options))
+    show = length is not None and sys.stderr.isatty() and not options.verbose
+    bar = click.progressbar(length=length or 1, label="sending", file=sys.stderr, show_pos=True) if show else None
+    try:
+        with bar if bar is not None else nullcontext():
+            producer.run(source, options.duration, bar.update if bar is not None else lambda _: None)
+    except SourceError as error:
+        code = ExitCode.FAILED if isinstance(error, SourceRaisedError) else ExitCode.USAGE
+        return WorkerError(f"{error}; what came before it was sent", code)
+    except WorkerError as error:
+        return error
+    if producer.interrupted and _must_finish(options):
+        return WorkerError("stopped before the source was at its end; what was sent is accounted for above")
+    return None
+
+
+def _must_finish(options: ProduceOptions) -> bool:
+    """Whether a stop before the end is a failure: a Job must count as failed, or nobody sends the rest."""
+    return not options.forever or IN_A_JOB in os.environ
+
+
+def _delivery_printer(shutdown: Shutdown) -> Callable[[KafkaError | None, Message], None]:
+    def show(error: KafkaError | None, message: Message) -> None:
+        if error is None:
+            # Brokers do not say the offset of a message that they had already when its retry came.
+            offset = message.offset()
+            line = f"delivered {message.topic()}[{message.partition()}]@{'unknown' if offset is None else offset}"
+        else:
+            line = f"{outcome_of(error)} {message.topic()}: {error.name()}: {error.str()}"
+        try:
+            print(line)
+        except BrokenPipeError:
+            # Nobody reads any more; an exception here would end up inside librdkafka.
+            shutdown.request()
+
+    return show
+
+
+def _show_account(producer: Producer, run: str, form: str) -> None:
+    letters = producer.dead_letters if producer.writes_letters else None
+    summary = summarize(producer.deliveries, run, producer.finished_at - producer.started_at, letters)
+    click.echo(json.dumps(summary) if form == "json" else as_text(summary))
+
+
+def _linger(server: "Server | None", linger_s: float, shutdown: Shutdown) -> None:
+    """A Job's last numbers must be scraped before its pod is gone."""
+    if server is None or not linger_s:
+        return
+    server.scraped.clear()
+    deadline = time.monotonic() + linger_s
+    while time.monotonic() < deadline and not shutdown.requested:
+        if server.scraped.wait(0.1):
+            return
