@@ -92,6 +92,41 @@ def test_helm_3_and_helm_4_render_the_same(switch: str) -> None:
     assert render(*SWITCHES[switch], program="helm4") == render(*SWITCHES[switch])
 
 
+def pod_specs(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The specification of every pod that the objects make, by kind and name."""
+    found = {}
+    for document in documents:
+        spec = document.get("spec", {})
+        spec = spec.get("jobTemplate", {}).get("spec", spec)
+        if document["kind"] == "Pod":
+            found[f"Pod {document['metadata']['name']}"] = spec
+        elif "containers" in spec.get("template", {}).get("spec", {}):
+            found[f"{document['kind']} {document['metadata']['name']}"] = spec["template"]["spec"]
+    return found
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_service_in_the_namespace_sets_no_variable_of_a_pod(switch: str) -> None:
+    """One called kafka-metrics would set KAFKA_METRICS_PORT to tcp://10.0.0.1:8000."""
+    specs = pod_specs(render(*SWITCHES[switch]))
+    assert specs
+    assert {name: spec.get("enableServiceLinks") for name, spec in specs.items()} == dict.fromkeys(specs, False)
+
+
+def test_the_notes_suggest_verify_with_the_user_that_may_read() -> None:
+    def notes(*settings: str) -> str:
+        # Helm 3 renders notes only where a cluster answers.
+        options = [word for setting in settings for word in ("--set-json", setting)]
+        result = helm("install", "workers", str(CHART), "--dry-run=client", *options, program="helm4")
+        assert result.returncode == 0, result.stderr
+        return result.stdout.partition("\nNOTES:\n")[2]
+
+    shipped = notes('consumer.name="readers"')
+    assert re.findall(r"exec (\S+) -- kafka-workers verify", shipped) == ["deploy/readers"]
+    assert "The consumers' user may read it, the producer's only write" in shipped
+    assert "verify" not in notes("consumer.enabled=false")
+
+
 def test_kubeconform_finds_nothing_whatever_is_switched(tmp_path: Path) -> None:
     kubeconform = shutil.which("kubeconform")
     if kubeconform is None:

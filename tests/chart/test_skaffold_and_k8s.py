@@ -113,6 +113,61 @@ def test_every_path_and_value_that_skaffold_names_is_there(profile: str, program
     assert environment["KAFKA_BOOTSTRAP_SERVERS"] == servers
 
 
+# Of kind's own pods on one node, as seen; and what is left of two cores for all of them.
+KIND_MILLICORES = 850
+ROOM_MILLICORES = 1_800
+CONSUMERS = 4
+
+
+def millicores(text: str) -> int:
+    return int(text.removesuffix("m")) if text.endswith("m") else int(float(text) * 1000)
+
+
+def requested(spec: dict[str, Any]) -> int:
+    """What Kubernetes sets aside for a pod: for its containers together, or for one that comes before them."""
+    together = sum(millicores(each["resources"]["requests"]["cpu"]) for each in spec["containers"])
+    before = [millicores(each["resources"]["requests"]["cpu"]) for each in spec.get("initContainers", [])]
+    return max([together, *before])
+
+
+def test_what_skaffold_deploys_fits_two_cores_with_four_consumers() -> None:
+    operator, _, workers = documents("skaffold.yaml")
+    (strimzi,) = operator["deploy"]["helm"]["releases"]
+    asked = {"operator": millicores(strimzi["setValues"]["resources.requests.cpu"])}
+    pool, kafka = documents("k8s/kafka/kafka.yaml")
+    asked["brokers"] = pool["spec"]["replicas"] * millicores(pool["spec"]["resources"]["requests"]["cpu"])
+    entity = kafka["spec"]["entityOperator"]
+    for name in ("topicOperator", "userOperator"):
+        asked[name] = millicores(entity[name]["resources"]["requests"]["cpu"])
+    (release,) = workers["deploy"]["helm"]["releases"]
+    files = [word for path in release["valuesFiles"] for word in ("--values", path)]
+    result = helm("template", "workers", str(CHART), *files, "--set", f"consumer.replicas={CONSUMERS}")
+    assert result.returncode == 0, result.stderr
+    for document in filter(None, yaml.safe_load_all(result.stdout)):
+        if document["kind"] == "Pod":
+            asked["helm test"] = requested(document["spec"])
+        elif document["kind"] == "Job":
+            asked["producer"] = document["spec"]["parallelism"] * requested(document["spec"]["template"]["spec"])
+        elif document["kind"] == "Deployment":
+            # One more while they are replaced.
+            asked["consumers"] = (CONSUMERS + 1) * requested(document["spec"]["template"]["spec"])
+
+    assert asked.keys() == {
+        "operator", "brokers", "topicOperator", "userOperator", "helm test", "producer", "consumers"
+    }  # fmt: skip
+    assert all(asked.values())
+    assert KIND_MILLICORES + sum(asked.values()) < ROOM_MILLICORES, asked
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_port_forward_names_its_namespace(profile: str) -> None:
+    """Without one Skaffold looks into the namespace of the first release, the operator's."""
+    configs = [with_profile(each, profile) for each in documents("skaffold.yaml")]
+    forwards = [forward for config in configs for forward in config.get("portForward", [])]
+    assert forwards
+    assert {forward.get("namespace") for forward in forwards} == {"default"}
+
+
 def test_the_workers_look_for_the_cluster_that_is_there() -> None:
     pool, kafka = documents("k8s/kafka/kafka.yaml")
     values = yaml.safe_load((CHART / "values.yaml").read_text())

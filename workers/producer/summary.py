@@ -62,7 +62,10 @@ def as_text(summary: Mapping[str, Any]) -> str:
     if letters["sent"]:
         lines += [f"dead letters to {letters['topic']}: {_outcomes_as_text(letters)}", *_errors_as_text(letters)]
     if summary["unknown"] and summary["streams"]:
-        lines.append("unknown messages may or may not be in the log: `kafka-workers verify --account` tells which")
+        lines.append(
+            "unknown messages may or may not be in the log: `kafka-workers verify --account` tells which, as a "
+            "user who may read the topic"
+        )
     return "\n".join(lines)
 
 

@@ -151,8 +151,12 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 {{- end }}
 {{- end }}
 
-{{/* Of every pod: Pod Security Standard "restricted". */}}
+{{/*
+Of every pod: Pod Security Standard "restricted", and no variables from Services: one called kafka-metrics would set
+KAFKA_METRICS_PORT, which is an option of ours.
+*/}}
 {{- define "kafka-workers.podSecurity" -}}
+enableServiceLinks: false
 automountServiceAccountToken: false
 securityContext:
   runAsNonRoot: true
