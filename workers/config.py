@@ -221,15 +221,36 @@ def read_properties_file(path: Path) -> list[Setting]:
     ]
 
 
-def read_secret(path: Path) -> str:
-    """The content of a file that holds one secret, without the line end that editors add."""
-    return read_text(path).rstrip("\r\n")
+def read_secret(path: Path, origin: str, variable: str) -> str:
+    """The content of a file that holds one secret, without the line end that editors add.
+
+    Raises ConfigError that names `origin` and not the path, which is the secret itself where somebody gave it instead;
+    that belongs into `variable`.
+    """
+    try:
+        return _read(path).rstrip("\r\n")
+    except _UnreadableError as error:
+        raise ConfigError(
+            f"{origin}: the file that it names cannot be read: {error}; the secret itself goes into variable {variable}"
+        ) from None
 
 
 def read_text(path: Path) -> str:
     """The text of a file; raises ConfigError when it cannot be read."""
     try:
+        return _read(path)
+    except _UnreadableError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+
+
+class _UnreadableError(Exception):
+    """Why a file cannot be read, without its name."""
+
+
+def _read(path: Path) -> str:
+    try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"{path} cannot be read: {reason}") from None
+    except OSError as error:
+        raise _UnreadableError(error.strerror) from None
+    except UnicodeDecodeError:
+        raise _UnreadableError("it is not UTF-8 text") from None

@@ -139,7 +139,7 @@ def test_a_wrong_line_is_named_and_not_quoted(tmp_path: Path, line: str) -> None
 
 
 @pytest.mark.parametrize("line", SECRET_LINES)
-@pytest.mark.parametrize("origin", ["--property", "variable KAFKA_PROPERTIES"])
+@pytest.mark.parametrize("origin", ["--property", "variable KAFKA_PROPERTY"])
 def test_a_wrong_property_is_named_and_not_quoted(line: str, origin: str) -> None:
     text = refusal(lambda: make_client([parse_property(line, Precedence.ENVIRONMENT, origin)]))
 
@@ -173,11 +173,11 @@ def test_what_librdkafka_says_of_a_secret_is_not_quoted() -> None:
 def test_a_secret_loses_only_its_line_end(tmp_path: Path) -> None:
     path = tmp_path / "password"
     path.write_text(" spaces count \n")
-    assert read_secret(path) == " spaces count "
+    assert read_secret(path, "--sasl-password-file", "KAFKA_SASL_PASSWORD") == " spaces count "
 
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="not UTF-8"):
-        read_secret(path)
+    with pytest.raises(ConfigError, match=r"--sasl-password-file: .* not UTF-8 .* KAFKA_SASL_PASSWORD"):
+        read_secret(path, "--sasl-password-file", "KAFKA_SASL_PASSWORD")
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,8 @@ class Context:
         for name, variable, key in SECRETS:
             path: Path | None = getattr(self._connection, name)
             if path is not None:
-                settings.append(
-                    Setting(key, configuration.read_secret(path), self.precedence(name), f"{self.origin(name)} {path}")
-                )
+                secret = configuration.read_secret(path, self.origin(name), variable)
+                settings.append(Setting(key, secret, self.precedence(name), f"{self.origin(name)} {path}"))
             elif variable in os.environ:
                 settings.append(Setting(key, os.environ[variable], Precedence.ENVIRONMENT, f"variable {variable}"))
         return ClientConfig(defaults, settings)

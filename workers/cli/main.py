@@ -13,7 +13,16 @@ import click
 from confluent_kafka import KafkaException
 
 from workers.cli.context import Context
-from workers.cli.options import POSITIVE, POSITIVE_NUMBER, SECONDS, TOPIC, connection_options, option, worker_options
+from workers.cli.options import (
+    POSITIVE,
+    POSITIVE_NUMBER,
+    SECONDS,
+    TOPIC,
+    Command,
+    connection_options,
+    option,
+    worker_options,
+)
 from workers.cli.parameters import (
     ConsumeOptions,
     LagOptions,
@@ -41,7 +50,7 @@ def cli() -> None:
     """
 
 
-@cli.command()
+@cli.command(cls=Command)
 @option("--topic", type=TOPIC, default="teste", show_default=True, help="Topic to write to.")
 @option("--count", type=POSITIVE, help=f"Messages to send.  [default: {DEFAULT_COUNT}, or all of the input]")
 @option("--rate", type=POSITIVE_NUMBER, help="Messages per second.  [default: as fast as it goes]")
@@ -92,7 +101,7 @@ def produce(**parameters: Any) -> None:
     run(options, Context(options.connection), shutdown)
 
 
-@cli.command()
+@cli.command(cls=Command)
 @option(
     "--topic",
     "topics",
@@ -168,7 +177,7 @@ def consume(**parameters: Any) -> None:
     run(options, Context(options.connection), shutdown)
 
 
-@cli.command()
+@cli.command(cls=Command)
 @option("--group-id", default="kafka-workers", show_default=True, help="Consumer group.")
 @option(
     "--topic", "topics", type=TOPIC, multiple=True, help="Only this topic; repeatable.  [default: all of the group]"
@@ -187,7 +196,7 @@ def lag(**parameters: Any) -> None:
     run(options, Context(options.connection), shutdown)
 
 
-@cli.command()
+@cli.command(cls=Command)
 @option("--topic", type=TOPIC, default="teste", show_default=True, help="Topic to read.")
 @option("--account", metavar="FILE|-", help="What `produce --summary json` wrote: tells lost from failed and unknown.")
 @option("--run", "runs", multiple=True, help="Only this run; repeatable.")
@@ -205,7 +214,7 @@ def verify(**parameters: Any) -> None:
     run(options, Context(options.connection), shutdown)
 
 
-@cli.command()
+@cli.command(cls=Command)
 @option("--topic", type=TOPIC, required=True, help="Dead-letter topic to read.")
 @option("--group-id", default="kafka-workers-replay", show_default=True, help="Group that remembers what was replayed.")
 @option("--max-messages", type=POSITIVE, help="Stop after so many messages.")
@@ -226,7 +235,7 @@ def replay(**parameters: Any) -> None:
     run(options, Context(options.connection), shutdown)
 
 
-@cli.command()
+@cli.command(cls=Command)
 @option("--brokers", type=click.IntRange(1, 9), default=3, show_default=True, help="How many brokers.")
 @option(
     "--create-topic",
@@ -261,7 +270,7 @@ def cluster(brokers: int, topics: tuple[str, ...], partitions: int, heap_mb: int
             time.sleep(0.1)
 
 
-@cli.command()
+@cli.command(cls=Command)
 @click.option("--quick", is_flag=True, help="Fewer messages: on an idle machine under 25 s instead of under 60.")
 @click.option("--plain", is_flag=True, help="Lines instead of a live table, as where there is no terminal.")
 def demo(quick: bool, plain: bool) -> None:

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from workers.errors import ConfigError
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 DEFAULT_METRICS_PORT = 8000
 
@@ -23,6 +25,38 @@ class Option(click.Option):
         if self.envvar is None and self.name is not None:
             long_name = max(self.opts, key=len).lstrip("-")
             self.envvar = "KAFKA_" + long_name.replace("-", "_").upper()
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        """The variable's value; raises ConfigError when Kubernetes has set it for a Service."""
+        value = super().resolve_envvar_value(ctx)
+        if value is not None and _SERVICE_LINK.match(value):
+            # Beside NAME_PORT there is NAME_SERVICE_HOST.
+            prefix = str(self.envvar).removesuffix("_PORT")
+            known = f"{prefix}_SERVICE_HOST" in os.environ
+            service = f"the Service {prefix.lower().replace('_', '-')}" if known else "a Service"
+            raise ConfigError(
+                f"variable {self.envvar} is {value!r}, which Kubernetes sets for {service} in the namespace; set "
+                "enableServiceLinks: false in the pod, rename the Service, or set the variable in the pod"
+            )
+        return value
+
+
+# NAME_PORT=tcp://10.0.0.1:8000 is in each pod of a namespace that has a Service NAME.
+_SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
+
+
+class Command(click.Command):
+    """A command that does not quote the words that it cannot place: one may be a secret."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.allow_extra_args = True
+        rest = super().parse_args(ctx, args)
+        if rest and not ctx.resilient_parsing:
+            ctx.fail(
+                f"{len(rest)} of the words belong to no option (not shown, they may hold a secret); put a value with "
+                "spaces into quotation marks"
+            )
+        return rest
 
 
 def option(*arguments: Any, **attributes: Any) -> Callable[[_Command], _Command]:

@@ -1,0 +1,99 @@
+"""Mistakes on the command line and in the environment that end a command before it connects."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+# Nothing listens there, and the wait for it is short: a mistake that is not found ends in another error.
+NOWHERE = ["--bootstrap-servers", "127.0.0.1:1", "--timeout", "0.5"]
+
+
+def run(*arguments: str, **environment: str) -> tuple[int, str]:
+    """Exit code, and what is on standard error."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("KAFKA_")}
+    result = subprocess.run(
+        [sys.executable, "-m", "workers", *arguments],
+        env={**clean, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return result.returncode, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "place"),
+    [
+        (["--sasl-password-file", "hunter2"], {}, "--sasl-password-file"),
+        ([], {"KAFKA_SASL_PASSWORD_FILE": "hunter2"}, "variable KAFKA_SASL_PASSWORD_FILE"),
+        ([], {"KAFKA_SSL_KEY_PASSWORD_FILE": "hunter2"}, "variable KAFKA_SSL_KEY_PASSWORD_FILE"),
+        (["--sasl-password", "hunter2"], {}, "--sasl-password"),
+        (["--sasl-password=hunter2"], {}, "--sasl-password"),
+        (["--property", "sasl.password: hunter2"], {}, "--property"),
+        (["--property", "sasl.password: aHVudGVyMg==hunter2="], {}, "--property"),
+        (["--property", "sasl.password=", "hunter2"], {}, "no option"),
+        ([], {"KAFKA_PROPERTY": "sasl.password: hunter2"}, "variable KAFKA_PROPERTY"),
+        ([], {"KAFKA_PROPERTY": "sasl.password=one hunter2"}, "variable KAFKA_PROPERTY"),
+        ([], {"KAFKA_SASL_PASSWORD": "hunter2\udcff"}, "variable KAFKA_SASL_PASSWORD"),
+    ],
+)
+def test_a_mistake_with_a_secret_is_named_and_the_secret_is_not_printed(
+    arguments: list[str], environment: dict[str, str], place: str
+) -> None:
+    code, errors = run("lag", *NOWHERE, *arguments, **environment)
+
+    assert code == 2, errors
+    assert len(errors.splitlines()) == 1, errors
+    assert place in errors
+    assert "hunter2" not in errors
+    assert "aHVudGVyMg" not in errors
+
+
+@pytest.mark.parametrize("kind", ["tcp", "udp", "sctp"])
+def test_a_variable_that_a_service_has_set_is_named_with_the_service_and_the_remedy(kind: str) -> None:
+    """As Kubernetes sets them in each pod of the namespace for a Service `kafka-metrics`."""
+    variables = {
+        "KAFKA_METRICS_SERVICE_HOST": "10.0.0.1",
+        "KAFKA_METRICS_SERVICE_PORT": "8000",
+        "KAFKA_METRICS_PORT": f"{kind}://10.0.0.1:8000",
+        "KAFKA_METRICS_PORT_8000_TCP": f"{kind}://10.0.0.1:8000",
+    }
+    code, errors = run("produce", *NOWHERE, **variables)
+
+    assert code == 2, errors
+    assert len(errors.splitlines()) == 1, errors
+    assert "variable KAFKA_METRICS_PORT" in errors
+    assert "the Service kafka-metrics" in errors
+    assert "enableServiceLinks: false" in errors
+
+
+def test_an_address_of_a_service_is_not_taken_for_the_value_of_any_option() -> None:
+    code, errors = run("lag", "--timeout", "0.5", KAFKA_BOOTSTRAP_SERVERS="tcp://10.0.0.1:9092")
+
+    assert code == 2, errors
+    assert "variable KAFKA_BOOTSTRAP_SERVERS" in errors
+    assert "a Service" in errors
+
+
+def test_variables_of_services_that_are_no_options_do_not_matter() -> None:
+    """Those for Services `kafka` and `kafka-metrics` beside the option that is set on purpose."""
+    variables = {
+        "KAFKA_PORT": "tcp://10.0.0.1:9092",
+        "KAFKA_SERVICE_HOST": "10.0.0.1",
+        "KAFKA_PORT_9092_TCP": "tcp://10.0.0.1:9092",
+        "KAFKA_METRICS_SERVICE_HOST": "10.0.0.2",
+        "KAFKA_METRICS_PORT": "0",
+    }
+    code, errors = run("produce", *NOWHERE, "--property", "linger.ms=5", **variables)
+
+    assert code == 1, errors
+    assert "no answer from 127.0.0.1:1" in errors
+
+
+def test_the_command_line_wins_over_a_variable_that_a_service_has_set() -> None:
+    code, errors = run("produce", *NOWHERE, "--metrics-port", "0", KAFKA_METRICS_PORT="tcp://10.0.0.1:8000")
+
+    assert code == 1, errors
