@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import Processes, eventually
+from tests.processes import Process, Processes, eventually
 
 
 def brokers_under(directory: Path) -> list[int]:
@@ -47,14 +47,36 @@ def test_a_cluster_that_is_stopped_or_killed_leaves_nothing_behind(
     eventually(lambda: not list(own_tmp.iterdir()), "no file is left")
 
 
-def test_a_broker_that_dies_by_itself_ends_the_cluster_with_its_words(processes: Processes, own_tmp: Path) -> None:
-    cluster = processes.start("cluster", "--brokers", "1", env={"TMPDIR": str(own_tmp)})
-    eventually(lambda: cluster.stdout.strip() or not cluster.running, "the bootstrap address")
-    java = next(pid for pid in brokers_under(own_tmp) if b"kafka.Kafka" in Path(f"/proc/{pid}/cmdline").read_bytes())
-    os.kill(java, signal.SIGKILL)
+def broker_pid(cluster: Process) -> int:
+    """The PID that the cluster has printed for its broker."""
+    cluster.says("broker 0: PID ")
+    return int(cluster.stderr.split("broker 0: PID ")[1].split(",")[0])
 
-    assert cluster.wait(10) == 1
-    assert "broker 0 ended by itself" in cluster.stderr
+
+def test_a_broker_that_is_killed_comes_back_with_its_messages(processes: Processes, own_tmp: Path) -> None:
+    cluster = processes.start("cluster", "--brokers", "1", env={"TMPDIR": str(own_tmp)})
+    servers = eventually(lambda: cluster.stdout.strip() or not cluster.running, "the bootstrap address")
+    env = {"KAFKA_BOOTSTRAP_SERVERS": servers}
+    assert processes.run("produce", "--count", "10", env=env).returncode == 0
+    pid = broker_pid(cluster)
+    os.kill(pid, signal.SIGKILL)
+    cluster.says(f"broker 0 (PID {pid}) has ended: SIGKILL; it starts again")
+    cluster.says("broker 0 is back: PID ")
+
+    verified = processes.run("verify", env=env)
+    assert verified.returncode == 0, verified.stderr
+    assert cluster.running
+    assert cluster.stop() == 0
+    assert not list(own_tmp.iterdir())
+
+
+def test_a_broker_that_is_killed_stays_down_when_asked(processes: Processes, own_tmp: Path) -> None:
+    cluster = processes.start("cluster", "--brokers", "1", "--no-restart", env={"TMPDIR": str(own_tmp)})
+    os.kill(broker_pid(cluster), signal.SIGKILL)
+    cluster.says("has ended: SIGKILL; it stays down")
+
+    assert cluster.stop() == 0
+    assert "is back" not in cluster.stderr
     assert not list(own_tmp.iterdir())
 
 

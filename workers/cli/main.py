@@ -254,9 +254,20 @@ def replay(**parameters: Any) -> None:
     show_default=True,
     help="Java heap of a broker, MiB.",
 )
-def cluster(brokers: int, topics: tuple[str, ...], partitions: int, heap_mb: int) -> None:
-    """Run a real Apache Kafka cluster on loopback until Ctrl-C, or until a broker ends; leaves nothing behind."""
+@option(
+    "--restart/--no-restart",
+    default=True,
+    show_default=True,
+    help="Start a broker that has ended again after 5 s, or leave it down.",
+)
+def cluster(brokers: int, topics: tuple[str, ...], partitions: int, heap_mb: int, restart: bool) -> None:
+    """Run a real Apache Kafka cluster on loopback until Ctrl-C; leaves nothing behind.
+
+    It prints the PID of each broker: kill one to see what happens. The cluster ends by itself only when a broker
+    fails to start three times.
+    """
     from workers.local.cluster import Cluster
+    from workers.local.supervisor import Supervisor
 
     shutdown = _shutdown(0)
     with Cluster(brokers, heap_mb=heap_mb, say=_say) as running:
@@ -265,8 +276,11 @@ def cluster(brokers: int, topics: tuple[str, ...], partitions: int, heap_mb: int
         # On standard output, alone on its line: scripts read it.
         click.echo(running.bootstrap_servers)
         _say(f"topics {', '.join(topics)}; to use it: export KAFKA_BOOTSTRAP_SERVERS={running.bootstrap_servers}")
+        for broker in running.brokers:
+            _say(f"broker {broker.node_id}: PID {broker.pid}, 127.0.0.1:{broker.port}, log {broker.log_path}")
+        supervisor = Supervisor(running, _say, restart=restart)
         while not shutdown.requested:
-            running.check()
+            supervisor.look()
             time.sleep(0.1)
 
 

@@ -150,6 +150,14 @@ class Broker:
             raise ClusterError(f"broker {self.node_id} is not running")
         return self._process.pid
 
+    def acknowledge_end(self) -> tuple[int, str]:
+        """Take note that the broker has ended by itself; return its process id and how it ended."""
+        if self._process is None or not self.crashed:
+            raise ClusterError(f"broker {self.node_id} has not ended by itself")
+        self._wanted = False
+        code = self._process.returncode
+        return self._process.pid, signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
     @property
     def log_path(self) -> Path:
         return self.directory / "broker.log"
@@ -343,6 +351,13 @@ class Cluster:
                 return
             time.sleep(0.1)
         raise ClusterError(f"brokers {sorted(wanted)} were not ready after {timeout_s:.0f} s")
+
+    def ended(self) -> list[tuple[Broker, int, str]]:
+        """The brokers that have ended and that nobody has stopped from here, each once: with process id and how."""
+        found = [(broker, *broker.acknowledge_end()) for broker in self.brokers if broker.crashed]
+        for _, pid, _ in found:
+            self.forget(pid)
+        return found
 
     def check(self) -> None:
         """Raises ClusterError when a broker ended that nobody stopped."""
