@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from workers.kafka.groups import _ends
+from workers.kafka.groups import offset_ranges
 
 
 def admin(error: int) -> Any:
@@ -17,10 +17,10 @@ def admin(error: int) -> Any:
 
 
 def test_the_end_of_a_partition_that_is_gone_is_its_beginning() -> None:
-    assert _ends(admin(KafkaError.UNKNOWN_TOPIC_OR_PART), [("t", 0)]) == {("t", 0): 0}
+    assert offset_ranges(admin(KafkaError.UNKNOWN_TOPIC_OR_PART), [("t", 0)]) == {("t", 0): (0, 0)}
 
 
 def test_the_end_of_a_partition_without_a_leader_is_not_known() -> None:
     """Or else it would have no lag just when brokers are down."""
     with pytest.raises(KafkaException):
-        _ends(admin(KafkaError.LEADER_NOT_AVAILABLE), [("t", 0)])
+        offset_ranges(admin(KafkaError.LEADER_NOT_AVAILABLE), [("t", 0)])

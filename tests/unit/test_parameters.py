@@ -1,5 +1,6 @@
 """The typed options of each command are those that click declares."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 
 from workers.cli.context import Context
 from workers.cli.main import cli
-from workers.cli.options import CONNECTION, SECRETS
+from workers.cli.options import CONNECTION, SECRETS, Regex
 from workers.cli.parameters import (
     ConnectionOptions,
     ConsumeOptions,
+    LagExporterOptions,
     LagOptions,
     ProduceOptions,
     ReplayOptions,
@@ -26,6 +28,7 @@ KINDS: dict[str, type[Any]] = {
     "produce": ProduceOptions,
     "consume": ConsumeOptions,
     "lag": LagOptions,
+    "lag-exporter": LagExporterOptions,
     "verify": VerifyOptions,
     "replay": ReplayOptions,
 }
@@ -59,6 +62,8 @@ def _declared(parameter: click.Parameter, default: object) -> set[Any]:
             given = {int}
         case click.FloatRange():
             given = {float}
+        case Regex():
+            given = {re.Pattern}
         case click.types.FuncParamType():
             given = {Path}
         case _:
@@ -69,8 +74,8 @@ def _declared(parameter: click.Parameter, default: object) -> set[Any]:
 def _typed(hint: Any) -> set[Any]:
     if get_origin(hint) is Literal:
         return set(get_args(hint))
-    if get_origin(hint) is tuple:
-        return {tuple}
+    if get_origin(hint) in (tuple, re.Pattern):
+        return {get_origin(hint)}
     return set().union(*map(_typed, get_args(hint))) if get_args(hint) else {hint}
 
 
@@ -91,7 +96,7 @@ def test_the_options_hold_what_click_has_parsed(command: str) -> None:
     options = build(KINDS[command], parsed)
     assert options.connection.log_level == "debug"
     assert options.connection.properties == ("a=1", "b=2")
-    parts = [options, options.connection, getattr(options, "worker", None)]
+    parts = [options, *(getattr(options, name, None) for name in ("connection", "metrics", "worker"))]
     found = {name: getattr(part, name) for name in parsed for part in parts if hasattr(part, name)}
     assert found == parsed
 

@@ -47,9 +47,8 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
         idle_timeout_s=options.idle_timeout,
         stall_timeout_s=options.stall_timeout,
     )
-    with context.serve(
-        options.worker, ConsumerCollector(consumer, config.get("client.id")), consumer.ready, consumer.live
-    ):
+    metrics = None if options.worker.no_metrics else options.metrics
+    with context.serve(metrics, ConsumerCollector(consumer, config.get("client.id")), consumer.ready, consumer.live):
         consumer.start(options.connection.timeout)
         settle_memory()
         try:

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from workers import config as configuration
 from workers.cli.options import CONNECTION, SECRETS
-from workers.cli.parameters import ConnectionOptions, WorkerOptions
+from workers.cli.parameters import ConnectionOptions, MetricsOptions
 from workers.config import ClientConfig, Default, Precedence, Setting
 from workers.errors import ExitCode
 from workers.lifecycle import set_up_logging
@@ -101,14 +101,14 @@ class Context:
 
     @contextmanager
     def serve(
-        self, options: WorkerOptions, collector: "Collector", ready: "Check", live: "Check"
+        self, options: MetricsOptions | None, collector: "Collector", ready: "Check", live: "Check"
     ) -> Iterator["Server | None"]:
-        """The metrics port, while the worker runs."""
+        """The metrics port, while the command runs; none without `options`."""
         from prometheus_client import CollectorRegistry, ProcessCollector
 
         from workers.monitoring.server import Server
 
-        if options.no_metrics:
+        if options is None:
             yield None
             return
         registry = CollectorRegistry()

@@ -16,15 +16,18 @@ from workers.cli.context import Context
 from workers.cli.options import (
     POSITIVE,
     POSITIVE_NUMBER,
+    REGEX,
     SECONDS,
     TOPIC,
     Command,
     connection_options,
+    metrics_options,
     option,
     worker_options,
 )
 from workers.cli.parameters import (
     ConsumeOptions,
+    LagExporterOptions,
     LagOptions,
     ProduceOptions,
     ReplayOptions,
@@ -192,6 +195,33 @@ def lag(**parameters: Any) -> None:
     options = build(LagOptions, parameters)
     shutdown = _shutdown(0)
     from workers.cli.lag import lag as run
+
+    run(options, Context(options.connection), shutdown)
+
+
+@cli.command(cls=Command)
+@option("--group-id", "group_ids", multiple=True, help="Only this group; repeatable.  [default: every group]")
+@option("--group-filter", type=REGEX, help="Only groups whose whole name matches.")
+@option("--topic", "topics", type=TOPIC, multiple=True, help="Only this topic; repeatable.  [default: all of a group]")
+@option("--topic-filter", type=REGEX, help="Only topics whose whole name matches.")
+@option("--interval", type=POSITIVE_NUMBER, default=15.0, show_default=True, help="Seconds between two rounds.")
+@option(
+    "--keep",
+    type=POSITIVE_NUMBER,
+    default=300.0,
+    show_default=True,
+    help="Seconds that the last values stay while a broker does not answer.",
+)
+@metrics_options
+@connection_options
+def lag_exporter(**parameters: Any) -> None:
+    """Export the lag of consumer groups from the brokers, in messages and in seconds, also of groups without members.
+
+    Scrapes read the last round, and ask the brokers for nothing.
+    """
+    options = build(LagExporterOptions, parameters)
+    shutdown = _shutdown(0)
+    from workers.cli.lag_exporter import lag_exporter as run
 
     run(options, Context(options.connection), shutdown)
 

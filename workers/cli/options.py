@@ -96,7 +96,20 @@ class Topic(click.ParamType[str]):
         return name
 
 
+class Regex(click.ParamType[re.Pattern[str]]):
+    """A regular expression."""
+
+    name = "regex"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> re.Pattern[str]:
+        try:
+            return re.compile(value)
+        except re.error as error:
+            self.fail(f"{value!r} is no regular expression: {error}.", param, ctx)
+
+
 TOPIC = Topic()
+REGEX = Regex()
 SECONDS = FiniteRange(min=0)
 POSITIVE_NUMBER = FiniteRange(min=0, min_open=True)
 # Options that are one librdkafka property each.
@@ -151,14 +164,23 @@ def connection_options(command: _Command) -> _Command:
     )  # fmt: skip
 
 
-def worker_options(command: _Command) -> _Command:
-    """What both workers have."""
+def metrics_options(command: _Command) -> _Command:
+    """Where a command that keeps running is looked at."""
     return _apply(
         command,
         [
             option("--metrics-port", type=click.IntRange(0, 65535), default=DEFAULT_METRICS_PORT, show_default=True,
                    help="Port of /metrics, /livez and /readyz; 0 for any free one."),
             option("--metrics-host", default="0.0.0.0", show_default=True, help="Address it listens on."),  # noqa: S104
+        ],
+    )  # fmt: skip
+
+
+def worker_options(command: _Command) -> _Command:
+    """What both workers have."""
+    command = _apply(
+        command,
+        [
             option("--no-metrics", is_flag=True, help="Do not listen at all."),
             option("--shutdown-timeout", type=SECONDS, default=25.0, show_default=True,
                    help="Seconds that stopping may take after SIGTERM."),
@@ -166,3 +188,4 @@ def worker_options(command: _Command) -> _Command:
                    help="Form of the account at the end."),
         ],
     )  # fmt: skip
+    return metrics_options(command)

@@ -3,6 +3,7 @@
 A field has the name of click's parameter; the declarations in `main.py` say what each means.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +35,17 @@ class ConnectionOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerOptions:
-    """What `produce` and `consume` both have."""
+class MetricsOptions:
+    """Where a command that keeps running serves its metrics and probes."""
 
     metrics_port: int
     metrics_host: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """What `produce` and `consume` both have."""
+
     no_metrics: bool
     shutdown_timeout: float
     summary: Literal["text", "json"]
@@ -47,6 +54,7 @@ class WorkerOptions:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProduceOptions:
     connection: ConnectionOptions
+    metrics: MetricsOptions
     worker: WorkerOptions
     topic: str
     count: int | None
@@ -70,6 +78,7 @@ class ProduceOptions:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumeOptions:
     connection: ConnectionOptions
+    metrics: MetricsOptions
     worker: WorkerOptions
     topics: tuple[str, ...]
     group_id: str
@@ -99,6 +108,18 @@ class LagOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LagExporterOptions:
+    connection: ConnectionOptions
+    metrics: MetricsOptions
+    group_ids: tuple[str, ...]
+    group_filter: re.Pattern[str] | None
+    topics: tuple[str, ...]
+    topic_filter: re.Pattern[str] | None
+    interval: float
+    keep: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyOptions:
     connection: ConnectionOptions
     topic: str
@@ -122,7 +143,9 @@ _Options = TypeVar("_Options")
 def build(kind: type[_Options], parameters: Mapping[str, Any]) -> _Options:
     """Make options of `kind`, and the parts in it, from click's parameters; raises KeyError for one that is missing."""
     values = {
-        name: build(hint, parameters) if hint in (ConnectionOptions, WorkerOptions) else parameters[name]
+        name: build(hint, parameters)
+        if hint in (ConnectionOptions, MetricsOptions, WorkerOptions)
+        else parameters[name]
         for name, hint in get_type_hints(kind).items()
     }
     return kind(**values)

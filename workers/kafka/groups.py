@@ -4,10 +4,21 @@ What a member says of itself is in its metrics; this is the view from outside, a
 """
 
 import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka import (
+    ConsumerGroupState,
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, ConsumerGroupDescription, OffsetSpec
 
 from workers.errors import ConfigError, WorkerError
 
@@ -23,6 +34,28 @@ MOVES = frozenset(
         KafkaError.NOT_LEADER_FOR_PARTITION,
     }
 )
+# What brokers answer for a group or a topic that is not there.
+GONE = frozenset({KafkaError.GROUP_ID_NOT_FOUND, KafkaError.UNKNOWN_TOPIC_OR_PART})
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+_Result = TypeVar("_Result")
+# A topic's name and a partition's number.
+PartitionKey = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Answers(Generic[_Key, _Value]):
+    """What brokers answered to one batch: what they know, what is not there, and what they did not answer for."""
+
+    values: dict[_Key, _Value]
+    gone: frozenset[_Key]
+    errors: dict[_Key, KafkaError]
+
+    def check(self) -> None:
+        """Raises KafkaException with the first error."""
+        for error in self.errors.values():
+            raise KafkaException(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +65,35 @@ class Member:
     member_id: str
     client_id: str
     host: str
-    partitions: tuple[tuple[str, int], ...]
+    partitions: tuple[PartitionKey, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionLag:
-    """One partition: `committed` is None where the group has committed nothing, and then so is `lag_messages`."""
+    """One partition: `committed` is None where the group has committed nothing, and then so is `lag_messages`.
+
+    Lag is what can still be read: messages that were deleted below the committed offset are in `deleted_messages`.
+    """
 
     topic: str
     partition: int
     committed: int | None
+    beginning: int
     end: int
     member: str | None
 
     @property
+    def next_offset(self) -> int | None:
+        """The offset from which a member that takes this partition over can read."""
+        return None if self.committed is None else max(self.committed, self.beginning)
+
+    @property
     def lag_messages(self) -> int | None:
-        return None if self.committed is None else max(0, self.end - self.committed)
+        return None if self.next_offset is None else max(0, self.end - self.next_offset)
+
+    @property
+    def deleted_messages(self) -> int:
+        return 0 if self.committed is None else max(0, self.beginning - self.committed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +111,14 @@ class Group:
         return sum(partition.lag_messages or 0 for partition in self.partitions)
 
     @property
-    def unread(self) -> int:
-        """How many partitions have messages and no committed offset: their lag is not known."""
-        return sum(partition.committed is None and partition.end > 0 for partition in self.partitions)
+    def unread(self) -> tuple[PartitionLag, ...]:
+        """Partitions with messages and no committed offset: their lag is not known."""
+        return tuple(each for each in self.partitions if each.committed is None and each.end > each.beginning)
+
+    @property
+    def deleted(self) -> int:
+        """How many messages were deleted before the group committed them, by retention for one."""
+        return sum(partition.deleted_messages for partition in self.partitions)
 
     @property
     def idle(self) -> tuple[Member, ...]:
@@ -94,57 +145,140 @@ def describe(admin: AdminClient, group_id: str, topics: list[str] | None = None)
 
 
 def _describe(admin: AdminClient, group_id: str, topics: list[str] | None) -> Group:
-    seen = admin.describe_consumer_groups([group_id], request_timeout=REQUEST_TIMEOUT_S)[group_id].result()
-    committed = _committed(admin, group_id)
-    members = tuple(Member(m.member_id, m.client_id, m.host, _partitions_of(m.assignment)) for m in seen.members)
-    owners = {key: member.client_id for member in members for key in member.partitions}
-    if not members and not committed:
+    described = describe_groups(admin, [group_id])
+    if described.gone:
+        raise KafkaException(KafkaError(KafkaError.GROUP_ID_NOT_FOUND))
+    described.check()
+    answer = committed_offsets(admin, [group_id])
+    answer.check()
+    description, committed = described.values[group_id], answer.values[group_id]
+    if not description.members and not committed:
         raise ConfigError(f"group {group_id} has no member and no committed offset; check --group-id")
-    # Every partition of the group's topics: one that nobody owns and nothing was committed for is behind too.
-    touched = {topic for topic, _ in (*owners, *committed) if not topics or topic in topics}
-    known = {topic: admin.list_topics(topic, timeout=REQUEST_TIMEOUT_S).topics[topic] for topic in touched}
-    keys = sorted((topic, number) for topic, metadata in known.items() for number in metadata.partitions)
-    ends = _ends(admin, keys)
-    return Group(
-        group_id,
-        seen.state.name.lower(),
-        seen.type.name.lower(),
-        tuple(sorted(members, key=lambda member: (member.client_id, member.member_id))),
-        tuple(PartitionLag(*key, committed.get(key), ends[key], owners.get(key)) for key in keys),
+    touched = {topic for topic in topics_of(description, committed) if not topics or topic in topics}
+    numbers = partitions_of(admin, touched)
+    numbers.check()
+    keys = [(topic, number) for topic, found in numbers.values.items() for number in found]
+    return combine(description, committed, keys, offset_ranges(admin, keys))
+
+
+def list_groups(admin: AdminClient) -> Answers[str, None]:
+    """Every consumer group that we may describe; an error stands for a broker that did not answer, by its text."""
+    try:
+        listed = admin.list_consumer_groups(request_timeout=REQUEST_TIMEOUT_S).result()
+    except KafkaException as raised:
+        return Answers({}, frozenset(), {"": raised.args[0]})
+    errors = {str(raised): raised.args[0] for raised in listed.errors}
+    return Answers({each.group_id: None for each in listed.valid}, frozenset(), errors)
+
+
+def describe_groups(admin: AdminClient, group_ids: list[str]) -> Answers[str, ConsumerGroupDescription]:
+    """State and members of groups of either protocol."""
+    if not group_ids:
+        return Answers({}, frozenset(), {})
+    answers = _gather(admin.describe_consumer_groups(group_ids, request_timeout=REQUEST_TIMEOUT_S), lambda seen: seen)
+    # Kafka before 4.0 calls a group that is not there dead.
+    dead = {group_id for group_id, seen in answers.values.items() if seen.state == ConsumerGroupState.DEAD}
+    known = {group_id: seen for group_id, seen in answers.values.items() if group_id not in dead}
+    return Answers(known, answers.gone | dead, answers.errors)
+
+
+def committed_offsets(admin: AdminClient, group_ids: Iterable[str]) -> Answers[str, dict[PartitionKey, int]]:
+    """What groups have committed. librdkafka asks for one group a request; all of them are under way at once."""
+    futures: dict[str, Future[ConsumerGroupTopicPartitions]] = {}
+    for group_id in group_ids:
+        request = [ConsumerGroupTopicPartitions(group_id)]
+        futures |= admin.list_consumer_group_offsets(request, request_timeout=REQUEST_TIMEOUT_S)
+    return _gather(futures, _offsets_of)
+
+
+def _offsets_of(answer: ConsumerGroupTopicPartitions) -> dict[PartitionKey, int]:
+    return {(each.topic, each.partition): each.offset for each in answer.topic_partitions or () if each.offset >= 0}
+
+
+def partitions_of(admin: AdminClient, topics: Collection[str]) -> Answers[str, list[int]]:
+    """The partitions of topics. Creates none, unlike `list_topics` with a name."""
+    if not topics:
+        return Answers({}, frozenset(), {})
+    futures = admin.describe_topics(TopicCollection(sorted(topics)), request_timeout=REQUEST_TIMEOUT_S)
+    return _gather(futures, lambda seen: sorted(partition.id for partition in seen.partitions))
+
+
+def find_offsets(
+    admin: AdminClient, wanted: Mapping[PartitionKey, OffsetSpec]
+) -> Answers[PartitionKey, tuple[int, int]]:
+    """Offset and timestamp in ms of what is wanted of each partition, -1 where there is none; one request a leader.
+
+    For a consumer with isolation.level=read_committed.
+    """
+    if not wanted:
+        return Answers({}, frozenset(), {})
+    futures = admin.list_offsets(
+        {TopicPartition(*key): spec for key, spec in wanted.items()},
+        isolation_level=IsolationLevel.READ_COMMITTED,
+        request_timeout=REQUEST_TIMEOUT_S,
     )
+    by_key = {(each.topic, each.partition): future for each, future in futures.items()}
+    return _gather(by_key, lambda found: (found.offset, found.timestamp))
 
 
-def _partitions_of(assignment: object) -> tuple[tuple[str, int], ...]:
-    partitions: list[TopicPartition] = getattr(assignment, "topic_partitions", None) or []
-    return tuple(sorted((each.topic, each.partition) for each in partitions))
-
-
-def _committed(admin: AdminClient, group_id: str) -> dict[tuple[str, int], int]:
-    request = [ConsumerGroupTopicPartitions(group_id)]
-    answer = admin.list_consumer_group_offsets(request, request_timeout=REQUEST_TIMEOUT_S)[group_id].result()
-    return {(each.topic, each.partition): each.offset for each in answer.topic_partitions if each.offset >= 0}
-
-
-def _ends(admin: AdminClient, keys: list[tuple[str, int]]) -> dict[tuple[str, int], int]:
-    """The end of each partition for a consumer that reads what is committed; 0 where the partition is gone.
+def offset_ranges(admin: AdminClient, keys: Collection[PartitionKey]) -> dict[PartitionKey, tuple[int, int]]:
+    """Beginning and end of each partition, both 0 where it is gone.
 
     Raises KafkaException where it is not known, as without a leader.
     """
-    if not keys:
-        return {}
-    wanted = {TopicPartition(*key): OffsetSpec.latest() for key in keys}
-    answers = admin.list_offsets(
-        wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=REQUEST_TIMEOUT_S
-    )
-    ends = {}
-    for partition, answer in answers.items():
+    beginnings = find_offsets(admin, dict.fromkeys(keys, OffsetSpec.earliest()))
+    ends = find_offsets(admin, dict.fromkeys(keys, OffsetSpec.latest()))
+    beginnings.check()
+    ends.check()
+    nothing = (0, 0)
+    return {key: (beginnings.values.get(key, nothing)[0], ends.values.get(key, nothing)[0]) for key in keys}
+
+
+def _gather(futures: Mapping[_Key, Future[_Result]], read: Callable[[_Result], _Value]) -> Answers[_Key, _Value]:
+    values: dict[_Key, _Value] = {}
+    gone: set[_Key] = set()
+    errors: dict[_Key, KafkaError] = {}
+    for key, future in futures.items():
         try:
-            ends[partition.topic, partition.partition] = answer.result().offset
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                raise
-            ends[partition.topic, partition.partition] = 0
-    return ends
+            values[key] = read(future.result())
+        except KafkaException as raised:
+            if raised.args[0].code() in GONE:
+                gone.add(key)
+            else:
+                errors[key] = raised.args[0]
+    return Answers(values, frozenset(gone), errors)
+
+
+def topics_of(description: ConsumerGroupDescription, committed: Iterable[PartitionKey]) -> set[str]:
+    """The topics that a group has committed offsets of, or that its members own partitions of."""
+    owned = (key for member in description.members for key in _assigned(member.assignment))
+    return {topic for topic, _ in (*committed, *owned)}
+
+
+def combine(
+    description: ConsumerGroupDescription,
+    committed: Mapping[PartitionKey, int],
+    keys: Iterable[PartitionKey],
+    ranges: Mapping[PartitionKey, tuple[int, int]],
+) -> Group:
+    """The group, with its lag in `keys`, whose beginnings and ends are `ranges`.
+
+    Give every partition of the group's topics: one that nobody owns and nothing was committed for is behind too.
+    """
+    members = tuple(Member(m.member_id, m.client_id, m.host, _assigned(m.assignment)) for m in description.members)
+    owners = {key: member.client_id for member in members for key in member.partitions}
+    return Group(
+        description.group_id,
+        description.state.name.lower(),
+        description.type.name.lower(),
+        tuple(sorted(members, key=lambda member: (member.client_id, member.member_id))),
+        tuple(PartitionLag(*key, committed.get(key), *ranges[key], owners.get(key)) for key in sorted(keys)),
+    )
+
+
+def _assigned(assignment: object) -> tuple[PartitionKey, ...]:
+    partitions: list[TopicPartition] = getattr(assignment, "topic_partitions", None) or []
+    return tuple(sorted((each.topic, each.partition) for each in partitions))
 
 
 def as_table(group: Group) -> str:
@@ -164,7 +298,9 @@ def as_table(group: Group) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     if group.unread:
-        lines.append(f"{group.unread} partitions have messages and no committed offset: their lag is not counted")
+        lines.append(f"{len(group.unread)} partitions have messages and no committed offset: their lag is not counted")
+    if group.deleted:
+        lines.append(f"{group.deleted} messages were deleted before the group committed them: they are not in the lag")
     lines += [f"idle: {member.client_id} ({member.host.lstrip('/')})" for member in group.idle]
     members = f"{len(group.members)} member{'' if len(group.members) == 1 else 's'}"
     head = f"group {group.group_id}: {group.state}, {group.protocol} protocol, {members}, lag {group.total_lag}"
@@ -182,6 +318,7 @@ def as_document(group: Group) -> dict[str, object]:
         "state": group.state,
         "protocol": group.protocol,
         "lag": group.total_lag,
+        "deleted": group.deleted,
         "members": [
             {
                 "member_id": member.member_id,
@@ -197,6 +334,7 @@ def as_document(group: Group) -> dict[str, object]:
                 "topic": each.topic,
                 "partition": each.partition,
                 "committed": each.committed,
+                "beginning": each.beginning,
                 "end": each.end,
                 "lag": each.lag_messages,
                 "member": each.member,

@@ -21,6 +21,7 @@ from workers import __version__
 from workers.accounting.histogram import LatencyHistogram
 from workers.consumer.loop import Consumer
 from workers.kafka.client import ClientState
+from workers.monitoring.group_lag import GroupLag, Picture
 from workers.producer.deliveries import LATENCY_SAMPLE, Deliveries
 from workers.producer.loop import Producer
 
@@ -48,8 +49,7 @@ PRODUCER = (
         "kafka_producer_delivery_failures_total",
         "counter",
         ("topic", "error"),
-        "Deliveries that were not acknowledged, failed and unknown ones, by librdkafka's name of the error, "
-        "`_STOPPED` for those that a stop left unsent.",
+        "Deliveries that were not acknowledged, failed and unknown ones, by librdkafka's name of the error.",
     ),
     Definition(
         "kafka_producer_delivery_latency_seconds",
@@ -110,6 +110,57 @@ CONSUMER = (
         "kafka_consumer_stats_timestamp_seconds", "gauge", (), "Unix time of the last statistics, 0 before the first."
     ),
 )
+_BY_PARTITION = ("group", "topic", "partition")
+LAG = (
+    Definition(
+        "kafka_group_lag_messages",
+        "gauge",
+        _BY_PARTITION,
+        "Messages that the group has not committed, up to the last stable offset; those that were deleted are not in "
+        "it. Counted in offsets, so transaction markers and compacted messages are. Absent where the group has "
+        "committed nothing.",
+    ),
+    Definition(
+        "kafka_group_lag_seconds",
+        "gauge",
+        _BY_PARTITION,
+        "Time since the oldest message was written that the group has not committed, 0 when there is none, as of the "
+        "last round. From the ends that the exporter has seen over time; for older messages from timestamps, to a "
+        "twentieth; where they have none, since the exporter's first look.",
+    ),
+    Definition("kafka_group_committed_offset", "gauge", _BY_PARTITION, "Offset that the group has committed."),
+    Definition(
+        "kafka_group_deleted_messages_total",
+        "counter",
+        _BY_PARTITION,
+        "Messages deleted, by retention for one, before the group had committed them; with those of before the "
+        "exporter's start that the group has not passed.",
+    ),
+    Definition(
+        "kafka_group_uncommitted_partitions",
+        "gauge",
+        ("group", "topic"),
+        "Partitions with messages in which the group has committed nothing: their lag is not known.",
+    ),
+    Definition("kafka_group_members", "gauge", ("group",), "Members of the group, 0 when none lives."),
+    Definition("kafka_group_info", "gauge", ("group", "state", "protocol"), "State and protocol, always 1."),
+    Definition("kafka_topic_beginning_offset", "gauge", ("topic", "partition"), "Offset of the first message."),
+    Definition(
+        "kafka_topic_end_offset",
+        "gauge",
+        ("topic", "partition"),
+        "Last stable offset: where a consumer with isolation.level=read_committed has read everything.",
+    ),
+    Definition(
+        "kafka_lag_exporter_complete_timestamp_seconds",
+        "gauge",
+        (),
+        "Unix time of the last round in which all brokers answered, 0 before. While it stands, last values are kept "
+        "for --keep seconds.",
+    ),
+    Definition("kafka_lag_exporter_round_seconds", "gauge", (), "What the last round took."),
+    Definition("kafka_lag_exporter_rounds_total", "counter", (), "Rounds, complete or not."),
+)
 CLIENT = (
     Definition(
         "kafka_client_broker_rtt_seconds",
@@ -119,7 +170,7 @@ CLIENT = (
     ),
     Definition("kafka_client_info", "info", (), "Versions and client id, always 1."),
 )
-_BY_NAME = {definition.name: definition for definition in (*PRODUCER, *CONSUMER, *CLIENT)}
+_BY_NAME = {definition.name: definition for definition in (*PRODUCER, *CONSUMER, *LAG, *CLIENT)}
 
 
 def _counter(name: str) -> CounterMetricFamily:
@@ -249,10 +300,69 @@ class ConsumerCollector(Collector):
         yield from (in_messages, in_seconds)
 
 
+class LagCollector(Collector):
+    """Reads the last round's picture at every scrape; asks no broker."""
+
+    def __init__(self, group_lag: GroupLag, client_state: ClientState, client_id: str) -> None:
+        self._group_lag = group_lag
+        self._client_state = client_state
+        self._client_id = client_id
+
+    def collect(self) -> Iterator[Metric]:
+        picture = self._group_lag.picture
+        yield from _group_partitions(picture)
+        yield from _groups(picture)
+        beginnings, ends = _gauge("kafka_topic_beginning_offset"), _gauge("kafka_topic_end_offset")
+        for (topic, partition), (beginning, end) in picture.ranges.items():
+            beginnings.add_metric([topic, str(partition)], beginning)
+            ends.add_metric([topic, str(partition)], end)
+        yield from (beginnings, ends)
+        complete, took = (
+            _gauge("kafka_lag_exporter_complete_timestamp_seconds"),
+            _gauge("kafka_lag_exporter_round_seconds"),
+        )
+        complete.add_metric([], picture.complete_at_s)
+        took.add_metric([], picture.round_s)
+        rounds = _counter("kafka_lag_exporter_rounds_total")
+        rounds.add_metric([], picture.rounds)
+        yield from (complete, took, rounds)
+        yield from _client(self._client_state, self._client_id)
+
+
+def _group_partitions(picture: Picture) -> Iterator[Metric]:
+    in_messages, in_seconds = _gauge("kafka_group_lag_messages"), _gauge("kafka_group_lag_seconds")
+    committed, deleted = _gauge("kafka_group_committed_offset"), _counter("kafka_group_deleted_messages_total")
+    for group in picture.groups:
+        for each in group.partitions:
+            if each.committed is None or each.lag_messages is None:
+                continue
+            labels = [group.group_id, each.topic, str(each.partition)]
+            at = (group.group_id, (each.topic, each.partition))
+            in_messages.add_metric(labels, each.lag_messages)
+            in_seconds.add_metric(labels, picture.lag_s[at])
+            committed.add_metric(labels, each.committed)
+            deleted.add_metric(labels, picture.deleted[at])
+    yield from (in_messages, in_seconds, committed, deleted)
+
+
+def _groups(picture: Picture) -> Iterator[Metric]:
+    members, info = _gauge("kafka_group_members"), _gauge("kafka_group_info")
+    uncommitted = _gauge("kafka_group_uncommitted_partitions")
+    for group in picture.groups:
+        members.add_metric([group.group_id], len(group.members))
+        info.add_metric([group.group_id, group.state, group.protocol], 1)
+        unread = dict.fromkeys((each.topic for each in group.partitions), 0)
+        for each in group.unread:
+            unread[each.topic] += 1
+        for topic, count in unread.items():
+            uncommitted.add_metric([group.group_id, topic], count)
+    yield from (members, info, uncommitted)
+
+
 def markdown() -> str:
     """The tables of docs/metrics.md."""
     parts = []
-    for title, definitions in (("Producer", PRODUCER), ("Consumer", CONSUMER), ("Both", CLIENT)):
+    for title, definitions in (("Producer", PRODUCER), ("Consumer", CONSUMER), ("Lag exporter", LAG), ("All", CLIENT)):
         rows = [f"| `{d.name}` | {d.kind} | {', '.join(d.labels) or '-'} | {d.meaning} |" for d in definitions]
         parts.append(
             "\n".join([f"## {title}", "", "| metric | type | labels | meaning |", "| --- | --- | --- | --- |", *rows])

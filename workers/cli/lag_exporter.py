@@ -1,0 +1,53 @@
+"""`lag-exporter`: exports the lag of consumer groups, round after round, until it is stopped."""
+
+import logging
+import time
+
+from confluent_kafka.admin import AdminClient
+
+from workers.cli.context import Context
+from workers.cli.parameters import LagExporterOptions
+from workers.config import COMMON_DEFAULTS
+from workers.kafka.client import ClientState, create_client, wait_for_topics
+from workers.lifecycle import Shutdown, Stopped
+from workers.monitoring.group_lag import GroupLag, Selection
+from workers.monitoring.metrics import LagCollector
+
+log = logging.getLogger("workers")
+
+
+def lag_exporter(options: LagExporterOptions, context: Context, shutdown: Shutdown) -> None:
+    """Run the exporter until a signal.
+
+    Raises WorkerError when the brokers refuse it, or when none answers within --timeout at the start.
+    """
+    config = context.client_config(COMMON_DEFAULTS)
+    context.show_config(config)
+    context.set_up_logging()
+    client_state = ClientState()
+    admin = create_client(AdminClient, config, client_state.callbacks())
+    selection = Selection(options.group_ids, options.group_filter, options.topics, options.topic_filter)
+    group_lag = GroupLag(admin, selection, options.interval, options.keep)
+    collector = LagCollector(group_lag, client_state, config.get("client.id"))
+    with context.serve(options.metrics, collector, group_lag.ready, group_lag.live):
+        try:
+            # A round may wait long for brokers that are away, and leaves nothing half done.
+            with shutdown.at_once():
+                if options.connection.timeout is not None:
+                    wait_for_topics(admin, [], config, client_state, timeout_s=options.connection.timeout)
+                _look_until_stopped(group_lag, admin, client_state, options.interval)
+        except Stopped:
+            log.info("stopped after %d rounds", group_lag.picture.rounds)
+
+
+def _look_until_stopped(group_lag: GroupLag, admin: AdminClient, client_state: ClientState, interval_s: float) -> None:
+    following = time.monotonic()
+    while True:
+        group_lag.look()
+        # Rounds that took too long are left out, not made up for.
+        following = max(following + interval_s, time.monotonic())
+        while True:
+            admin.poll(max(0.0, min(0.5, following - time.monotonic())))
+            client_state.check()
+            if time.monotonic() >= following:
+                break
