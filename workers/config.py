@@ -89,13 +89,20 @@ CONSUMER_DEFAULTS = (
     Default("auto.commit.interval.ms", "1000", "a crash redelivers at most a second of messages"),
     Default("auto.offset.reset", "earliest", "what came before the first commit is not skipped"),
     Default("fetch.queue.backoff.ms", "10", "librdkafka's 1000 throttles a fast consumer ten times"),
+    Default(
+        "fetch.max.bytes", "1048576", "librdkafka inflates a whole response: 50 MB of JSON at 14:1 would be 700 MB"
+    ),
     Default("queued.max.messages.kbytes", "16384", "bounds the memory of a consumer with a backlog"),
+    Default("socket.timeout.ms", "30000", "a fetch without a response is repeated after 30 s instead of 60 s"),
     Default("allow.auto.create.topics", "false", "a misspelt topic is an error, not a new topic"),
     Default("isolation.level", "read_committed", "what a transaction aborted is not handled"),
 )
 # Refused with KIP-848, where the brokers decide both.
 CLASSIC_DEFAULTS = (
     Default("partition.assignment.strategy", "cooperative-sticky", "a rebalance stops only the partitions that move"),
+    # Not the 6 s that brokers accept at least: librdkafka's own thread sends the heartbeats, so a garbage collection or
+    # a throttled CPU delays some, and ten have to be missed in a row.
+    Default("session.timeout.ms", "10000", "the partitions of a killed member stand still for 10 s instead of 45 s"),
     Default("heartbeat.interval.ms", "1000", "a rebalance is heard of within 1 s instead of 3 s"),
 )
 # librdkafka knows these under two names; one of them is used here, or the same thing could be set twice.

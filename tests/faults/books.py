@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from workers.accounting.stamps import decode
@@ -59,42 +60,71 @@ class Acknowledged:
         """Behind the last acknowledged offset of each partition."""
         return {partition: len(offsets) for partition, offsets in self.offsets.items()}
 
+    def truncate(self, partition: int, end: int) -> None:
+        """Forgets what was acknowledged from `end` on: an unclean election has cut it off the log."""
+        del self.offsets[partition][end:]
+
 
 class Handled:
-    """What all members of one group handled.
+    """What the handlers of one group wrote down, in the order of each member.
 
-    The log is what they saw of it, in the order of offsets: `next[partition]` is the first offset that nobody handled,
-    and everything before it was given to `log`.
+    `by_key` says which messages have to be handled in order: those of one key, or all of a partition.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, by_key: bool = False) -> None:
         self.total = 0
         self.redelivered = 0
         self.backwards = 0
         self.log = Observations()
         self.next: dict[int, int] = defaultdict(int)
+        self.longest_stall_s = 0.0
+        self._by_key = by_key
         self._times: dict[int, bytearray] = defaultdict(bytearray)
         self._early: dict[int, dict[int, bytes]] = defaultdict(dict)
-        self._last: dict[tuple[str, int], int] = {}
+        # By partition and key: the highest offset, the member that handled it, and in which look that was seen.
+        self._highest: dict[tuple[int, bytes], tuple[int, str, int]] = {}
+        self._looks = 0
+        self._moved: dict[int, tuple[int, float]] = {}
 
-    def observe(self, member: str, lines: list[bytes]) -> None:
-        for line in lines:
-            partition, offset, stamp = line.split(b" ", 2)
-            self._add(member, int(partition), int(offset), stamp)
+    def look(self, acknowledged: Acknowledged, lines: Iterable[tuple[str, list[bytes]]]) -> None:
+        """Reads what the members have written since the last look, and notes which partitions stand still."""
+        self._looks += 1
+        for member, written in lines:
+            for line in written:
+                partition, offset, key, stamp = line.split(b" ", 3)
+                self._add(member, int(partition), int(offset), key, stamp)
+        self._note_stalls(acknowledged)
 
-    def _add(self, member: str, partition: int, offset: int, stamp: bytes) -> None:
+    def _add(self, member: str, partition: int, offset: int, key: bytes, stamp: bytes) -> None:
         self.total += 1
         if _set(self._times[partition], offset):
             self.redelivered += 1
-        else:
-            # A member that goes back to what nobody has handled yet had skipped it.
-            self.backwards += offset < self._last.get((member, partition), -1)
-            self._early[partition][offset] = stamp
-        self._last[member, partition] = offset
+            return
+        self._early[partition][offset] = stamp
+        self._advance(partition)
+        unit = partition, key if self._by_key else b""
+        highest, by, look = self._highest.get(unit, (-1, member, 0))
+        if offset > highest:
+            self._highest[unit] = offset, member, self._looks
+        elif member == by or self._looks > look + 1:
+            # Of two members, one may have been read before it wrote: that the next look makes good.
+            self.backwards += 1
+
+    def _advance(self, partition: int) -> None:
         early = self._early[partition]
         while (following := self.next[partition]) in early:
             self.log.add(partition, decode(early.pop(following)))
             self.next[partition] = following + 1
+
+    def _note_stalls(self, acknowledged: Acknowledged) -> None:
+        now = time.monotonic()
+        for partition, end in acknowledged.ends().items():
+            following = self.next[partition]
+            before, moved_at = self._moved.get(partition, (-1, now))
+            if following != before or following >= end:
+                self._moved[partition] = following, now
+            else:
+                self.longest_stall_s = max(self.longest_stall_s, now - moved_at)
 
     def missing(self, acknowledged: Acknowledged, ends: dict[int, int]) -> int:
         """How many messages before `ends` were acknowledged and not handled."""
@@ -106,6 +136,27 @@ class Handled:
 
     def _was_handled(self, partition: int, offset: int) -> bool:
         return offset < self.next[partition] or offset in self._early[partition]
+
+    def forgive(self, partition: int, beginning: int) -> None:
+        """What lies before `beginning` was deleted from the log: the group need not handle it any more."""
+        early = self._early[partition]
+        for offset in sorted(offset for offset in early if offset < beginning):
+            self.log.add(partition, decode(early.pop(offset)))
+        self.next[partition] = max(self.next[partition], beginning)
+        self._advance(partition)
+
+    def never_handled(self, partition: int, end: int) -> int:
+        """How many offsets before `end` were never handled, forgiven or not."""
+        return end - sum(self._times[partition][:end])
+
+    def truncate(self, partition: int, end: int) -> None:
+        """Forgets what was handled from `end` on: other messages get these offsets."""
+        del self._times[partition][end:]
+        self.next[partition] = min(self.next[partition], end)
+        self._early[partition] = {at: stamp for at, stamp in self._early[partition].items() if at < end}
+        for unit, (highest, member, look) in self._highest.items():
+            if unit[0] == partition:
+                self._highest[unit] = min(highest, end - 1), member, look
 
     @property
     def duplicated(self) -> int:

@@ -1,4 +1,4 @@
-"""Where faults happen: three brokers, a proxy before them, and two loads; and what happens in one round of a fault."""
+"""Where faults happen: three brokers, a proxy before them, and the loads; and what happens in one round of a fault."""
 
 import random
 import secrets
@@ -12,20 +12,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
+import yaml
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
 
-from tests.faults.load import Load, Setup
+from tests.faults.load import ROOT, Load, Setup
 from tests.faults.proxy import Proxy
 from tests.processes import Processes
-from workers.local.cluster import Cluster
+from workers.local.cluster import Cluster, finish
 
 # Each fault meets both group protocols.
 SETUPS = (
-    Setup("classic", "classic", "batches"),
-    Setup("kip848", "consumer", "each"),
+    Setup("classic", "classic", "batches", "group protocol classic, a handler of batches that fails at times"),
+    Setup("kip848", "consumer", "each", "group protocol consumer, a handler of each that fails at times"),
 )
-BROKER_PROPERTIES = {"group.consumer.session.timeout.ms": "6000", "group.consumer.min.session.timeout.ms": "3000"}
+KAFKA_YAML = ROOT / "k8s" / "kafka" / "kafka.yaml"
 # Brokers that are started over and over: compile less, start sooner.
 JAVA_OPTIONS = ("-XX:TieredStopAtLevel=1",)
 LOOK_S = 0.1
@@ -33,6 +34,13 @@ AUDIT_S = 1.0
 CALM_S = 1.5
 RECOVERY_TIMEOUT_S = 180.0
 DRAIN_TIMEOUT_S = 60.0
+
+
+def shipped_group_properties() -> dict[str, str]:
+    """What k8s/kafka/kafka.yaml has the brokers do in KIP-848 groups: when a member is dead."""
+    *_, kafka = yaml.safe_load_all(KAFKA_YAML.read_text())
+    config = kafka["spec"]["kafka"]["config"]
+    return {name: str(value) for name, value in config.items() if name.startswith("group.consumer.")}
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,12 @@ class Fault:
 
 @dataclass(frozen=True)
 class Round:
-    """What one load saw of one fault. Counts are those of the round, times are seconds."""
+    """What one load saw of one fault. Counts are those of the round.
+
+    `recovery_s` is from the fault to when every partition takes messages again and all of them are handled, so that the
+    time for which the fault lasts is in it. `longest_stall_s` is the longest for which a partition with acknowledged
+    messages was not handled on.
+    """
 
     fault: str
     load: str
@@ -66,6 +79,7 @@ class Round:
     rebalances: int
     times_unavailable: int
     longest_unavailable_s: float
+    longest_stall_s: float
     recovery_s: float
     producer_rss_mib: float
     consumer_rss_mib: float
@@ -98,7 +112,7 @@ class Field:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.cluster = stack.enter_context(
-                Cluster(properties=BROKER_PROPERTIES, proxied=True, java_options=JAVA_OPTIONS, say=self._say)
+                Cluster(properties=shipped_group_properties(), proxied=True, java_options=JAVA_OPTIONS, say=self._say)
             )
             self.proxy = stack.enter_context(Proxy(self.cluster.proxy_routes))
             self.admin: AdminClient = self.cluster.admin()
@@ -123,11 +137,14 @@ class Field:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         self.wait(CALM_S)
         before = [_Moment(load) for load in self.loads]
+        for load in self.loads:
+            load.take_longest_stall_s()
+        began = time.monotonic()
         steps = fault.inject(self)
         next(steps)
         self.wait(fault.hold_s)
         next(steps, None)
-        recovered = self._recovery()
+        recovered = self._recovery(began)
         self.until(self.whole, "every replica is in sync again")
         self.until(lambda: all(load.settled() for load in self.loads), "every partition has one owner")
         return [
@@ -142,11 +159,11 @@ class Field:
             self._check()
             time.sleep(LOOK_S)
 
-    def until(self, condition: Callable[[], object], what: str) -> None:
+    def until(self, condition: Callable[[], object], what: str, timeout_s: float = RECOVERY_TIMEOUT_S) -> None:
         """Lets the load go on until `condition`."""
-        deadline = time.monotonic() + RECOVERY_TIMEOUT_S
+        deadline = time.monotonic() + timeout_s
         while not condition():
-            assert time.monotonic() < deadline, f"not within {RECOVERY_TIMEOUT_S:g} s: {what}"
+            assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
             self.wait(LOOK_S)
 
     # What faults need to know
@@ -169,7 +186,7 @@ class Field:
         except KafkaException:
             return False
         partitions = [partition for topic in topics for partition in topic.partitions.values()]
-        return all(len(partition.isrs) == 3 and partition.leader >= 0 for partition in partitions)
+        return all(len(partition.isrs) == len(partition.replicas) and partition.leader >= 0 for partition in partitions)
 
     @contextmanager
     def another_load(self, setup: Setup) -> Iterator[Load]:
@@ -180,6 +197,16 @@ class Field:
             stack.callback(self.loads.remove, load)
             load.start()
             yield load
+        finish(self.admin.delete_topics([load.topic])[load.topic], KafkaError.UNKNOWN_TOPIC_OR_PART)
+
+    def create_topic(self, load: Load) -> None:
+        setup = load.setup
+        if setup.replicas:
+            replicas = [list(each) for each in setup.replicas]
+            topic = NewTopic(load.topic, len(replicas), replica_assignment=replicas, config=dict(setup.topic_config))
+            finish(self.admin.create_topics([topic])[load.topic], KafkaError.TOPIC_ALREADY_EXISTS)
+        else:
+            self.cluster.create_topic(load.topic, setup.partitions, **setup.topic_config)
 
     # Within
 
@@ -189,11 +216,11 @@ class Field:
         processes = Processes(self.cluster.proxied_bootstrap_servers, directory)
         load = Load(setup, processes, self.cluster)
         stack.callback(load.close)
-        self.cluster.create_topic(load.topic)
+        self.create_topic(load)
         return load
 
-    def _recovery(self) -> list["_Recovery"]:
-        recoveries = [_Recovery(load) for load in self.loads]
+    def _recovery(self, began: float) -> list["_Recovery"]:
+        recoveries = [_Recovery(load, began) for load in self.loads]
         self.until(lambda: {each.flows() for each in recoveries} == {True}, "every partition takes messages again")
         deadline = time.monotonic() + DRAIN_TIMEOUT_S
         while {each.drained() for each in recoveries} != {True} and time.monotonic() < deadline:
@@ -229,11 +256,11 @@ class Field:
 
 
 class _Recovery:
-    """How long after the healing one load is as before: each partition takes messages and all of them are handled."""
+    """When one load is as before the fault that `began`: each partition takes messages and all of them are handled."""
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Load, began: float) -> None:
         self._load = load
-        self._began = time.monotonic()
+        self._began = began
         self._healed = load.ends()
         self.seconds: float | None = None
         self.ends: dict[int, int] = {}
@@ -291,6 +318,7 @@ class _Moment:
             rebalances=(self.rebalances - earlier.rebalances).total(),
             times_unavailable=len(pauses),
             longest_unavailable_s=round(max(pauses, default=0.0), 1),
-            recovery_s=round(recovery.seconds or DRAIN_TIMEOUT_S, 1),
+            longest_stall_s=round(self.load.take_longest_stall_s(), 1),
+            recovery_s=round(recovery.seconds or RECOVERY_TIMEOUT_S, 1),
             **self.load.memory_mib(),
         )

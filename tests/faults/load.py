@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import threading
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +23,32 @@ MEMBERS = 2
 IMAGE_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 # What the README promises for a stop of a worker that is not stuck.
 STOP_TIMEOUT_S = 15.0
-# Sooner than in production, so that a round is short; a commit is always under way.
+# The only property that is not as shipped: that partitions were added is seen after two seconds instead of a minute.
 PROPERTIES = ["--property", "topic.metadata.refresh.interval.ms=2000"]
-CONSUMER_PROPERTIES = [*PROPERTIES, "--property", "auto.commit.interval.ms=100"]
 # A failing call is tried again until it succeeds: a dead letter would not be handled.
 RETRIES = ["--on-error", "retry", "--retry-backoff", "0.05", "--retry-backoff-max", "1"]
 ORDER_METRICS = ("kafka_consumer_missing_total", "kafka_consumer_duplicates_total", "kafka_consumer_reordered_total")
-CLASSIC_PROPERTIES = ["--property", "session.timeout.ms=6000", "--property", "heartbeat.interval.ms=1000"]
 
 
 @dataclass(frozen=True)
 class Setup:
-    """How the workers of a load are set up."""
+    """How the workers of a load are set up. `by_key` says that the order is that of keys, and messages have one.
+
+    `replicas` are the brokers of each partition; without them a topic is on every broker.
+    """
 
     name: str
     group_protocol: str
     handler: str
+    description: str
     rate: int = 250
-
-    @property
-    def description(self) -> str:
-        return f"group protocol {self.group_protocol}, a handler of {self.handler} that fails at times"
+    partitions: int = 3
+    members: int = MEMBERS
+    by_key: bool = False
+    produce: tuple[str, ...] = ()
+    consume: tuple[str, ...] = ()
+    topic_config: Mapping[str, str] = field(default_factory=dict)
+    replicas: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass
@@ -84,10 +91,11 @@ class Load:
         self.retired: list[Process] = []
         self._watched: list[Process] = []
         self.acknowledged = Acknowledged()
-        self.handled = Handled()
+        self.handled = Handled(setup.by_key)
         self.lock = threading.Lock()
         self.membership_changes = 0
         self.seen_too_far = 0
+        self._rests = False
         self._processes = processes
         self._cluster = cluster
         self._tails: list[tuple[str | None, Tail]] = []
@@ -105,16 +113,33 @@ class Load:
 
     def start(self) -> None:
         """Starts the group, waits until it has the partitions, and starts the producer."""
-        self.scale(MEMBERS)
+        self.scale(self.setup.members)
         eventually(self.settled, f"{self.group} settles")
-        self.producer = self.produce("--forever", "--rate", str(self.setup.rate))
+        self.start_producer()
         eventually(lambda: self.acknowledged.outcomes["delivered"], f"{self.topic} gets messages")
+
+    def start_producer(self) -> None:
+        """Starts the producer that lives as long as the load, or a new one after `stop_producer`."""
+        self._rests = False
+        self.producer = self.produce("--forever", "--rate", str(self.setup.rate))
+
+    def stop_producer(self) -> None:
+        """Has every message that was sent booked, and none under way."""
+        self._rests = True
+        assert self.producer.stop(timeout_s=40) == 0, self.producer.stderr
+        self.look()
+
+    def burst(self, count: int) -> None:
+        """Sends `count` messages more, as fast as it goes."""
+        producer = self.produce("--count", str(count))
+        assert producer.wait(120) == 0, producer.stderr
+        self.look()
 
     def produce(self, *arguments: str) -> Process:
         """Starts a producer, of which every delivery is booked."""
         producer = self._processes.start(
             "produce", "--topic", self.topic, "--verbose", "--summary", "json", *PROPERTIES, *arguments,
-            env={**IMAGE_ENVIRONMENT, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)},
+            *self.setup.produce, env={**IMAGE_ENVIRONMENT, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         self._watch(producer)
         self._tails.append((None, Tail(producer.out)))
@@ -128,10 +153,18 @@ class Load:
             self.stop_member(self.members[-1])
 
     def stop_member(self, member: Process) -> None:
+        self.ask_to_stop(member)
+        self.await_stopped(member)
+
+    def ask_to_stop(self, member: Process) -> None:
         self.members.remove(member)
         self.retired.append(member)
         self.membership_changes += 1
-        assert member.stop(timeout_s=STOP_TIMEOUT_S) == 0, f"{member.name} did not leave cleanly: {member.stderr}"
+        member.popen.send_signal(signal.SIGTERM)
+
+    def await_stopped(self, member: Process) -> None:
+        code = member.wait(STOP_TIMEOUT_S)
+        assert code == 0, f"{member.name} did not leave cleanly: {member.stderr}"
 
     def kill_member(self) -> None:
         """SIGKILL for the youngest member."""
@@ -142,17 +175,38 @@ class Load:
         """Reads what the processes have written since the last look."""
         with self.lock:
             for member, tail in self._tails:
-                lines = tail.lines()
                 if member is None:
-                    self.acknowledged.observe(lines)
-                else:
-                    self.handled.observe(member, lines)
+                    self.acknowledged.observe(tail.lines())
+            handled = [(member, tail.lines()) for member, tail in self._tails if member is not None]
+            self.handled.look(self.acknowledged, handled)
 
     def forget(self) -> None:
         """Opens new books, for a topic that was deleted with everything in it."""
         self.look()
         with self.lock:
-            self.acknowledged, self.handled = Acknowledged(), Handled()
+            self.acknowledged, self.handled = Acknowledged(), Handled(self.setup.by_key)
+
+    def forgive(self, partition: int, beginning: int) -> None:
+        """Books that the messages before `beginning` were deleted, handled or not."""
+        with self.lock:
+            self.handled.forgive(partition, beginning)
+
+    def never_handled(self, ends: dict[int, int]) -> int:
+        """How many messages before `ends` nobody has handled."""
+        with self.lock:
+            return sum(self.handled.never_handled(partition, end) for partition, end in ends.items())
+
+    def truncate(self, partition: int, end: int) -> None:
+        """Books that an unclean election has cut the log off at `end`; what is written there later is new."""
+        self.look()
+        with self.lock:
+            self.acknowledged.truncate(partition, end)
+            self.handled.truncate(partition, end)
+
+    def backlog(self) -> int:
+        """How many messages are acknowledged and not handled."""
+        with self.lock:
+            return sum(end - self.handled.next[partition] for partition, end in self.acknowledged.ends().items())
 
     def settled(self) -> bool:
         """Whether every partition has an owner among the members."""
@@ -161,6 +215,16 @@ class Load:
 
     def partitions(self) -> int:
         return len(self._cluster.admin().list_topics(self.topic, timeout=10).topics[self.topic].partitions)
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over the members; a counter's of those that were stopped or killed is not in it."""
+        return sum(member.metric(name) or 0 for member in self.members)
+
+    def take_longest_stall_s(self) -> float:
+        """The longest time since the last call for which a partition with messages was not handled on."""
+        with self.lock:
+            longest, self.handled.longest_stall_s = self.handled.longest_stall_s, 0.0
+        return longest
 
     def rebalances(self) -> Counter[str]:
         """Rebalance events by the member that saw them, and the changes of the membership that were made here."""
@@ -179,6 +243,9 @@ class Load:
     def committed(self) -> dict[int, int]:
         places: list[TopicPartition] = eventually(self._ask_committed, f"the committed offsets of {self.group}")
         return {place.partition: place.offset for place in places if place.topic == self.topic and place.offset >= 0}
+
+    def all_committed(self) -> bool:
+        return self.committed() == self.ends()
 
     def committed_too_far(self) -> int:
         """Partitions whose committed offset is above what was handled: a message there would be skipped."""
@@ -206,7 +273,7 @@ class Load:
 
     def check(self) -> None:
         """Fails when a worker has ended that nobody stopped."""
-        for process in [self.producer, *self.members]:
+        for process in [*self.members] if self._rests else [self.producer, *self.members]:
             assert process.running, f"{process.name} ended by itself: {process.stderr[-2000:]}"
 
     def memory_mib(self) -> dict[str, float]:
@@ -238,10 +305,9 @@ class Load:
     def _start_member(self) -> None:
         name = f"{self.setup.name}-{len(self._tails)}"
         path = self._processes.directory / f"{name}.handled"
-        classic = CLASSIC_PROPERTIES if self.setup.group_protocol == "classic" else []
         member = self._processes.consume(
             self.topic, self.group, "--handler", f"tests.faults.recorder:{self.setup.handler}", "--group-protocol",
-            self.setup.group_protocol, *CONSUMER_PROPERTIES, *classic, *RETRIES,
+            self.setup.group_protocol, "--summary", "json", *PROPERTIES, *RETRIES, *self.setup.consume,
             env={**IMAGE_ENVIRONMENT, FILE: str(path), "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         self._watch(member)

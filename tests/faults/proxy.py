@@ -1,4 +1,4 @@
-"""A TCP proxy between clients and brokers that delays, goes silent, or resets connections.
+"""A TCP proxy between clients and brokers that delays, goes silent, resets connections, or swallows fetches.
 
 It runs in a thread with an event loop of its own; the attributes may be set from any thread at any time.
 """
@@ -7,7 +7,7 @@ import asyncio
 import socket
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -15,6 +15,40 @@ from typing import Self
 CHUNK_BYTES = 65536
 # SO_LINGER on with 0 s: closing sends RST, as a peer that lost its state does.
 RESET = struct.pack("ii", 1, 0)
+# How a request begins: its size without this number, and the API key.
+REQUEST_HEAD = struct.Struct(">ih")
+FETCH_KEY = 1
+
+
+class Requests:
+    """Cuts what one client sends into requests. Once it `hangs`, its fetches are swallowed and the rest goes through.
+
+    librdkafka has one fetch under way on a connection and makes the next when it is answered: one that is swallowed
+    stops the partitions that the broker leads, while heartbeats, commits and metadata go on.
+    """
+
+    def __init__(self) -> None:
+        self.hangs = False
+        self.swallowed = 0
+        self._held = bytearray()
+
+    def passed(self, data: bytes) -> bytes:
+        """What of the whole requests up to now is to be passed on."""
+        self._held += data
+        passed = bytearray()
+        begin = 0
+        while len(self._held) - begin >= REQUEST_HEAD.size:
+            size, key = REQUEST_HEAD.unpack_from(self._held, begin)
+            end = begin + 4 + size
+            if end > len(self._held):
+                break
+            if self.hangs and key == FETCH_KEY:
+                self.swallowed += 1
+            else:
+                passed += self._held[begin:end]
+            begin = end
+        del self._held[:begin]
+        return bytes(passed)
 
 
 class Proxy:
@@ -32,6 +66,7 @@ class Proxy:
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._servers: list[asyncio.Server] = []
         self._writers: set[asyncio.StreamWriter] = set()
+        self._requests: set[Requests] = set()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -51,6 +86,15 @@ class Proxy:
         """Resets every connection and returns how many there were."""
         return asyncio.run_coroutine_threadsafe(self._reset(), self._loop).result()
 
+    def hang_fetches(self) -> None:
+        """From now on swallows the fetches of the connections that there are now; new ones are not touched."""
+        for each in self._requests.copy():
+            each.hangs = True
+
+    def hung(self) -> int:
+        """How many connections have had a fetch swallowed and are still open."""
+        return sum(each.swallowed > 0 for each in self._requests.copy())
+
     async def _listen(self, port: int, target: int) -> None:
         server = await asyncio.start_server(
             lambda reader, writer: self._serve(reader, writer, target), "127.0.0.1", port
@@ -65,18 +109,25 @@ class Proxy:
             writer.transport.abort()
             return
         self._writers |= {writer, up_writer}
+        requests = Requests()
+        self._requests.add(requests)
         # Cancelled at the end, which is no error.
         with suppress(asyncio.CancelledError):
-            await asyncio.gather(self._pump(reader, up_writer), self._pump(up_reader, writer))
+            await asyncio.gather(
+                self._pump(reader, up_writer, requests.passed), self._pump(up_reader, writer, lambda data: data)
+            )
         self._writers -= {writer, up_writer}
+        self._requests.remove(requests)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passed: Callable[[bytes], bytes]
+    ) -> None:
         try:
             while data := await reader.read(CHUNK_BYTES):
                 await asyncio.sleep(self.delay_s)
                 while self.silent:
                     await asyncio.sleep(0.02)
-                writer.write(data)
+                writer.write(passed(data))
                 await writer.drain()
         except OSError:
             pass  # one of the peers has gone; the other learns it below

@@ -14,6 +14,7 @@ from pathlib import Path
 from workers import batch, lifespan
 from workers.accounting.stamps import STAMP_BYTES
 from workers.handlers import Handler, Message
+from workers.kafka.messages import raw_stamp_of
 
 # Environment variable that names the file.
 FILE = "RECORDER_FILE"
@@ -59,6 +60,19 @@ def each() -> Iterator[Handler]:
     os.close(descriptor)
 
 
+@lifespan
+def slow() -> Iterator[Handler]:
+    """Needs 5 ms for a message, so that its partitions have a backlog."""
+    descriptor = _open()
+
+    def write(message: Message) -> None:
+        time.sleep(0.005)
+        _write(descriptor, [message])
+
+    yield write
+    os.close(descriptor)
+
+
 def _open() -> int:
     threading.Thread(target=_look_at_heap, args=(Path(os.environ[FILE] + HEAP_SUFFIX),), daemon=True).start()
     return os.open(os.environ[FILE], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -82,9 +96,13 @@ def _fail_at_times() -> None:
 
 
 def _write(descriptor: int, messages: list[Message]) -> None:
-    lines = [
-        b"%d %d %b\n" % (message.partition() or 0, message.offset() or 0, (message.value() or b"")[:STAMP_BYTES])
-        for message in messages
-    ]
-    # Unbuffered: what a killed member handled is known up to the last call.
-    os.write(descriptor, b"".join(lines))
+    # Unbuffered, so that what a killed member handled is known up to the last call; and in one write with O_APPEND, so
+    # that the lines of many threads stay whole.
+    os.write(descriptor, b"".join(map(_line, messages)))
+
+
+def _line(message: Message) -> bytes:
+    stamp = (raw_stamp_of(message, message.value()) or b"")[:STAMP_BYTES]
+    key = message.key() or b"-"
+    assert isinstance(key, bytes)
+    return b"%d %d %b %b\n" % (message.partition() or 0, message.offset() or 0, key, stamp)

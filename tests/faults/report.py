@@ -17,7 +17,7 @@ MEMORY = {
     "consumer, allocated": "consumer_allocated_mib",
 }
 TITLES = ("fault", "injected", "rounds", "acknowledged", "lost", "duplicated", "reordered", "redelivered",
-          "unavailable, s", "recovered, s")  # fmt: skip
+          "unavailable, s", "stalled, s", "recovered, s")  # fmt: skip
 
 
 @click.command()
@@ -41,14 +41,17 @@ def report(soak: dict[str, Any]) -> str:
 
 def _summary(soak: dict[str, Any]) -> str:
     producers = [account["producer"] for account in soak["accounts"]]
-    loads = " and ".join(f"`{name}` ({text})" for name, text in soak["loads"].items())
+    loads = ", ".join(f"`{name}` ({text})" for name, text in soak["loads"].items())
     accounts = ", ".join(f"{sum(producer[name] for producer in producers):,} {name}"
                          for name in ("sent", "acknowledged", "failed", "unknown"))  # fmt: skip
     return (
-        f"A soak of {soak['minutes']:.0f} minutes on {soak['at'][:10]}, two loads of {soak['rate_per_load']} "
-        f"messages/s: {loads}. The account of the two producers that lived through it: {accounts}; "
+        f"A soak of {soak['minutes']:.0f} minutes on {soak['at'][:10]}, {len(soak['loads'])} loads of "
+        f"{soak['rate_per_load']} messages/s: {loads}. The account of the producers that lived through it: {accounts}; "
         f"{sum(run['lost'] for account in soak['accounts'] for run in account['verified'])} lost. A round of a fault "
-        "counts once for each load; the last two columns are the longest of all rounds."
+        "counts once for each load; the last three columns are the longest of all rounds. *Unavailable*: no message "
+        "was acknowledged. *Stalled*: a partition with messages was not handled on. *Recovered*: from the injection "
+        "until every partition takes messages and all of them are handled; the time for which a fault lasts is in it. "
+        "Session timeouts and commit intervals are those that we ship."
     )
 
 
@@ -56,7 +59,8 @@ def _row(name: str, injected: str, rounds: Sequence[dict[str, Any]]) -> list[str
     counts = [f"{sum(each[key] for each in rounds):,}" for key in
               ("acknowledged", "missing", "duplicated", "reordered", "redelivered")]  # fmt: skip
     longest = [
-        f"{max((each[key] for each in rounds), default=0):.1f}" for key in ("longest_unavailable_s", "recovery_s")
+        f"{max((each[key] for each in rounds), default=0):.1f}"
+        for key in ("longest_unavailable_s", "longest_stall_s", "recovery_s")
     ]
     return [name, injected, str(len(rounds)), *counts, *longest]
 

@@ -98,6 +98,7 @@ def _as_line(each: Round) -> str:
     return (
         f"{each.load:8} acknowledged {each.acknowledged:6}  missing {each.missing}  duplicated {each.duplicated}"
         f"  reordered {each.reordered}  redelivered {each.redelivered:4}  away {each.longest_unavailable_s:4.1f} s"
+        f"  stalled {each.longest_stall_s:4.1f} s"
         f"  recovered {each.recovery_s:4.1f} s  {each.producer_rss_mib:.0f}/{each.consumer_rss_mib:.0f} MiB,"
         f" {each.consumer_allocated_mib:.1f} allocated"
     )
