@@ -7,7 +7,7 @@ import time
 from contextlib import nullcontext
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from tests.conftest import Topics
@@ -19,6 +19,7 @@ from workers.config import CLASSIC_DEFAULTS, CONSUMER_DEFAULTS, ClientConfig, Pr
 from workers.consumer import loop
 from workers.consumer.assignment import Partition
 from workers.consumer.failures import ErrorPolicy
+from workers.deadletters.headers import ORIGINAL_PARTITION, ORIGINAL_TOPIC
 from workers.deadletters.writer import DeadLetters
 from workers.kafka.messages import headers_of
 from workers.lifecycle import Shutdown
@@ -596,7 +597,8 @@ def test_a_replay_that_fails_half_way_sends_nothing_twice_that_came_before(
         options = ["--max-messages", "1", "--handler", "mine:reject", "--dead-letter-topic", letters]
         assert processes.consume(origin, group, *options).wait() == 0, number
     finish(admin.delete_topics([gone])[gone], KafkaError.UNKNOWN_TOPIC_OR_PART)
-    results = [processes.run("replay", "--topic", letters, "--property", "delivery.timeout.ms=3000") for _ in range(2)]
+    options = ["--to-topic", topic, "--to-topic", gone, "--property", "delivery.timeout.ms=3000"]
+    results = [processes.run("replay", "--topic", letters, *options) for _ in range(2)]
 
     assert [result.returncode for result in results] == [1, 1]
     assert "1 of 3 letters were not acknowledged" in results[0].stderr
@@ -605,6 +607,38 @@ def test_a_replay_that_fails_half_way_sends_nothing_twice_that_came_before(
     reader = processes.consume(topic, f"{group}-reader", "--format", "value", "--idle-timeout", "3")
     assert reader.wait() == 0
     assert reader.lines == ["poison"] * 5
+
+
+def test_a_letter_of_another_topic_waits_until_the_user_decides(
+    processes: Processes, topics: Topics, bootstrap_servers: str
+) -> None:
+    """Whoever may write to the dead-letter topic may write any origin."""
+    topic, other = topics.create(), topics.create()
+    letters = f"{topic}.dlq"
+    topics.create_named(letters, partitions=1)
+    writer = Producer({"bootstrap.servers": bootstrap_servers})
+    for name, value in ((topic, "1"), (other, "2"), (topic, "3")):
+        writer.produce(letters, value, headers=[(ORIGINAL_TOPIC, name), (ORIGINAL_PARTITION, "0")])
+    writer.flush()
+    replay = ["replay", "--topic", letters, "--group-id", "first"]
+    refused = [processes.run(*replay) for _ in range(2)]
+    allowed = processes.run(*replay, "--to-topic", topic, "--to-topic", other)
+    skipped = processes.run("replay", "--topic", letters, "--group-id", "second", "--skip-other-topics")
+
+    assert [result.returncode for result in refused] == [1, 1]
+    assert [result.stdout.split()[0] for result in refused] == ["1", "0"]
+    complaint = refused[1].stderr.splitlines()[-1]
+    assert f"{letters} that say they came from {other} may not be sent there" in complaint
+    assert all(f"--to-topic {name}" in complaint for name in (topic, other))
+    assert (allowed.returncode, allowed.stdout.split()[0]) == (0, "2"), allowed.stderr
+    assert (skipped.returncode, skipped.stdout.splitlines()[1]) == (0, "1 dead letters of other topics passed over")
+    sent = {
+        name: processes.consume(name, f"reader-{name}", "--format", "value", "--idle-timeout", "3")
+        for name in (topic, other)
+    }
+    assert [reader.wait() for reader in sent.values()] == [0, 0]
+    # Once by the group that was told to send it, once by the other.
+    assert {name: sorted(reader.lines) for name, reader in sent.items()} == {topic: ["1", "1", "3", "3"], other: ["2"]}
 
 
 def test_a_replay_ends_though_all_that_it_sends_is_rejected_again(

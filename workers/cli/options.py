@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from workers.errors import ConfigError
+from workers.kafka.messages import is_topic_name
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 DEFAULT_METRICS_PORT = 8000
@@ -83,13 +84,13 @@ class FiniteRange(click.FloatRange):
 
 
 class Topic(click.ParamType[str]):
-    """A topic's name. The rule is that of Topic.validate in Kafka."""
+    """A topic's name."""
 
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         name = str(value)
-        if not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", name) or name in (".", ".."):
+        if not is_topic_name(name):
             self.fail(
                 f"{name!r} cannot be a topic: 1 to 249 letters, digits, dots, dashes and underscores.", param, ctx
             )

@@ -132,6 +132,8 @@ class VerifyOptions:
 class ReplayOptions:
     connection: ConnectionOptions
     topic: str
+    to_topics: tuple[str, ...]
+    skip_other_topics: bool
     group_id: str
     max_messages: int | None
     shutdown_timeout: float

@@ -17,6 +17,7 @@ def replay(options: ReplayOptions, context: Context, shutdown: Shutdown) -> None
     config = context.client_config(CONSUMER_DEFAULTS, [group])
     context.show_config(config)
     context.set_up_logging()
+    allowed = letters.allowed_topics(options.topic, options.to_topics)
     done = letters.replay(
         config,
         context.client_config(PRODUCER_DEFAULTS),
@@ -24,10 +25,25 @@ def replay(options: ReplayOptions, context: Context, shutdown: Shutdown) -> None
         shutdown,
         timeout_s=options.connection.timeout,
         limit=options.max_messages,
+        allowed=allowed,
+        skip_others=options.skip_other_topics,
     )
     click.echo(f"{done.sent} dead letters replayed from {options.topic}")
+    if done.skipped:
+        click.echo(f"{done.skipped} dead letters of other topics passed over")
+    complaints = []
     if done.without_origin:
-        raise WorkerError(
+        complaints.append(
             f"{done.without_origin} messages of {options.topic} do not say which topic they came from (header "
             f"{ORIGINAL_TOPIC}); they were passed over"
         )
+    if done.refused:
+        topics, partitions = sorted(set(done.refused.values())), ", ".join(map(str, sorted(done.refused)))
+        remedy = " ".join(f"--to-topic {topic}" for topic in sorted(allowed.union(topics)))
+        complaints.append(
+            f"letters of {options.topic} that say they came from {', '.join(topics)} may not be sent there; they wait, "
+            f"and so do those behind them in partition {partitions}: allow it with {remedy}, or pass them over with "
+            "--skip-other-topics"
+        )
+    if complaints:
+        raise WorkerError("; ".join(complaints))

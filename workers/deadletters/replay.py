@@ -2,12 +2,18 @@
 
 At least once, as every consumer: a letter is committed when the brokers have acknowledged its replay. What the handler
 rejects again while this runs is a letter for the next replay, so it ends.
+
+Whoever may write to the dead-letter topic may write any origin into a header. So letters go only to the topics whose
+dead-letter topic it is: TOPIC for TOPIC.dlq, or those that the user names. A letter of another topic is not sent, and
+neither are those behind it in its partition; none of them is committed. So nothing is lost, and the order stays,
+whether the user then allows its topic or passes it over.
 """
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
@@ -15,9 +21,9 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from workers.config import ClientConfig
 from workers.deadletters.headers import ORIGINAL_PARTITION, ORIGINAL_TOPIC, own_headers
 from workers.deadletters.writer import ANY_SIZE
-from workers.errors import WorkerError
+from workers.errors import ConfigError, WorkerError
 from workers.kafka.client import ClientState, create_client, poll_producer, wait_for_topics
-from workers.kafka.messages import headers_of
+from workers.kafka.messages import headers_of, is_topic_name
 from workers.kafka.reader import PROPERTIES, read_to_end
 from workers.lifecycle import Shutdown, call_with_timeout
 
@@ -25,14 +31,50 @@ log = logging.getLogger(__name__)
 CLOSE_TIMEOUT_S = 2.0
 COMMITTED_TIMEOUT_S = 10.0
 MAX_PARTITION = 2**31 - 1
+# Of the name of a dead-letter topic, where no other is given.
+SUFFIX = ".dlq"
+
+
+class Origin(NamedTuple):
+    """Where a letter came from; the partition is -1 where it does not say."""
+
+    topic: str
+    partition: int
 
 
 @dataclass(slots=True)
 class Replayed:
-    """How many letters were sent back, and how many were passed over because they do not say where they came from."""
+    """What became of the letters so far."""
 
     sent: int = 0
+    # Passed over: they do not say where they came from.
     without_origin: int = 0
+    # Passed over: they came from topics that are not allowed, and this was asked for.
+    skipped: int = 0
+    # The topic of the first letter, in each partition, that came from one that is not allowed.
+    refused: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def committed(self) -> int:
+        return self.sent + self.without_origin + self.skipped
+
+
+def allowed_topics(topic: str, to_topics: Sequence[str]) -> frozenset[str]:
+    """The topics that letters of the dead-letter topic `topic` may be sent to: `to_topics`, or by its name.
+
+    Raises ConfigError when there is neither, or when one of them is `topic` itself.
+    """
+    if topic in to_topics:
+        raise ConfigError(f"--to-topic {topic}: this is the dead-letter topic itself; name where its letters came from")
+    if to_topics:
+        return frozenset(to_topics)
+    original = topic.removesuffix(SUFFIX)
+    if original in ("", topic):
+        raise ConfigError(
+            f"--topic {topic}: the name is not that of a topic with {SUFFIX} behind it; name the topics that its "
+            "letters may be sent back to with --to-topic"
+        )
+    return frozenset([original])
 
 
 def replay(
@@ -43,11 +85,14 @@ def replay(
     *,
     timeout_s: float | None,
     limit: int | None,
+    allowed: frozenset[str],
+    skip_others: bool = False,
 ) -> Replayed:
     """Replays the letters of `topic`, `limit` at the most, and commits them to the group of `config`.
 
-    Raises WorkerError when one cannot be sent, which then is the first of its partition in the next replay, and as
-    `read_to_end` does.
+    With `skip_others` letters of topics that are not `allowed` are passed over, otherwise the result has them as
+    refused. Raises WorkerError when a letter cannot be sent, which then is the first of its partition in the next
+    replay, and as `read_to_end` does.
     """
     client_state = ClientState()
     reader = create_client(confluent_kafka.Consumer, config, {**client_state.callbacks(), **PROPERTIES})
@@ -58,10 +103,8 @@ def replay(
         count = found.get(topic, 0)
         starts = _committed(reader, topic, count, shutdown)
         for letters in read_to_end(reader, client_state, topic, starts, shutdown, timeout_s):
-            chosen = letters if limit is None else letters[: limit - done.sent - done.without_origin]
-            if chosen:
-                _replay(reader, sender, chosen, done)
-            if limit is not None and done.sent + done.without_origin >= limit:
+            replay_batch(reader, sender, letters, done, allowed=allowed, skip_others=skip_others, limit=limit)
+            if limit is not None and done.committed >= limit:
                 break
     finally:
         sender.close()
@@ -70,24 +113,53 @@ def replay(
     return done
 
 
-def _replay(reader: confluent_kafka.Consumer, sender: "Sender", letters: Sequence[Message], done: Replayed) -> None:
-    """Sends some letters, and commits those of each partition that come before one that was not acknowledged."""
-    outcomes = sender.send(letters)
+def replay_batch(
+    reader: confluent_kafka.Consumer,
+    sender: "Sender",
+    letters: Sequence[Message],
+    done: Replayed,
+    *,
+    allowed: frozenset[str],
+    skip_others: bool,
+    limit: int | None,
+) -> None:
+    """Sends some letters, and commits those of each partition that come before one that is refused or not acknowledged.
+
+    `done` counts up to `limit`. Raises WorkerError when a letter was not acknowledged, or a commit failed.
+    """
+    chosen: list[tuple[Message, Origin | None]] = []
+    skipped: set[int] = set()
+    for letter in letters:
+        if limit is not None and done.committed + len(chosen) >= limit:
+            break
+        partition = letter.partition() or 0
+        if partition in done.refused:
+            continue
+        origin = _origin(letter)
+        if origin is not None and origin.topic not in allowed:
+            if not skip_others:
+                done.refused[partition] = origin.topic
+                continue
+            skipped.add(len(chosen))
+            origin = None
+        chosen.append((letter, origin))
+    outcomes = sender.send(chosen)
     unsent: set[int | None] = set()
     over = []
-    for letter, outcome in zip(letters, outcomes, strict=True):
+    for number, ((letter, origin), outcome) in enumerate(zip(chosen, outcomes, strict=True)):
         if outcome is not None:
             unsent.add(letter.partition())
         elif letter.partition() not in unsent:
-            done.sent += _origin(letter) is not None
-            done.without_origin += _origin(letter) is None
+            done.sent += origin is not None
+            done.skipped += number in skipped
+            done.without_origin += origin is None and number not in skipped
             over.append(letter)
     if over:
-        _commit(reader, over)
+        commit(reader, over)
     reasons = [outcome for outcome in outcomes if outcome is not None]
     if reasons:
         sender.check()
-        raise WorkerError(f"{len(reasons)} of {len(letters)} letters were not acknowledged: {reasons[0]}")
+        raise WorkerError(f"{len(reasons)} of {len(chosen)} letters were not acknowledged: {reasons[0]}")
 
 
 def _committed(reader: confluent_kafka.Consumer, topic: str, count: int, shutdown: Shutdown) -> dict[int, int]:
@@ -106,22 +178,27 @@ def _committed(reader: confluent_kafka.Consumer, topic: str, count: int, shutdow
     return {each.partition: each.offset if each.offset >= 0 else confluent_kafka.OFFSET_BEGINNING for each in places}
 
 
-def _commit(reader: confluent_kafka.Consumer, letters: Sequence[Message]) -> None:
+def commit(reader: confluent_kafka.Consumer, letters: Sequence[Message]) -> None:
+    """Commits letters of one topic that were sent; raises WorkerError when that fails, in one partition or in all."""
     following = {letter.partition() or 0: (letter.offset() or 0) + 1 for letter in letters}
     topic = letters[0].topic() or ""
+    offsets = [TopicPartition(topic, number, offset) for number, offset in following.items()]
     try:
-        reader.commit(
-            offsets=[TopicPartition(topic, number, offset) for number, offset in following.items()], asynchronous=False
-        )
+        answers = reader.commit(offsets=offsets, asynchronous=False)
+        errors = {each.partition: each.error for each in answers if each.error is not None}
     except KafkaException as error:
+        errors = dict.fromkeys(following, error.args[0])
+    if errors:
+        again = sum(letter.partition() in errors for letter in letters)
+        names = ", ".join(map(str, sorted(errors)))
         raise WorkerError(
-            f"{len(letters)} letters were sent and could not be committed, the next replay sends them again: "
-            f"{error.args[0].str()}"
-        ) from None
+            f"{again} letters were sent and could not be committed in partition {names}, the next replay sends them "
+            f"again: {next(iter(errors.values())).str()}"
+        )
 
 
-def _origin(letter: Message) -> tuple[str, int] | None:
-    """The topic and the partition that a letter came from, -1 for any; None when it does not say."""
+def _origin(letter: Message) -> Origin | None:
+    """The topic and the partition that a letter came from; None when it does not say, or not what can be."""
     story = dict(headers_of(letter))
     topic, partition = story.get(ORIGINAL_TOPIC), story.get(ORIGINAL_PARTITION)
     if topic is None:
@@ -130,7 +207,7 @@ def _origin(letter: Message) -> tuple[str, int] | None:
         name, number = topic.decode(), int(partition) if partition is not None else -1
     except ValueError:  # UnicodeDecodeError is one
         return None
-    return (name, number) if "\0" not in name and -1 <= number <= MAX_PARTITION else None
+    return Origin(name, number) if is_topic_name(name) and -1 <= number <= MAX_PARTITION else None
 
 
 class Sender:
@@ -141,11 +218,14 @@ class Sender:
         self._client = create_client(confluent_kafka.Producer, config, {**self._client_state.callbacks(), **ANY_SIZE})
         self._shutdown = shutdown
 
-    def send(self, letters: Sequence[Message]) -> list[str | None]:
-        """Why each letter was not acknowledged, None where it was, or says no origin and was passed over."""
+    def send(self, letters: Sequence[tuple[Message, Origin | None]]) -> list[str | None]:
+        """Why each letter was not acknowledged; None where it was, or where it has no origin and is passed over."""
         outcomes: list[str | None] = ["no answer before the end"] * len(letters)
-        for number, letter in enumerate(letters):
-            self._send(letter, partial(_note, outcomes, number))
+        for number, (letter, origin) in enumerate(letters):
+            if origin is None:
+                outcomes[number] = None
+            else:
+                self._send(letter, origin, partial(_note, outcomes, number))
         while len(self._client) and self._going_on():
             poll_producer(self._client, self._client_state, 0.1)
         return outcomes
@@ -161,11 +241,7 @@ class Sender:
         self._client.purge()
         call_with_timeout(self._client.close, CLOSE_TIMEOUT_S)
 
-    def _send(self, letter: Message, on_delivery: Callable[[KafkaError | None, Message], None]) -> None:
-        origin = _origin(letter)
-        if origin is None:
-            on_delivery(None, letter)
-            return
+    def _send(self, letter: Message, origin: Origin, on_delivery: Callable[[KafkaError | None, Message], None]) -> None:
         topic, partition = origin
         while True:
             try:

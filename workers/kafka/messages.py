@@ -1,6 +1,7 @@
 """What confluent-kafka's messages carry beside key and value: headers, and the stamp in them."""
 
 import logging
+import re
 from functools import cache
 
 from confluent_kafka import Message
@@ -39,3 +40,8 @@ def raw_stamp_of(message: Message, value: bytes | None) -> bytes | None:
 def stamp_of(message: Message) -> Stamp | None:
     """The stamp of a message, in its header or in its value."""
     return decode(raw_stamp_of(message, message.value()))
+
+
+def is_topic_name(name: str) -> bool:
+    """Whether Kafka takes `name` for a topic. The rule is that of Topic.validate in Kafka."""
+    return re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", name) is not None and name not in (".", "..")
