@@ -44,7 +44,7 @@ class Shutdown:
         self.requested = False
         self._signalled = False
         self._at_once = False
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._deadline = float("inf")
 
     def install(self) -> None:
@@ -70,7 +70,7 @@ class Shutdown:
     def request(self) -> None:
         if not self.requested:
             self.requested = True
-            self._deadline = time.monotonic() + self._timeout_s
+            self._deadline = time.monotonic() + self.timeout_s
 
     def remaining_s(self) -> float:
         """Seconds until the deadline, infinite while nobody asked to stop, never negative."""
@@ -87,14 +87,23 @@ class Shutdown:
 
 
 def call_with_timeout(call: Callable[[], object], timeout_s: float) -> bool:
-    """Whether `call` returned within `timeout_s`; where it did not, it is left behind in a daemon thread.
+    """Whether `call` returned within `timeout_s`. Logs what it raised; leaves it in a daemon thread when time is up.
 
     For `close()` of a client, which can wait for brokers that are gone.
     """
-    thread = threading.Thread(target=call, name=CLOSING_THREAD, daemon=True)
+    returned = threading.Event()
+
+    def run() -> None:
+        try:
+            call()
+            returned.set()
+        except Exception as error:
+            log.warning("closing failed: %s: %s", type(error).__name__, error)
+
+    thread = threading.Thread(target=run, name=CLOSING_THREAD, daemon=True)
     thread.start()
     thread.join(timeout_s)
-    return not thread.is_alive()
+    return returned.is_set()
 
 
 def set_up_logging(log_format: str | None, level: str) -> None:

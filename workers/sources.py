@@ -17,6 +17,8 @@ BATCH_MESSAGES = 1000
 # How far a reading thread may run ahead of the producer.
 AHEAD_MESSAGES = 10_000
 AHEAD_BYTES = 16 * 1024 * 1024
+# What the objects of one header take beside its text: a tuple, a str and a bytes.
+HEADER_BYTES = 150
 
 
 class SourceError(Exception):
@@ -43,10 +45,11 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A message that a source yields. `timestamp_ms` is Unix time in milliseconds, now when it is left out.
+    """A message that a source yields. `timestamp_ms` is Unix time in milliseconds from 1 on, now when it is left out.
 
     `on_delivery` is called once, in the producer's thread, when the outcome is known: a source that reads a queue or
-    an outbox table can mark there what was delivered. Not any more when the time to stop is up (--shutdown-timeout).
+    an outbox table can mark there what was delivered. Not any more when the time to stop is up (--shutdown-timeout):
+    messages that are left then were failures (never sent) or are unknown (sent without an answer), in the account too.
     """
 
     value: bytes | str | None
@@ -72,7 +75,9 @@ class Batch(NamedTuple):
 
 
 class Source(Protocol):
-    """Where the producer takes its messages from."""
+    """Where the producer takes its messages from. `complete` says that it came to its own end and all was taken."""
+
+    complete: bool
 
     def take(self, limit: int, timeout_s: float) -> Batch | None:
         """At most `limit` messages, an empty batch when none came within `timeout_s`, None at the end.
@@ -81,7 +86,15 @@ class Source(Protocol):
         """
 
     def close(self) -> None:
-        """Nothing more will be taken."""
+        """Read no more: `take` gives what was read already, and then None. May be called again."""
+
+
+def size_of(record: Record) -> int:
+    """The bytes that a message takes: key, value and headers."""
+    size = len(record["value"] or b"") + len(record["key"] or b"")
+    if "headers" in record:
+        size += sum(HEADER_BYTES + len(name) + len(value or b"") for name, value in record["headers"])
+    return size
 
 
 def call_source(function: Callable[[], Iterable[Any]], name: str) -> Iterator[Record]:
@@ -128,10 +141,12 @@ def _check(outgoing: Outgoing, where: str) -> None:
         value = getattr(outgoing, field)
         if not isinstance(value, kind):
             raise SourceError(f"{where}: {field} is a {type(value).__name__}")
-    for field, least, most in (("partition", -1, 2**31 - 1), ("timestamp_ms", 0, 2**63 - 1)):
+    # librdkafka takes a timestamp of 0 for now.
+    for field, least, most in (("partition", -1, 2**31 - 1), ("timestamp_ms", 1, 2**63 - 1)):
         number = getattr(outgoing, field)
         if number is not None and not least <= number <= most:
-            raise SourceError(f"{where}: {field} is {number}")
+            remedy = "; leave it out for now" if field == "timestamp_ms" else ""
+            raise SourceError(f"{where}: {field} is {number}{remedy}")
     for header in outgoing.headers or ():
         match header:
             case (str() as title, bytes() | str() | None as text):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from workers.lifecycle import Shutdown, Stopped
+from workers.lifecycle import Shutdown, Stopped, call_with_timeout
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +52,11 @@ def test_a_module_that_puts_its_own_signal_handler_in_place_does_not_keep_signal
     os.kill(os.getpid(), signal.SIGTERM)
 
     assert shutdown.requested
+
+
+def test_a_call_that_raised_has_not_returned_and_its_error_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    def close() -> None:
+        raise RuntimeError("the broker is gone")
+
+    assert not call_with_timeout(close, 5)
+    assert "RuntimeError: the broker is gone" in caplog.text

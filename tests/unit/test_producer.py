@@ -1,6 +1,9 @@
 """The accounts of deliveries."""
 
+import itertools
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +18,41 @@ from workers.lifecycle import Shutdown
 from workers.producer.deliveries import Deliveries
 from workers.producer.loop import Producer
 from workers.producer.prefetch import ThreadedSource
-from workers.sources import Delivery
+from workers.sources import BATCH_MESSAGES, Delivery, Outgoing, Record, SourceError, call_source
+
+AWAY = {"bootstrap.servers": "127.0.0.1:1"}
+# librdkafka's own mock cluster, inside the client.
+MOCK = {"test.mock.num.brokers": "1"}
+
+
+def producer_with(shutdown: Shutdown, properties: dict[str, str], rate: float | None = None) -> Producer:
+    settings = [Setting(*each, Precedence.COMMAND_LINE, "") for each in {**properties, "log_level": "0"}.items()]
+    return Producer(ClientConfig(PRODUCER_DEFAULTS, settings), "orders", shutdown, rate=rate)
+
+
+class Orders:
+    """A source without end that counts what was taken from it, and what it was told."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+        self.told: Counter[str] = Counter()
+        self.at: dict[int, Any] = {}
+
+    def rows(self) -> Iterator[Outgoing]:
+        """Yield for ever, calling `at[number]` before message `number`."""
+        for number in itertools.count(1):
+            if number in self.at:
+                self.at[number]()
+            self.taken = number
+            yield Outgoing("order", on_delivery=lambda delivery: self.told.update([delivery.outcome]))
+
+    def records(self) -> Iterator[Record]:
+        return call_source(self.rows, "mine:rows")
+
+    def check(self, producer: Producer) -> None:
+        """Every message that was taken has one outcome, and the source was told of it."""
+        sent = producer.deliveries
+        assert self.taken == sent.enqueued == sent.acknowledged + sent.failed + sent.unknown == self.told.total()
 
 
 def test_a_stamped_message_of_another_run_that_fails_is_counted() -> None:
@@ -59,6 +96,10 @@ class Fatal:
         self._client.poll(timeout_s)
         raise KafkaException(KafkaError(KafkaError._FATAL, "fatal"))
 
+    def flush(self, timeout_s: float) -> int:
+        self._client.flush(timeout_s)
+        raise KafkaException(KafkaError(KafkaError._FATAL, "fatal"))
+
 
 def test_a_client_that_gives_up_leaves_no_message_without_an_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
@@ -88,4 +129,105 @@ def test_a_client_that_gives_up_leaves_no_message_without_an_outcome(monkeypatch
     deliveries = producer.deliveries
     assert deliveries.enqueued == deliveries.failed + deliveries.unknown == len(told)
     # What was never handed to the client is not in the log; what was may be, for all that is known.
-    assert deliveries.errors["_QUEUE_FULL"] == deliveries.failed > 0
+    assert deliveries.errors["_STOPPED"] == deliveries.failed > 0
+
+
+@pytest.mark.parametrize("rate", [None, 500.0])
+def test_a_stop_sends_what_was_taken_from_the_source(rate: float | None) -> None:
+    shutdown, orders = Shutdown(20), Orders()
+    orders.at[5000 if rate is None else 700] = shutdown.request
+    producer = producer_with(shutdown, MOCK, rate)
+    producer.run(ThreadedSource(orders.records()))
+
+    orders.check(producer)
+    assert producer.deliveries.acknowledged == orders.taken
+    assert producer.interrupted
+
+
+def test_the_end_of_the_duration_sends_what_was_taken_from_the_source() -> None:
+    orders = Orders()
+    producer = producer_with(Shutdown(20), MOCK)
+    producer.run(ThreadedSource(orders.records()), duration_s=0.2)
+
+    orders.check(producer)
+    assert producer.deliveries.acknowledged == orders.taken
+    assert not producer.interrupted
+
+
+def test_what_was_taken_and_cannot_be_sent_in_time_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.producer.loop.MAX_QUEUE_MESSAGES", 3 * BATCH_MESSAGES)
+    shutdown, orders = Shutdown(2), Orders()
+    producer = producer_with(shutdown, AWAY)
+    source = ThreadedSource(orders.records())
+
+    def stop() -> None:
+        eventually(lambda: producer.buffer_full, "the producer waits for room")
+        shutdown.request()
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    producer.run(source)
+    stopper.join()
+
+    sent = producer.deliveries
+    assert orders.taken == sent.enqueued == sent.failed + sent.unknown
+    assert sent.errors["_STOPPED"] == sent.failed
+    assert 0 < orders.told["failure"] <= sent.failed
+    assert sent.failed > BATCH_MESSAGES
+    assert 0 < sent.unknown <= 3 * BATCH_MESSAGES
+
+
+def test_a_fatal_error_leaves_no_message_that_was_taken_without_an_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    orders = Orders()
+    producer = producer_with(Shutdown(2), AWAY)
+    orders.at[5000] = lambda: monkeypatch.setattr(producer, "_client", Fatal(producer._client))
+    with pytest.raises(WorkerError, match="fatal"):
+        producer.run(ThreadedSource(orders.records()))
+
+    orders.check(producer)
+
+
+def test_a_source_that_does_not_come_back_holds_up_a_stop_for_a_second() -> None:
+    shutdown, never, orders = Shutdown(20), threading.Event(), Orders()
+
+    def stop_and_block() -> None:
+        shutdown.request()
+        never.wait(20)
+
+    orders.at[501] = stop_and_block
+    producer = producer_with(shutdown, MOCK)
+    began = time.monotonic()
+    producer.run(ThreadedSource(orders.records()))
+    took_s = time.monotonic() - began
+    never.set()
+
+    assert took_s < 10
+    assert producer.deliveries.acknowledged == orders.told["success"] == 500
+
+
+def test_an_error_of_the_source_at_the_stop_is_raised_after_all_that_was_taken_is_sent() -> None:
+    shutdown, orders = Shutdown(20), Orders()
+    orders.at[2000] = shutdown.request
+
+    def rows() -> Iterator[Outgoing]:
+        try:
+            yield from orders.rows()
+        finally:
+            raise RuntimeError("cannot commit")
+
+    producer = producer_with(shutdown, MOCK)
+    with pytest.raises(SourceError, match="cannot commit"):
+        producer.run(ThreadedSource(call_source(rows, "mine:rows")))
+
+    orders.check(producer)
+    assert producer.deliveries.acknowledged == orders.taken
+
+
+def test_a_stop_behind_the_last_message_interrupts_nothing() -> None:
+    shutdown, orders = Shutdown(20), Orders()
+    orders.at[2000] = shutdown.request
+    producer = producer_with(shutdown, MOCK)
+    producer.run(ThreadedSource(orders.records(), count=2000))
+
+    orders.check(producer)
+    assert not producer.interrupted

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -18,13 +19,13 @@ from workers.accounting.stamps import STAMP_HEADER, decode, stream_of
 from workers.errors import ConfigError
 from workers.producer import lines
 from workers.producer.generator import StampedSource
-from workers.producer.lines import LineFormat, parse_lines, read_file
+from workers.producer.lines import LineFormat, LineReader, read_file
 from workers.producer.prefetch import ThreadedSource
 from workers.sources import AHEAD_BYTES, AHEAD_MESSAGES, Outgoing, Record, SourceError, call_source
 
 
 def values_of(data: bytes, line_format: LineFormat | None = None) -> list[bytes | None]:
-    return [record["value"] for record in parse_lines(io.BytesIO(data), "file", line_format or LineFormat())]
+    return [record["value"] for record in LineReader(io.BytesIO(data), "file", line_format or LineFormat())]
 
 
 def drain(source: ThreadedSource) -> list[Record]:
@@ -68,7 +69,7 @@ def test_a_line_that_is_not_such_json_is_named_or_marked(line: bytes, reason: st
     with pytest.raises(SourceError, match="file line 2: "):
         values_of(data, LineFormat(key_field="id"))
 
-    records = list(parse_lines(io.BytesIO(data), "file", LineFormat(key_field="id", dead_letter_invalid=True)))
+    records = list(LineReader(io.BytesIO(data), "file", LineFormat(key_field="id", dead_letter_invalid=True)))
     assert [record["value"] for record in records] == [b'{"id": 1}', line, b'{"id": 3}']
     assert [record.get("invalid") is not None for record in records] == [False, True, False]
     assert reason in records[1]["invalid"]
@@ -122,6 +123,56 @@ def test_reading_ahead_is_bounded_in_bytes() -> None:
 
     assert len(source._buffer) * 1_000_000 <= AHEAD_BYTES + 1_000_000
     source.close()
+
+
+@pytest.mark.parametrize("headers", [[("h", b"x" * 1_000_000)], [("h", b"")] * 10_000])
+def test_headers_count_for_what_is_read_ahead_and_for_the_queue(headers: list[tuple[str, bytes]]) -> None:
+    source = ThreadedSource({"value": b"x", "key": None, "headers": headers} for _ in itertools.count())
+    eventually(lambda: source._bytes_in >= AHEAD_BYTES or len(source._buffer) > 100, "the buffer is full")
+
+    assert len(source._buffer) <= AHEAD_BYTES // 1_000_000 + 1
+    batch = source.take(1, 0)
+    assert batch is not None
+    assert batch.largest_bytes >= 1_000_000
+    source.close()
+
+
+def test_reading_ahead_goes_no_further_than_it_may() -> None:
+    taken = itertools.count()
+    source = ThreadedSource(({"value": b"", "key": None, "n": next(taken)} for _ in itertools.count()), ahead=10)
+    eventually(lambda: len(source._buffer) >= 10, "the buffer is full")
+
+    assert next(taken) <= 12
+    source.close()
+
+
+def test_a_stop_leaves_no_line_in_a_pipe_reader_half_read() -> None:
+    """Whatever was read from the pipe is given as whole lines, and the next reader begins with the line after them."""
+    reading, writing = os.pipe()
+    lines_sent = [b"line %d" % number for number in range(20_000)]
+    with os.fdopen(writing, "wb") as writer, os.fdopen(reading, "rb") as pipe:
+
+        def write() -> None:
+            with writer:
+                writer.write(b"\n".join(lines_sent) + b"\n")
+
+        sender = threading.Thread(target=write)
+        sender.start()
+        source = ThreadedSource(LineReader(pipe, "pipe", LineFormat()), ahead=5)
+        first = eventually(lambda: (batch := source.take(3, 0.1)) and batch.records, "the first lines")
+        source.close()
+        given = [record["value"] for record in [*first, *drain(source)]]
+        rest = pipe.read().split(b"\n")
+        sender.join()
+
+    assert given + rest == [*lines_sent, b""]
+    assert 3 <= len(given) < len(lines_sent)
+
+
+@pytest.mark.parametrize("timestamp_ms", [0, -1])
+def test_a_time_that_librdkafka_would_take_for_now_is_refused(timestamp_ms: int) -> None:
+    with pytest.raises(SourceError, match=f"timestamp_ms is {timestamp_ms}; leave it out for now"):
+        list(call_source(lambda: [Outgoing("x", timestamp_ms=timestamp_ms)], "mine:items"))
 
 
 def test_a_source_that_blocks_gives_an_empty_batch_and_then_what_comes() -> None:

@@ -17,6 +17,26 @@ BOUND_S = 3.0
 MORE_S = 5.0
 
 
+# At its end this source says how many messages it has yielded, and of how many it was told that they were delivered.
+ENDLESS = """
+import atexit
+import itertools
+from workers import Outgoing
+
+taken = told = 0
+atexit.register(lambda: print("taken and told:", taken, told))
+
+def on_delivery(delivery):
+    global told
+    told += delivery.outcome == "success"
+
+def rows():
+    global taken
+    for taken in itertools.count(1):
+        yield Outgoing("order", on_delivery=on_delivery)
+"""
+
+
 @pytest.fixture
 def away(cluster: Cluster) -> Iterator[Cluster]:
     """The brokers; what a test stops with SIGSTOP goes on after it."""
@@ -53,6 +73,19 @@ def test_a_producer_with_a_full_queue_stops_in_time_and_every_message_has_an_out
     account = json.loads(producer.stdout)
     assert account["unknown"] + account["failed"] > 0
     assert account["sent"] == account["acknowledged"] + account["failed"] + account["unknown"]
+
+
+@pytest.mark.parametrize("rate", [[], ["--rate", "200"]])
+def test_a_producer_that_is_stopped_tells_its_source_of_every_message(
+    processes: Processes, topic: str, rate: list[str]
+) -> None:
+    processes.write("endless.py", ENDLESS)
+    producer = processes.start("produce", "--topic", topic, "--source", "endless:rows", "--forever", *rate)
+    eventually(lambda: (producer.metric("kafka_producer_deliveries_total", outcome="success") or 0) > 200, "deliveries")
+
+    assert _stop(producer) == 0, producer.stderr
+    taken, told, *_ = map(int, producer.stdout.split("taken and told: ")[1].split())
+    assert taken == told > 200
 
 
 def test_what_waits_for_its_second_attempt_when_time_is_up_is_unknown(

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from workers.producer.deliveries import outcome_of
 from workers.producer.generator import DEFAULT_COUNT, DEFAULT_SIZE, StampedSource
 from workers.producer.lines import LineFormat, read_file
 from workers.producer.loop import Producer
-from workers.producer.prefetch import ThreadedSource
+from workers.producer.prefetch import ThreadedSource, ahead_at
 from workers.producer.summary import as_text, summarize
 from workers.sources import Source, SourceError, SourceRaisedError, call_source
 
@@ -69,7 +69,7 @@ def produce(options: ProduceOptions, context: Context, shutdown: Shutdown) -> No
             source = StampedSource(run, index, size, _count(options), producer.partitions)
         else:
             stamp = stream_of(run, index, None) if options.stamp else None
-            source = ThreadedSource(records, stamp, options.count)
+            source = ThreadedSource(records, stamp, options.count, ahead_at(options.rate))
         settle_memory()
         trouble = _send_all(producer, source, options)
         _show_account(producer, run, options.worker.summary)
@@ -124,7 +124,7 @@ def _run_and_index(options: ProduceOptions, context: Context) -> tuple[str, int]
     return run, int(index)
 
 
-def _records(options: ProduceOptions) -> Iterator[dict[str, Any]] | None:
+def _records(options: ProduceOptions) -> Iterable[dict[str, Any]] | None:
     """The user's own messages, or None for test messages. Opened now: a mistake must show before anything is sent."""
     if options.source is not None:
         return call_source(load("--source", options.source), options.source)

@@ -49,7 +49,8 @@ PRODUCER = (
         "kafka_producer_delivery_failures_total",
         "counter",
         ("topic", "error"),
-        "Deliveries that were not acknowledged, failed and unknown ones, by librdkafka's name of the error.",
+        "Deliveries that were not acknowledged, failed and unknown ones, by librdkafka's name of the error, "
+        "`_STOPPED` for those that a stop left unsent.",
     ),
     Definition(
         "kafka_producer_delivery_latency_seconds",

@@ -15,6 +15,7 @@ LATENCY_SAMPLE = 16
 # is not among them: what waits for its second attempt is purged with it.
 NOT_WRITTEN = frozenset(
     {
+        KafkaError._INTR,  # NOT_SENT; no delivery report of librdkafka's has it
         KafkaError._QUEUE_FULL,
         KafkaError._INVALID_ARG,
         KafkaError._UNKNOWN_TOPIC,
@@ -32,6 +33,16 @@ NOT_WRITTEN = frozenset(
         KafkaError.POLICY_VIOLATION,
     }
 )
+
+
+class NotSentError(KafkaError):
+    """The error of a message that was taken from the source and never handed to the client."""
+
+    def name(self) -> str:
+        return "_STOPPED"
+
+
+NOT_SENT = NotSentError(KafkaError._INTR, "the producer stopped before it could send the message")
 
 
 class Deliveries:

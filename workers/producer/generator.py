@@ -17,6 +17,7 @@ class StampedSource:
     def __init__(self, run: str, producer: int, size: int, count: int | None, partitions: Callable[[], int]) -> None:
         self._run = run
         self._producer = producer
+        self.complete = False
         self._size = size
         self._left = count
         # A small run is shared out too, so that every partition gets a part of it.
@@ -41,4 +42,5 @@ class StampedSource:
         return Batch(records, self._size, partition, True, stream)
 
     def close(self) -> None:
-        pass
+        self.complete = self.complete or self._left == 0
+        self._left = 0

@@ -2,8 +2,10 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,7 +25,74 @@ class LineFormat:
     dead_letter_invalid: bool = False
 
 
-def read_file(path: str, line_format: LineFormat) -> Iterator[Record]:
+class LineReader(Iterable[Record]):
+    """The records of a stream's lines, each as soon as it is there; iterating raises SourceError naming the line.
+
+    After `stop` a file ends at once: a line that was not sent is still in it. A pipe ends after the lines that were
+    read from it, so that none is lost and the next reader begins with a whole one.
+    """
+
+    def __init__(self, stream: BinaryIO, name: str, line_format: LineFormat) -> None:
+        self._stream = stream
+        self._name = name
+        self._format = line_format
+        self._stopped = self._ends_at_once = False
+
+    def stop(self) -> None:
+        """Read nothing more than the end of a line that has begun. For any thread."""
+        self._ends_at_once = self._stream.seekable()
+        self._stopped = True
+
+    def __iter__(self) -> Iterator[Record]:
+        for number, line in enumerate(self._lines(), start=1):
+            if self._ends_at_once:
+                return
+            yield self._record(number, line)
+
+    def _record(self, number: int, line: bytes) -> Record:
+        if self._format.key_field is not None:
+            key, reason = _json_key(line, self._format.key_field)
+            if reason is None:
+                return {"value": line, "key": key}
+            reason = f"{self._name} line {number}: {reason}"
+            if self._format.dead_letter_invalid:
+                return {"value": line, "key": None, "invalid": reason}
+            raise SourceError(reason)
+        if self._format.key_separator is not None:
+            before, separator, after = line.partition(self._format.key_separator)
+            return {"value": after, "key": before} if separator else {"value": line, "key": None}
+        return {"value": line, "key": None}
+
+    def _lines(self) -> Iterator[bytes]:
+        """Lines without their ends, each as soon as it is there: `readlines` would wait for a full buffer on a pipe."""
+        pieces: list[bytes] = []
+        held = 0
+        number = 1
+        read = getattr(self._stream, "read1", self._stream.read)
+        while not self._stopped and (chunk := read(1 << 16)):
+            first, *lines = chunk.split(b"\n")
+            pieces.append(first)
+            held += len(first)
+            if held > MAX_LINE_BYTES:
+                raise SourceError(f"{self._name} line {number}: longer than {MAX_LINE_BYTES >> 20} MiB; is it text?")
+            if lines:
+                yield b"".join(pieces)
+                *whole, last = lines
+                yield from whole
+                number += len(lines)
+                pieces, held = [last], len(last)
+        if held and self._stopped:
+            pieces.append(self._rest_of_line())
+        if held:
+            yield b"".join(pieces)
+
+    def _rest_of_line(self) -> bytes:
+        """Byte by byte and past the buffer, which would take more out of a pipe than the line."""
+        raw = getattr(self._stream, "raw", self._stream)
+        return b"".join(takewhile(lambda byte: byte not in (b"", b"\n"), iter(partial(raw.read, 1), None)))
+
+
+def read_file(path: str, line_format: LineFormat) -> LineReader:
     """The messages in a file's lines, `-` for standard input.
 
     Opened, and where a line could be invalid read through, before this returns: a broken file sends nothing. Standard
@@ -31,59 +100,19 @@ def read_file(path: str, line_format: LineFormat) -> Iterator[Record]:
     cannot be read or line N of it is not what the format asks for.
     """
     if path == "-":
-        return parse_lines(sys.stdin.buffer, "standard input", line_format)
+        return LineReader(sys.stdin.buffer, "standard input", line_format)
     try:
         stream = Path(path).open("rb")  # noqa: SIM115  (read until the process ends)
         if line_format.key_field is not None and not line_format.dead_letter_invalid and stream.seekable():
-            for _ in parse_lines(stream, path, line_format):
+            for _ in LineReader(stream, path, line_format):
                 pass
             stream.seek(0)
-        return parse_lines(stream, path, line_format)
+        return LineReader(stream, path, line_format)
     except OSError as error:
         raise ConfigError(f"--input {path} cannot be read: {error.strerror}") from None
     except SourceError as error:
         stream.close()
         raise ConfigError(f"{error}; nothing was sent. Mend it, or use --on-invalid dead-letter") from None
-
-
-def parse_lines(stream: BinaryIO, name: str, line_format: LineFormat) -> Iterator[Record]:
-    """The records of a stream's lines; raises SourceError naming the line."""
-    for number, line in enumerate(_lines(stream, name), start=1):
-        if line_format.key_field is not None:
-            key, reason = _json_key(line, line_format.key_field)
-            if reason is None:
-                yield {"value": line, "key": key}
-            elif line_format.dead_letter_invalid:
-                yield {"value": line, "key": None, "invalid": f"{name} line {number}: {reason}"}
-            else:
-                raise SourceError(f"{name} line {number}: {reason}")
-        elif line_format.key_separator is not None:
-            before, separator, after = line.partition(line_format.key_separator)
-            yield {"value": after, "key": before} if separator else {"value": line, "key": None}
-        else:
-            yield {"value": line, "key": None}
-
-
-def _lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
-    """Lines without their ends, each as soon as it is there: `readlines` would wait for a full buffer on a pipe."""
-    pieces: list[bytes] = []
-    held = 0
-    number = 1
-    read = getattr(stream, "read1", stream.read)
-    while chunk := read(1 << 16):
-        first, *lines = chunk.split(b"\n")
-        pieces.append(first)
-        held += len(first)
-        if held > MAX_LINE_BYTES:
-            raise SourceError(f"{name} line {number}: longer than {MAX_LINE_BYTES >> 20} MiB; is it text?")
-        if lines:
-            yield b"".join(pieces)
-            *whole, last = lines
-            yield from whole
-            number += len(lines)
-            pieces, held = [last], len(last)
-    if held:
-        yield b"".join(pieces)
 
 
 def _json_key(line: bytes, field: str) -> tuple[bytes | None, str | None]:

@@ -21,7 +21,7 @@ from workers.errors import ConfigError, WorkerError
 from workers.kafka.client import ClientState, create_client, poll_producer, wait_for_topics
 from workers.lifecycle import Shutdown, call_with_timeout
 from workers.loading import named
-from workers.producer.deliveries import Deliveries, outcome_of
+from workers.producer.deliveries import NOT_SENT, Deliveries, outcome_of
 from workers.producer.rate_limit import POLL_S, RateLimiter
 from workers.sources import BATCH_MESSAGES, Batch, Delivery, Record, Source
 
@@ -32,6 +32,11 @@ Headers: TypeAlias = list[tuple[str, str | bytes | None]]
 # Messages and bytes that may wait for their acknowledgement.
 MAX_QUEUE_MESSAGES = 100_000
 MAX_QUEUE_BYTES = 64 * 1024 * 1024
+# Of the time to stop, this share and no more than TELL_S is kept for telling the source of what could not be sent.
+TELL_SHARE = 0.1
+TELL_S = 1.0
+# Reports of what was purged need no broker.
+PURGE_S = 2.0
 # The loop turns at least every POLL_S, unless the source's on_delivery hangs.
 STALL_S = 60.0
 
@@ -101,47 +106,73 @@ class Producer:
         """Sends what the source gives until it ends, `duration_s` is over or a stop is asked for, then waits for
         the outcomes.
 
+        At the end, whatever brought it, nothing more is taken from the source, and what was taken is sent while time
+        remains (--shutdown-timeout once a stop was asked for). Not at the pace of --rate, which would take as long as
+        the source has run ahead: that is a second's worth at the most (`ahead_at`).
+
         Raises WorkerError on a fatal client error and SourceError when the source fails, in both cases after the
         outcome of every message is known.
         """
         self.started_at = time.monotonic()
         until = self.started_at + duration_s if duration_s is not None else float("inf")
         try:
-            while time.monotonic() < until:
-                if self._shutdown.requested:
-                    self.interrupted = True
-                    break
-                allowed = self._rate_limiter.allowance()
-                if allowed == 0:
-                    self._poll(self._rate_limiter.wait_s())
-                    continue
-                batch = source.take(allowed, POLL_S)
-                if batch is None:
-                    return
-                if batch.records:
-                    self._rate_limiter.took(len(batch.records))
-                    self._send(batch)
-                    progress(len(batch.records))
-                self._poll(0)
+            self._send_until(until, source, progress)
         finally:
             source.close()
-            self._finish()
-            self.client_state.check()
+            try:
+                while self._take(source, BATCH_MESSAGES, progress):
+                    self._hear(0)
+            finally:
+                self._finish()
+                self.client_state.check()
+                self.interrupted = self.interrupted and not source.complete
 
     def close(self) -> None:
         call_with_timeout(self._client.close, 2.0)
 
-    def _send(self, batch: Batch) -> None:
+    def _send_until(self, until: float, source: Source, progress: Callable[[int], None]) -> None:
+        """Sends until the source is at its end, the time `until` has come, or a stop is asked for."""
+        while time.monotonic() < until:
+            if self._shutdown.requested:
+                self.interrupted = True
+                return
+            allowed = self._rate_limiter.allowance()
+            if allowed == 0:
+                self._poll(self._rate_limiter.wait_s())
+            elif self._take(source, allowed, progress):
+                self._poll(0)
+            else:
+                return
+
+    def _take(self, source: Source, limit: int, progress: Callable[[int], None]) -> bool:
+        """Takes messages from the source and sends them; False when it is at its end."""
+        batch = source.take(limit, POLL_S)
+        if batch is None:
+            return False
+        if batch.records:
+            self._rate_limiter.took(len(batch.records))
+            self._send(batch, source)
+            progress(len(batch.records))
+        return True
+
+    def _send(self, batch: Batch, source: Source) -> None:
         self._account_for(batch)
-        if not self._wait_for_room(batch):
-            # No room came up before the end: these were never handed to the client.
+        if not self._wait_for_room(batch, source):
             for record in batch.records:
-                self._report(KafkaError(KafkaError._QUEUE_FULL), record)
+                self._report(NOT_SENT, record)
         elif batch.plain:
             self._send_plain(batch)
         else:
             for record in batch.records:
                 self._send_one(record)
+
+    def _gives_up(self) -> bool:
+        """Whether what is not sent yet has failed. A part of the time to stop is left for telling the source so."""
+        if self.client_state.fatal is not None:
+            return True
+        return self._shutdown.requested and (
+            self._shutdown.remaining_s() <= min(TELL_S, self._shutdown.timeout_s * TELL_SHARE)
+        )
 
     def _account_for(self, batch: Batch) -> None:
         invalid = 0 if batch.plain else sum("invalid" in record for record in batch.records)
@@ -150,17 +181,18 @@ class Producer:
         if batch.stream is not None:
             self.deliveries.streams.setdefault(batch.stream, StreamSent()).sent += len(batch.records) - invalid
 
-    def _wait_for_room(self, batch: Batch) -> bool:
-        """Blocks while the queue is full. Returns False when the time to stop ran out first, or the client gave up."""
+    def _wait_for_room(self, batch: Batch, source: Source) -> bool:
+        """Blocks while the queue is full. Returns False when the time to stop runs out, or the client gave up."""
         limit = min(MAX_QUEUE_MESSAGES, max(1, MAX_QUEUE_BYTES // max(1, batch.largest_bytes)))
         waiting = self._outstanding() - len(batch.records)
         if waiting > 0 and waiting + len(batch.records) > limit:
             self.buffer_full += 1
-            while self._outstanding() > max(limit, len(batch.records)):
+            while self._outstanding() > max(limit, len(batch.records)) and not self._gives_up():
                 self._hear(POLL_S)
-                if self._shutdown.remaining_s() == 0 or self.client_state.fatal:
-                    return False
-        return True
+                if self._shutdown.requested:
+                    # It would go on to read ahead.
+                    source.close()
+        return not self._gives_up()
 
     def _outstanding(self) -> int:
         return self.deliveries.outstanding + self.dead_letters.outstanding
@@ -243,7 +275,9 @@ class Producer:
         try:
             tell(Delivery(outcome_of(error), message.topic() or "", message.partition(), message.offset(), reason))
         except Exception as raised:  # the user's code may raise anything, and librdkafka would swallow it
-            self.client_state.fatal = WorkerError(f"the source's on_delivery raised {named(raised)}")
+            self.client_state.fatal = self.client_state.fatal or WorkerError(
+                f"the source's on_delivery raised {named(raised)}"
+            )
 
     def _finish(self) -> None:
         """Waits until every message has its outcome; what has none at the deadline is purged, which gives it one."""
@@ -252,7 +286,10 @@ class Producer:
         if len(self._client):
             log.warning("giving up on %d messages that were not acknowledged in time", len(self._client))
             self._client.purge()
-            self._client.flush(2.0)
+            # Not `flush`, which raises a fatal error before the reports are heard.
+            until = time.monotonic() + PURGE_S
+            while len(self._client) and time.monotonic() < until:
+                self._hear(POLL_S)
         self.finished_at = time.monotonic()
         self.running = False
 

@@ -1,5 +1,6 @@
 """A source that may block, read ahead in a thread of its own."""
 
+import logging
 import threading
 import time
 from collections import deque
@@ -9,30 +10,66 @@ from itertools import islice
 
 from workers.accounting.stamps import STAMP_HEADER, encode
 from workers.loading import named
-from workers.sources import AHEAD_BYTES, AHEAD_MESSAGES, BATCH_MESSAGES, Batch, Record, SourceError, SourceRaisedError
+from workers.producer.lines import LineReader
+from workers.sources import (
+    AHEAD_BYTES,
+    AHEAD_MESSAGES,
+    BATCH_MESSAGES,
+    Batch,
+    Record,
+    SourceError,
+    SourceRaisedError,
+    size_of,
+)
 
+log = logging.getLogger(__name__)
+# After `close`, a source that is in the middle of its next message is waited for this long: an idle one may wait there
+# for ever, and a stop must not.
+GRACE_S = 1.0
 # With any of these a message needs `produce`: of a message's own fields `produce_batch` (2.16) heeds value and key
 # only, whatever its documentation says of partition and timestamp.
 _BEYOND_PLAIN = frozenset({"headers", "partition", "timestamp", "on_delivery", "invalid"})
 
 
-class ThreadedSource:
-    """Messages from an iterable that may block, `count` at the most, read ahead within AHEAD_MESSAGES and AHEAD_BYTES.
+def ahead_at(rate: float | None) -> int:
+    """How many messages to read ahead at `rate` messages a second: those of one second.
 
-    With `stamp`, the name of an unbound stream, each message gets a stamp in its headers.
+    They are sent at once at a stop, as the rate limiter would let them go after a second of waiting. Ten thousand
+    would be a burst that nobody who asks for a rate expects, or a stop of minutes.
+    """
+    return AHEAD_MESSAGES if rate is None else min(AHEAD_MESSAGES, max(1, int(rate)))
+
+
+class ThreadedSource:
+    """Messages from an iterable that may block, `count` at the most, read ahead within `ahead` and AHEAD_BYTES.
+
+    With `stamp`, the name of an unbound stream, each message gets a stamp in its headers. After `close`, `take` gives
+    what was read, the message that the thread has in hand too. A source that does not come back from its next message
+    within GRACE_S is left; what it yields later is not taken, and that is logged.
     """
 
-    def __init__(self, records: Iterable[Record], stamp: bytes | None = None, count: int | None = None) -> None:
+    def __init__(
+        self,
+        records: Iterable[Record],
+        stamp: bytes | None = None,
+        count: int | None = None,
+        ahead: int = AHEAD_MESSAGES,
+    ) -> None:
+        self.complete = False
         self._records = records
         self._count = count
         self._stamp = stamp
+        self._ahead = ahead
         self._sequence = 0
-        self._buffer: deque[Record] = deque()
+        self._buffer: deque[tuple[Record, int]] = deque()
         # Each is written by one thread only, so that their difference needs no lock.
         self._bytes_in = self._bytes_out = 0
         self._ready = threading.Event()
         self._room = threading.Event()
-        self._ended = self._closed = False
+        self._ended = self._closed = self._left = False
+        self._leave_at = float("inf")
+        # Held where the thread adds a message after `close`, and where `take` leaves it.
+        self._leaving = threading.Lock()
         self._error: SourceError | None = None
         threading.Thread(target=self._read, name="source", daemon=True).start()
 
@@ -42,10 +79,13 @@ class ThreadedSource:
                 if self._error is not None:
                     raise self._error
                 return None
+            if self._leave():
+                return None
             self._ready.wait(timeout_s)
         self._ready.clear()
-        records = [self._buffer.popleft() for _ in range(min(limit, BATCH_MESSAGES, len(self._buffer)))]
-        sizes = [len(record["value"] or b"") + len(record["key"] or b"") for record in records]
+        taken = [self._buffer.popleft() for _ in range(min(limit, BATCH_MESSAGES, len(self._buffer)))]
+        records = [record for record, _ in taken]
+        sizes = [size for _, size in taken]
         self._bytes_out += sum(sizes)
         self._room.set()
         plain = self._stamp is None and all(_BEYOND_PLAIN.isdisjoint(record) for record in records)
@@ -62,8 +102,18 @@ class ThreadedSource:
         return Batch(records, max(sizes, default=0), -1, plain, self._stamp)
 
     def close(self) -> None:
-        self._closed = True
-        self._room.set()
+        if not self._closed:
+            self._leave_at = time.monotonic() + GRACE_S
+            self._closed = True
+            if isinstance(self._records, LineReader):
+                self._records.stop()
+            self._room.set()
+
+    def _leave(self) -> bool:
+        """Whether the thread is left where it is: it has had its time, and has added nothing."""
+        with self._leaving:
+            self._left = time.monotonic() >= self._leave_at and not self._buffer
+        return self._left
 
     def _read(self) -> None:
         try:
@@ -79,16 +129,30 @@ class ThreadedSource:
             self._ready.set()
 
     def _read_all(self) -> None:
-        for record in islice(self._records, self._count):
-            size = len(record["value"] or b"") + len(record["key"] or b"")
+        for number, record in enumerate(islice(self._records, self._count), start=1):
             while not self._has_room() and not self._closed:
                 self._room.wait()
                 self._room.clear()
-            if self._closed:
-                break
-            self._bytes_in += size
-            self._buffer.append(record)
-            self._ready.set()
+            if not self._closed:
+                self._add(record)
+                continue
+            with self._leaving:
+                if self._left:
+                    log.warning("the source yielded a message after it was left: it was not sent")
+                    return
+                self._add(record)
+            # The lines that were read from a pipe are in no pipe any more.
+            if not isinstance(self._records, LineReader):
+                self.complete = number == self._count
+                return
+        # A reader of lines that was stopped has ended without being at its end.
+        self.complete = not (self._closed and isinstance(self._records, LineReader))
+
+    def _add(self, record: Record) -> None:
+        size = size_of(record)
+        self._bytes_in += size
+        self._buffer.append((record, size))
+        self._ready.set()
 
     def _has_room(self) -> bool:
-        return len(self._buffer) < AHEAD_MESSAGES and self._bytes_in - self._bytes_out < AHEAD_BYTES
+        return len(self._buffer) < self._ahead and self._bytes_in - self._bytes_out < AHEAD_BYTES
