@@ -27,12 +27,15 @@ class Precedence(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One librdkafka property: `origin` is where it came from, in the user's words."""
+    """One librdkafka property: `origin` is where it came from, in the user's words; `file` is the file that holds its
+    value, and may hold another later.
+    """
 
     name: str
     value: str = field(repr=False)
     precedence: Precedence
     origin: str
+    file: Path | None = None
 
     @property
     def secret(self) -> bool:

@@ -427,3 +427,15 @@ def test_the_values_of_the_example_run_its_handler_and_no_producer() -> None:
     assert environment(consumer)["KAFKA_HANDLER"] == "orders:store"
     assert environment(consumer)["ORDERS_DATABASE"].startswith("/data/")
     assert not [document for document in documents if document["kind"] == "Job"]
+
+
+def test_every_certificate_of_the_ca_secret_is_mounted() -> None:
+    """Strimzi keeps the CA of before in a key of its own, ca-<date>.crt, while it replaces it."""
+    pod = one(render(), "Deployment")["spec"]["template"]["spec"]
+    volume = next(each for each in pod["volumes"] if each["name"] == "ca")
+    mount = next(each for each in pod["containers"][0]["volumeMounts"] if each["name"] == "ca")
+    variables = {each["name"]: each.get("value") for each in pod["containers"][0]["env"]}
+
+    assert "items" not in volume["secret"]
+    assert "subPath" not in mount
+    assert variables["KAFKA_SSL_CA_LOCATION"] == mount["mountPath"]

@@ -42,7 +42,9 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
         handler,
         shutdown,
         policy=ErrorPolicy(options.on_error, options.max_attempts, options.retry_backoff, options.retry_backoff_max),
-        dead_letters=DeadLetters(dead_letter_config, options.dead_letter_topic, config.get("group.id")),
+        dead_letters=DeadLetters(
+            dead_letter_config, options.dead_letter_topic, config.get("group.id"), options.worker.auth_timeout
+        ),
         max_messages=options.max_messages,
         idle_timeout_s=options.idle_timeout,
         stall_timeout_s=options.stall_timeout,

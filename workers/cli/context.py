@@ -76,7 +76,7 @@ class Context:
             path: Path | None = getattr(self._connection, name)
             if path is not None:
                 secret = configuration.read_secret(path, self.origin(name), variable)
-                settings.append(Setting(key, secret, self.precedence(name), f"{self.origin(name)} {path}"))
+                settings.append(Setting(key, secret, self.precedence(name), f"{self.origin(name)} {path}", path))
             elif variable in os.environ:
                 settings.append(Setting(key, os.environ[variable], Precedence.ENVIRONMENT, f"variable {variable}"))
         return ClientConfig(defaults, settings)

@@ -15,6 +15,9 @@ from workers.kafka.messages import is_topic_name
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 DEFAULT_METRICS_PORT = 8000
+# kubelet brings a changed Secret within a minute and a half, and an operator replaces the certificates of one broker
+# after the other.
+AUTH_TIMEOUT_S = 180.0
 
 
 class Option(click.Option):
@@ -183,6 +186,8 @@ def worker_options(command: _Command) -> _Command:
         command,
         [
             option("--no-metrics", is_flag=True, help="Do not listen at all."),
+            option("--auth-timeout", type=SECONDS, default=AUTH_TIMEOUT_S, show_default=True,
+                   help="Seconds that refused credentials are tried on, as they may be changing; 0 for none."),
             option("--shutdown-timeout", type=SECONDS, default=25.0, show_default=True,
                    help="Seconds that stopping may take after SIGTERM."),
             option("--summary", type=click.Choice(["text", "json"]), default="text", show_default=True,

@@ -47,6 +47,7 @@ class WorkerOptions:
     """What `produce` and `consume` both have."""
 
     no_metrics: bool
+    auth_timeout: float
     shutdown_timeout: float
     summary: Literal["text", "json"]
 

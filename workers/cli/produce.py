@@ -58,6 +58,7 @@ def produce(options: ProduceOptions, context: Context, shutdown: Shutdown) -> No
         rate=options.rate,
         dead_letter_topic=_dead_letter_topic(options),
         report=_delivery_printer(shutdown) if options.verbose else None,
+        auth_timeout_s=options.worker.auth_timeout,
     )
     collector = ProducerCollector(producer, config.get("client.id"))
     metrics = None if options.worker.no_metrics else options.metrics

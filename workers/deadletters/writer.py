@@ -10,7 +10,9 @@ from confluent_kafka import KafkaError, KafkaException, Message
 
 from workers.config import ClientConfig
 from workers.deadletters.headers import letter_headers
+from workers.errors import ConfigError
 from workers.kafka.client import ClientState, create_client, poll_producer
+from workers.kafka.credentials import CredentialsWatch
 from workers.lifecycle import call_with_timeout
 
 log = logging.getLogger(__name__)
@@ -38,11 +40,12 @@ class Letter:
 class DeadLetters:
     """Writes dead letters. Its client is made with the first one: most workers never need it."""
 
-    def __init__(self, config: ClientConfig, topic: str | None, group_id: str) -> None:
+    def __init__(self, config: ClientConfig, topic: str | None, group_id: str, auth_timeout_s: float = 0.0) -> None:
         self._config = config
         self._topic = topic
         self._group_id = group_id
-        self._client_state = ClientState()
+        self._client_state = ClientState(config, auth_timeout_s)
+        self._watch = CredentialsWatch(config, self._client_state)
         self._client: confluent_kafka.Producer | None = None
 
     def topic_for(self, message: Message) -> str:
@@ -64,9 +67,7 @@ class DeadLetters:
     def send(self, message: Message, error: BaseException, attempts: int) -> Letter:
         """Hands the message to the client; look at the letter after later calls of `poll`."""
         if self._client is None:
-            self._client = create_client(
-                confluent_kafka.Producer, self._config, {**self._client_state.callbacks(), **ANY_SIZE}
-            )
+            self._client = self._create_client()
         letter = Letter()
         try:
             self._client.produce(
@@ -83,10 +84,31 @@ class DeadLetters:
         return letter
 
     def poll(self, timeout_s: float) -> None:
-        """Hears of the letters that are under way; raises WorkerError when the client cannot go on."""
+        """Hears of the letters that are under way; raises WorkerError when the client cannot go on.
+
+        Changed certificates are for the next client, which is made when nothing is under way.
+        """
+        changed = self._watch.refresh(self._client)
         if self._client is not None:
             poll_producer(self._client, self._client_state, timeout_s)
             self._client_state.check()
+        if changed and (self._client is None or not len(self._client)):
+            self._take_up_certificates()
+
+    def _take_up_certificates(self) -> None:
+        if self._client is not None:
+            try:
+                fresh = self._create_client()
+            except ConfigError as error:
+                self._watch.postpone(error)
+                return
+            call_with_timeout(self._client.close, 0)
+            self._client = fresh
+        self._watch.renewed()
+
+    def _create_client(self) -> confluent_kafka.Producer:
+        extra = {**self._client_state.callbacks(), **ANY_SIZE}
+        return create_client(confluent_kafka.Producer, self._config, extra, self._watch.credentials)
 
     def close(self, timeout_s: float) -> None:
         """What was not delivered by then is redelivered to the group, because its offset was not stored."""

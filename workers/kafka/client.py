@@ -6,6 +6,8 @@ notes and decides, because an exception raised in a callback gets lost or surfac
 
 import logging
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
@@ -13,6 +15,7 @@ from confluent_kafka.admin import AdminClient, TopicMetadata
 
 from workers.config import ClientConfig
 from workers.errors import ConfigError, ExitCode, WorkerError
+from workers.kafka.credentials import KINDS, Credentials, is_mounted, read_credentials
 from workers.kafka.statistics import Statistics, parse
 from workers.lifecycle import Shutdown
 
@@ -24,6 +27,8 @@ TOPIC_GRACE_S = 10.0
 REPEAT_S = 10.0
 # Lines of librdkafka; some have numbers in them that do not come again.
 MAX_REMEMBERED = 1000
+# A broker that has not refused us for so long is not tried any more: librdkafka says the same again after 30 s.
+REFUSAL_AGE_S = 75.0
 
 
 class Repeats(logging.Filter):
@@ -54,12 +59,29 @@ LIBRDKAFKA.addFilter(Repeats())
 _Client = TypeVar("_Client", Consumer, Producer, AdminClient)
 
 
-class ClientState:
-    """What librdkafka said last: its statistics, whether brokers answer, and what ends the worker."""
+@dataclass(slots=True)
+class Refusal:
+    """One broker that refuses us, or that we do not trust; times are of the monotonic clock."""
 
-    def __init__(self) -> None:
+    since: float
+    heard_at: float
+    reason: str
+
+
+class ClientState:
+    """What librdkafka said last: its statistics, whether brokers answer, and what ends the worker.
+
+    Refused credentials end it after `auth_timeout_s`, if they may be changing: the client was connected before, or
+    kubelet mounts the files of `config`. Otherwise, as without `config`, they end it at once.
+    """
+
+    def __init__(self, config: ClientConfig | None = None, auth_timeout_s: float = 0.0) -> None:
         self.statistics: Statistics | None = None
         self.fatal: WorkerError | None = None
+        self.renewals = dict.fromkeys(KINDS, 0)
+        self._config = config
+        self._auth_timeout_s = auth_timeout_s
+        self._refusals: dict[str, Refusal] = {}
         self._connected = False
         self._said: dict[str, float] = {}
 
@@ -67,25 +89,73 @@ class ClientState:
     def brokers_up(self) -> bool:
         return self.statistics is not None and self.statistics.brokers_up > 0
 
+    @property
+    def refusing_brokers(self) -> int:
+        """How many brokers refuse us now; read from any thread."""
+        return len(self._refusals)
+
+    def refused(self) -> str | None:
+        """Why we are not ready though brokers answer, or None; called from any thread."""
+        refusals = list(self._refusals.values())
+        if not refusals:
+            return None
+        first = min(refusals, key=lambda each: each.since)
+        return f"authentication has failed for {time.monotonic() - first.since:.0f} s: {first.reason}"
+
     def callbacks(self) -> dict[str, Any]:
         return {"error_cb": self.on_error, "stats_cb": self.on_statistics, "logger": LIBRDKAFKA}
 
     def on_statistics(self, text: str) -> None:
-        self.statistics = parse(text)
-        self._connected = self._connected or self.statistics.brokers_up > 0
+        self.statistics = statistics = parse(text)
+        up = {name for name, state in statistics.broker_states.items() if state == "UP"}
+        self._connected = self._connected or bool(up)
+        for name, refusal in list(self._refusals.items()):
+            # The entry of a bootstrap server is not connected again when the brokers are known.
+            over = name in up or (up and (name.endswith("/bootstrap") or name not in statistics.broker_states))
+            if over or time.monotonic() - refusal.heard_at > REFUSAL_AGE_S:
+                del self._refusals[name]
 
     def on_error(self, error: KafkaError) -> None:
         reason = error.str()
         if error.fatal():
             self.fatal = WorkerError(f"fatal Kafka error {error.name()}: {reason}")
         elif error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL) and _is_refusal(reason):
-            # Trying again with the same secrets cannot help; a restarted pod reads them anew.
-            code = ExitCode.FAILED if self._connected else ExitCode.USAGE
-            self.fatal = WorkerError(
-                f"the brokers refuse us, check the password, the CA and the certificates: {reason}", code
-            )
+            self._on_refusal(error, reason)
         else:
             self.say(error.name(), reason)
+
+    def on_renewal(self, kinds: list[str]) -> None:
+        """Count credentials that were taken up; what was refused with the old ones is forgotten."""
+        for kind in kinds:
+            self.renewals[kind] += 1
+        self._refusals.clear()
+        log.info("credentials renewed: %s", ", ".join(kinds))
+
+    def _on_refusal(self, error: KafkaError, reason: str) -> None:
+        now = time.monotonic()
+        refusal = self._refusals.setdefault(reason.partition(": ")[0], Refusal(now, now, reason))
+        refusal.heard_at, refusal.reason = now, reason
+        kinds = ("password",) if error.code() == KafkaError._AUTHENTICATION else ("ca", "certificate")
+        config = self._config
+        lags = config is not None and any(is_mounted(config, kind) for kind in kinds)
+        if not (self._connected or lags):
+            self._auth_timeout_s = 0.0
+        self._check_refusals()
+
+    def _check_refusals(self) -> None:
+        """Ends the worker when it is refused for too long; says how it stands otherwise."""
+        first = min(self._refusals.values(), key=lambda each: each.since)
+        for_s = time.monotonic() - first.since
+        if for_s >= self._auth_timeout_s:
+            code = ExitCode.FAILED if self._connected else ExitCode.USAGE
+            self.fatal = WorkerError(
+                f"the brokers refuse us, check the password, the CA and the certificates: {first.reason}", code
+            )
+        else:
+            self.say(
+                "refused",
+                f"authentication has failed for {for_s:.0f} s, trying for {self._auth_timeout_s:g} s: {first.reason}",
+            )
 
     def say(self, name: str, reason: str) -> None:
         """Logs a warning, unless the same `name` was said a moment ago."""
@@ -96,6 +166,8 @@ class ClientState:
 
     def check(self) -> None:
         """Raises WorkerError when the worker cannot go on."""
+        if self._refusals and self.fatal is None:
+            self._check_refusals()
         if self.fatal is not None:
             raise self.fatal
 
@@ -105,10 +177,16 @@ def _is_refusal(reason: str) -> bool:
     return any(word in reason.lower() for word in ("authentication failed", "credential", "certificate", "verify"))
 
 
-def create_client(kind: type[_Client], config: ClientConfig, extra: dict[str, Any]) -> _Client:
-    """A client; raises ConfigError naming the property that librdkafka refuses."""
+def create_client(
+    kind: type[_Client], config: ClientConfig, extra: dict[str, Any], credentials: Credentials | None = None
+) -> _Client:
+    """A client with `credentials`, or with what their files hold now.
+
+    Raises ConfigError naming the property that librdkafka refuses, or the file that cannot be used.
+    """
+    credentials = credentials or read_credentials(config)
     try:
-        return kind({**config.properties(), **extra})
+        return kind({**credentials.apply(config.properties()), **extra})
     except KafkaException as error:
         raise config.explain(error) from None
     except (TypeError, ValueError, AttributeError) as error:
@@ -124,9 +202,11 @@ def wait_for_topics(
     *,
     timeout_s: float | None,
     shutdown: Shutdown | None = None,
+    refresh: Callable[[], Consumer | Producer | AdminClient] | None = None,
 ) -> dict[str, int]:
     """The number of partitions of each topic, as soon as brokers answer; says so while they do not.
 
+    `refresh` is called before each try and returns the client to use, which may be another when credentials changed.
     Raises WorkerError when `timeout_s` is over (None waits for ever) and ConfigError when the brokers answer that a
     topic does not exist or is not ours to see. Returns an empty dictionary when a stop was asked for meanwhile.
     """
@@ -135,13 +215,15 @@ def wait_for_topics(
     answered_at: float | None = None
     while shutdown is None or not shutdown.requested:
         found: dict[str, TopicMetadata] | None
+        client = refresh() if refresh is not None else client
         try:
             found = {topic: client.list_topics(topic, timeout=1.0).topics[topic] for topic in topics}
             if not topics:
                 client.list_topics(timeout=1.0)
         except KafkaException as error:
             found = None
-            client_state.say("waiting", f"no answer from {servers} yet, still trying: {error.args[0].str()}")
+            if not client_state.refusing_brokers:
+                client_state.say("waiting", f"no answer from {servers} yet, still trying: {error.args[0].str()}")
         wrong, remedy = _complaint(found or {})
         mistake = ConfigError(f"--topic: {wrong} at {servers}; {remedy}")
         try:

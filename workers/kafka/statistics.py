@@ -28,6 +28,7 @@ class Statistics:
     queue_bytes: int
     coordinator_up: bool = False
     group_steady: bool = False
+    broker_states: dict[str, str] = field(default_factory=dict)
     topic_partitions: dict[str, int] = field(default_factory=dict)
     partitions: dict[tuple[str, int], PartitionStatistics] = field(default_factory=dict)
 
@@ -50,6 +51,7 @@ def parse(text: str) -> Statistics:
         queue_bytes=data["msg_size"],
         coordinator_up=group.get("state") == "up",
         group_steady=group.get("join_state") == "steady",
+        broker_states={name: broker["state"] for name, broker in data["brokers"].items()},
         topic_partitions={
             topic: sum(int(number) >= 0 for number in entry["partitions"]) for topic, entry in data["topics"].items()
         },

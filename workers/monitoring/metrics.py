@@ -169,6 +169,18 @@ CLIENT = (
         ("broker", "quantile"),
         "Round trip of requests to a broker over the last statistics interval.",
     ),
+    Definition(
+        "kafka_client_credentials_renewals_total",
+        "counter",
+        ("kind",),
+        "Credentials taken up while running, as their files changed: ca, certificate or password.",
+    ),
+    Definition(
+        "kafka_client_refusing_brokers",
+        "gauge",
+        (),
+        "Brokers that refuse our credentials, or whose certificate we do not trust, at the last try.",
+    ),
     Definition("kafka_client_info", "info", (), "Versions and client id, always 1."),
 )
 _BY_NAME = {definition.name: definition for definition in (*PRODUCER, *CONSUMER, *LAG, *CLIENT)}
@@ -200,6 +212,13 @@ def _client(client_state: ClientState, client_id: str) -> Iterator[Metric]:
             for quantile, seconds in quantiles.items():
                 rtt.add_sample(name, {"broker": broker, "quantile": quantile}, seconds)
     yield rtt
+    renewals = _counter("kafka_client_credentials_renewals_total")
+    for kind, count in client_state.renewals.items():
+        renewals.add_metric([kind], count)
+    yield renewals
+    refusing = _gauge("kafka_client_refusing_brokers")
+    refusing.add_metric([], client_state.refusing_brokers)
+    yield refusing
     info = InfoMetricFamily("kafka_client", _BY_NAME["kafka_client_info"].meaning)
     versions = {"version": __version__, "librdkafka_version": confluent_kafka.libversion()[0]}
     info.add_metric([], {"client_id": client_id, **versions})

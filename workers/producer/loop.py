@@ -19,6 +19,7 @@ from workers.config import ClientConfig
 from workers.deadletters.headers import ERROR_MESSAGE
 from workers.errors import ConfigError, WorkerError
 from workers.kafka.client import ClientState, create_client, poll_producer, wait_for_topics
+from workers.kafka.credentials import CredentialsWatch
 from workers.lifecycle import Shutdown, call_with_timeout
 from workers.loading import named
 from workers.producer.deliveries import NOT_SENT, Deliveries, outcome_of
@@ -39,6 +40,8 @@ TELL_S = 1.0
 PURGE_S = 2.0
 # The loop turns at least every POLL_S, unless the source's on_delivery hangs.
 STALL_S = 60.0
+# How long a client with old certificates may take to deliver what it has; as long as delivery.timeout.ms by default.
+DRAIN_TIMEOUT_S = 120.0
 
 
 class Producer:
@@ -53,8 +56,9 @@ class Producer:
         rate: float | None = None,
         dead_letter_topic: str | None = None,
         report: Report | None = None,
+        auth_timeout_s: float = 0.0,
     ) -> None:
-        self.client_state = ClientState()
+        self.client_state = ClientState(config, auth_timeout_s)
         self.deliveries = Deliveries(topic)
         self.dead_letters = Deliveries(dead_letter_topic or f"{topic}.dlq")
         self.writes_letters = dead_letter_topic is not None
@@ -71,7 +75,9 @@ class Producer:
             each.on_delivery if report is None else partial(_both, each, report)
             for each in (self.deliveries, self.dead_letters)
         )
-        self._client = create_client(confluent_kafka.Producer, config, self.client_state.callbacks())
+        self._watch = CredentialsWatch(config, self.client_state)
+        self._renewal_due = False
+        self._client = self._create_client()
         _check_queue(config)
         self._partitions = 1
 
@@ -84,7 +90,13 @@ class Producer:
         topic = self.deliveries.topic
         topics = [topic, self.dead_letters.topic] if self.writes_letters else [topic]
         found = wait_for_topics(
-            self._client, topics, self._config, self.client_state, timeout_s=timeout_s, shutdown=self._shutdown
+            self._client,
+            topics,
+            self._config,
+            self.client_state,
+            timeout_s=timeout_s,
+            shutdown=self._shutdown,
+            refresh=self._refreshed,
         )
         self._partitions = found.get(topic, 1)
         self.running = True
@@ -93,7 +105,8 @@ class Producer:
         """Why this producer is not ready, or None."""
         if self.client_state.statistics is None:
             return "no statistics yet"
-        return None if self.client_state.brokers_up else "no broker can be reached"
+        refused = self.client_state.refused()
+        return refused if refused or self.client_state.brokers_up else "no broker can be reached"
 
     def live(self) -> str | None:
         """A stuck producer, or None. Waiting for brokers or for the source is not being stuck."""
@@ -136,6 +149,7 @@ class Producer:
             if self._shutdown.requested:
                 self.interrupted = True
                 return
+            self._renew()
             allowed = self._rate_limiter.allowance()
             if allowed == 0:
                 self._poll(self._rate_limiter.wait_s())
@@ -154,6 +168,37 @@ class Producer:
             self._send(batch, source)
             progress(len(batch.records))
         return True
+
+    def _create_client(self) -> confluent_kafka.Producer:
+        return create_client(
+            confluent_kafka.Producer, self._config, self.client_state.callbacks(), self._watch.credentials
+        )
+
+    def _renew(self) -> None:
+        """Makes a new client when certificates have changed, after the old one has delivered what it had: the order
+        within a partition holds, and no message is in both.
+        """
+        if not self._renewal_due:
+            return
+        self._renewal_due = False
+        try:
+            fresh = self._create_client()
+        except ConfigError as error:
+            self._watch.postpone(error)
+            return
+        self._drain(DRAIN_TIMEOUT_S)
+        call_with_timeout(self._client.close, 0)
+        self._client = fresh
+        self._watch.renewed()
+
+    def _refreshed(self) -> confluent_kafka.Producer:
+        """The client to use while nothing was sent yet."""
+        self._refresh()
+        self._renew()
+        return self._client
+
+    def _refresh(self) -> None:
+        self._renewal_due = self._watch.refresh(self._client) or self._renewal_due
 
     def _send(self, batch: Batch, source: Source) -> None:
         self._account_for(batch)
@@ -249,8 +294,9 @@ class Producer:
         self.client_state.check()
 
     def _hear(self, timeout_s: float) -> None:
-        """Serves the callbacks: delivery reports, statistics, errors."""
+        """Serves the callbacks: delivery reports, statistics, errors. A full queue may wait for a changed password."""
         self.turned_at = time.monotonic()
+        self._refresh()
         before = self.deliveries.acknowledged
         poll_producer(self._client, self.client_state, timeout_s)
         if self.deliveries.acknowledged != before:
@@ -281,8 +327,18 @@ class Producer:
 
     def _finish(self) -> None:
         """Waits until every message has its outcome; what has none at the deadline is purged, which gives it one."""
-        while len(self._client) and self._shutdown.remaining_s() and not self.client_state.fatal:
-            self._hear(min(POLL_S, self._shutdown.remaining_s()))
+        self._drain(float("inf"))
+        self.finished_at = time.monotonic()
+        self.running = False
+
+    def _drain(self, timeout_s: float) -> None:
+        """Waits until the client's messages have their outcomes; purges the rest after `timeout_s`, or at a stop."""
+        until = time.monotonic() + timeout_s
+        while len(self._client) and not self.client_state.fatal:
+            wait_s = min(POLL_S, self._shutdown.remaining_s(), until - time.monotonic())
+            if wait_s <= 0:
+                break
+            self._hear(wait_s)
         if len(self._client):
             log.warning("giving up on %d messages that were not acknowledged in time", len(self._client))
             self._client.purge()
@@ -290,8 +346,6 @@ class Producer:
             until = time.monotonic() + PURGE_S
             while len(self._client) and time.monotonic() < until:
                 self._hear(POLL_S)
-        self.finished_at = time.monotonic()
-        self.running = False
 
 
 def _check_queue(config: ClientConfig) -> None:

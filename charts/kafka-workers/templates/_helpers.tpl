@@ -97,7 +97,7 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 - {name: KAFKA_SECURITY_PROTOCOL, value: {{ $connection.protocol }}}
 - {name: KAFKA_TOPIC, value: {{ .root.Values.kafka.topic | quote }}}
 {{- with $connection.ca }}
-- {name: KAFKA_SSL_CA_LOCATION, value: /etc/kafka-workers/ca/ca.crt}
+- {name: KAFKA_SSL_CA_LOCATION, value: /etc/kafka-workers/ca}
 {{- end }}
 {{- with $connection.client }}
 - {name: KAFKA_SSL_CERTIFICATE_LOCATION, value: /etc/kafka-workers/user/user.crt}
@@ -119,7 +119,7 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 {{- $connection := include "kafka-workers.connection" . | fromJson -}}
 {{- with $connection.ca }}
 - name: ca
-  secret: {secretName: {{ . | quote }}, defaultMode: 0440, items: [{key: ca.crt, path: ca.crt}]}
+  secret: {secretName: {{ . | quote }}, defaultMode: 0440}
 {{- end }}
 {{- with $connection.client }}
 - name: user

@@ -1,0 +1,228 @@
+"""The files that hold credentials: read, checked against each other, and watched for changes.
+
+kubelet replaces the files of a mounted Secret while the worker runs, by swapping a symbolic link: only the content says
+that something changed. librdkafka reads certificates once, when a client is made, and looks in a directory only for
+names that OpenSSL has hashed. So all files are read here, and a client gets what was read.
+"""
+
+import logging
+import re
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from workers.config import ClientConfig, Setting, read_text
+from workers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from workers.kafka.client import ClientState
+
+log = logging.getLogger("workers")
+# A few files of some kilobytes; kubelet itself looks for a changed Secret about once a minute.
+INTERVAL_S = 3.0
+# The kinds of credentials, as in the metrics.
+KINDS = ("ca", "certificate", "password")
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+# The names in a directory of CA certificates: a Secret's keys, and those that `openssl rehash` gives.
+_CA_NAMES = re.compile(r".+\.(crt|pem|cer)|[0-9a-f]{8}\.\d+")
+
+
+class Client(Protocol):
+    """A client of any kind."""
+
+    def set_sasl_credentials(self, username: str, password: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What the files held at one moment; empty where no file is configured. Equal when the content is equal."""
+
+    ca: str = ""
+    certificate: bytes = field(default=b"", repr=False)
+    key: bytes = field(default=b"", repr=False)
+    keystore: bytes = field(default=b"", repr=False)
+    key_password: str = field(default="", repr=False)
+    sasl_password: str = field(default="", repr=False)
+
+    def changed_since(self, other: "Credentials") -> list[str]:
+        """Return which of KINDS differ from `other`."""
+        mine, others = (
+            {
+                "ca": each.ca,
+                "certificate": (each.certificate, each.key, each.keystore, each.key_password),
+                "password": each.sasl_password,
+            }
+            for each in (self, other)
+        )
+        return [kind for kind in KINDS if mine[kind] != others[kind]]
+
+    def apply(self, properties: Mapping[str, str]) -> dict[str, str]:
+        """Return the properties of a client with what was read from files in place of what they held before."""
+        applied = dict(properties)
+        if self.ca:
+            del applied["ssl.ca.location"]
+            applied["ssl.ca.pem"] = self.ca
+        if self.key_password:
+            applied["ssl.key.password"] = self.key_password
+        if self.sasl_password:
+            applied["sasl.password"] = self.sasl_password
+        return applied
+
+
+def read_credentials(config: ClientConfig) -> Credentials:
+    """Read the files that `config` names; raise ConfigError naming one that cannot be used.
+
+    A certificate and a key that do not belong together raise too: they may be written one after the other.
+    """
+    protocol = config.get("security.protocol").lower()
+    password = _secret(config, "sasl.password") if protocol.startswith("sasl") else ""
+    if not protocol.endswith("ssl"):
+        return Credentials(sasl_password=password)
+    ca = config.settings.get("ssl.ca.location")
+    # "probe" has librdkafka look for the system's certificates.
+    given = ca is not None and ca.value != "probe" and "ssl.ca.pem" not in config.settings
+    credentials = Credentials(
+        _read_ca(ca) if ca is not None and given else "",
+        _content(config, "ssl.certificate.location"),
+        _content(config, "ssl.key.location"),
+        _content(config, "ssl.keystore.location"),
+        _secret(config, "ssl.key.password"),
+        password,
+    )
+    if credentials.certificate and credentials.key:
+        _check_pair(config, credentials.key_password or config.get("ssl.key.password"))
+    return credentials
+
+
+def is_mounted(config: ClientConfig, kind: str) -> bool:
+    """Return whether kubelet mounts a file that holds credentials of `kind`: it may be a minute and a half behind."""
+    names = {
+        "ca": ["ssl.ca.location"],
+        "certificate": ["ssl.certificate.location", "ssl.key.location", "ssl.keystore.location"],
+        "password": ["sasl.password"],
+    }[kind]
+    found = [config.settings[name] for name in names if name in config.settings]
+    paths = [each.file or Path(each.value) for each in found if each.file is not None or each.name != "sasl.password"]
+    # The link that kubelet swaps. A file that is mounted by its subPath has none, and never changes.
+    return any((folder / "..data").exists() for path in paths for folder in (path, path.parent))
+
+
+class CredentialsWatch:
+    """The credentials that a client uses, and whether the files hold others by now. Called from the client's thread."""
+
+    def __init__(self, config: ClientConfig, client_state: "ClientState") -> None:
+        """Read the files; raise ConfigError as `read_credentials`."""
+        self.credentials = read_credentials(config)
+        self._used = self.credentials
+        self._config = config
+        self._client_state = client_state
+        self._looked_at = time.monotonic()
+        self._trouble = ""
+
+    def refresh(self, client: Client | None) -> bool:
+        """Look at the files when it is time to, and set a changed password on the living client.
+
+        Return whether a client has to be made with `credentials`, because the CA or the certificate has changed; when
+        it is made call `renewed`, or else the answer is the same at the next look. Files that cannot be used, as a key
+        that is not the certificate's, are left alone until then.
+        """
+        now = time.monotonic()
+        if now - self._looked_at < INTERVAL_S:
+            return False
+        self._looked_at = now
+        try:
+            self.credentials = read_credentials(self._config)
+        except ConfigError as error:
+            self.postpone(error)
+            return False
+        changed = self.credentials.changed_since(self._used)
+        if "password" in changed and client is not None:
+            client.set_sasl_credentials(self._config.get("sasl.username"), self.credentials.sasl_password)
+        if changed == ["password"]:
+            self.renewed()
+            return False
+        return bool(changed)
+
+    def postpone(self, error: ConfigError) -> None:
+        """Log, once, why the credentials of now cannot be used: the old ones stay in use."""
+        if str(error) != self._trouble:
+            self._trouble = str(error)
+            log.warning("changed credentials cannot be used, looking again in %g s: %s", INTERVAL_S, error)
+
+    def renewed(self) -> None:
+        """Note that the client uses `credentials`."""
+        self._client_state.on_renewal(self.credentials.changed_since(self._used))
+        self._used = self.credentials
+        self._trouble = ""
+
+
+def _read_ca(setting: Setting) -> str:
+    """Return every certificate of a file, or of the files in a directory, once."""
+    path = Path(setting.value)
+    try:
+        files = [path]
+        if path.is_dir():
+            # kubelet's own names begin with two dots.
+            files = sorted(each for each in path.iterdir() if _CA_NAMES.fullmatch(each.name) and each.is_file())
+        contents = [each.read_bytes() for each in files]
+    except OSError as error:
+        raise ConfigError(f"{setting.origin}: {error.filename} cannot be read: {error.strerror}") from None
+    if not files:
+        raise ConfigError(f"{setting.origin}: {path} has no *.crt or *.pem; put the CA certificates there")
+    blocks: dict[str, None] = {}
+    bad = []
+    for file, content in zip(files, contents, strict=True):
+        found = [each.decode("ascii", "replace") for each in _CERTIFICATE.findall(content)]
+        if not found or not all(map(_is_certificate, found)):
+            bad.append(str(file))
+        blocks.update(dict.fromkeys(found))
+    if bad:
+        raise ConfigError(f"{setting.origin}: no certificates in PEM: {', '.join(bad)}; mend or remove them")
+    return "\n".join(blocks) + "\n"
+
+
+def _is_certificate(block: str) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=block)
+    except (ssl.SSLError, ValueError):
+        return False
+    return True
+
+
+def _check_pair(config: ClientConfig, password: str) -> None:
+    certificate, key = config.get("ssl.certificate.location"), config.get("ssl.key.location")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # Whether a key is long enough is the brokers' decision.
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    try:
+        # Without a function OpenSSL would ask on the terminal.
+        context.load_cert_chain(certificate, key, lambda: password)
+    except (ssl.SSLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or str(error)
+        raise ConfigError(
+            f"{certificate} and {key} cannot be used together: {reason}; check both, and the key's password"
+        ) from None
+
+
+def _secret(config: ClientConfig, name: str) -> str:
+    setting = config.settings.get(name)
+    if setting is None or setting.file is None:
+        return ""
+    secret = read_text(setting.file).rstrip("\r\n")
+    if not secret:
+        # One that is being written is empty for a moment.
+        raise ConfigError(f"{setting.origin}: the file is empty; write the password into it")
+    return secret
+
+
+def _content(config: ClientConfig, name: str) -> bytes:
+    setting = config.settings.get(name)
+    if setting is None:
+        return b""
+    try:
+        return Path(setting.value).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{setting.origin}: {setting.value} cannot be read: {error.strerror}") from None
