@@ -1,10 +1,16 @@
 """What is made of an account and of what was seen in a log."""
 
-import pytest
+import json
 
-from workers.accounting.accounts import StreamSent
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.accounting.accounts import StreamSent, read_accounts
+from workers.accounting.ranges import CountedRanges
 from workers.accounting.stamps import Stamp, stream_of
 from workers.accounting.verify import Observations
+from workers.errors import ConfigError
 
 SPREAD = stream_of("run", 0, None)
 
@@ -29,3 +35,50 @@ def test_what_may_have_been_deleted_is_counted_apart() -> None:
 
     # Of 1 to 3 nobody knows; 5 is behind what is left of partition 0.
     assert (report.missing, report.deleted, report.lost) == (4, 3, 1)
+
+
+# Of every message: what the producer says of it, and whether it is in the log.
+FATES = st.lists(
+    st.sampled_from([("ok", True), ("ok", False), ("failed", False), ("unknown", True), ("unknown", False)]),
+    min_size=1,
+    max_size=60,
+)
+
+
+@given(FATES, st.integers(1, 8))
+def test_an_account_beyond_its_bound_makes_no_loss_and_hides_none(fates: list[tuple[str, bool]], limit: int) -> None:
+    sent = StreamSent(len(fates), CountedRanges(limit=limit), CountedRanges(limit=limit))
+    observations = Observations()
+    for sequence, (fate, present) in enumerate(fates):
+        if fate != "ok":
+            (sent.failed if fate == "failed" else sent.unknown).add(sequence)
+        if present:
+            observations.add(0, Stamp(SPREAD, sequence, 1))
+    [report] = observations.report({SPREAD: sent})
+
+    lost = fates.count(("ok", False))
+    assert report.lost <= lost <= report.lost + report.undecided
+    exact = all(end - start == count for each in (sent.failed, sent.unknown) for start, end, count in each.entries())
+    assert report.undecided == 0 or not exact
+    assert (report.failed, report.unknown) == (
+        sum(f == "failed" for f, _ in fates),
+        sum(f == "unknown" for f, _ in fates),
+    )
+
+
+def test_an_account_beyond_its_bound_is_read_as_it_was_written() -> None:
+    failed = CountedRanges(limit=2)
+    for number in (0, 2, 4, 6, 7):
+        failed.add(number)
+    entry = {"stream": SPREAD.decode(), "sent": 10, "failed": failed.document(), "unknown": []}
+    accounts = read_accounts(json.dumps({"topic": "t", "run": "run", "streams": [entry]}), "file", "t")
+
+    assert accounts[SPREAD].failed.entries() == failed.entries()
+    assert len(accounts[SPREAD].failed) == 5
+
+
+@pytest.mark.parametrize("entry", [[0, 5, 6], [0, 5, 0], [0, 5, -1], [3, 3, 1], [0, 5, 2, 2], [0]])
+def test_an_account_of_impossible_counts_is_refused(entry: list[int]) -> None:
+    stream = {"stream": SPREAD.decode(), "sent": 10, "failed": [entry], "unknown": []}
+    with pytest.raises(ConfigError, match="not an account"):
+        read_accounts(json.dumps({"topic": "t", "run": "run", "streams": [stream]}), "file", "t")

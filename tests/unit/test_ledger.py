@@ -5,8 +5,9 @@ from itertools import accumulate, chain, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workers.accounting.accounts import StreamSent
 from workers.accounting.order import MAX_GAPS, MAX_STREAMS, OrderCounts, OrderLedger
-from workers.accounting.ranges import Ranges
+from workers.accounting.ranges import MAX_ENTRIES, CountedRanges, Ranges
 from workers.accounting.stamps import Stamp, encode, is_stream, stream_of
 from workers.accounting.verify import StreamSeen
 
@@ -26,15 +27,15 @@ def observed(sequences: list[int], stream: bytes = STREAM) -> OrderCounts:
     return counts
 
 
-@given(st.lists(st.integers(0, 50)))
+@given(st.lists(st.integers(0, 50), unique=True))
 def test_ranges_hold_what_was_added(numbers: list[int]) -> None:
-    ranges = Ranges()
+    counted = CountedRanges()
     for number in numbers:
-        ranges.add(number)
+        counted.add(number)
 
-    assert list(ranges) == sorted(set(numbers))
-    assert len(ranges) == len(set(numbers))
-    merged = ranges.merged()
+    assert list(counted.exact) == sorted(numbers)
+    assert len(counted) == len(numbers)
+    merged = counted.exact.merged()
     assert all(before[1] < after[0] for before, after in pairwise(merged))
 
 
@@ -43,6 +44,35 @@ def test_ranges_without_others_hold_the_rest(numbers: set[int], others: set[int]
     rest = Ranges((n, n + 1) for n in numbers).without(Ranges((n, n + 1) for n in others))
 
     assert list(rest) == sorted(numbers - others)
+
+
+def test_failures_that_alternate_with_others_stay_in_bounds() -> None:
+    sent = StreamSent(2 * MAX_ENTRIES + 10)
+    for number in range(0, sent.sent, 2):
+        sent.failed.add(number)
+
+    assert len(sent.failed.entries()) <= MAX_ENTRIES
+    assert len(sent.failed) == sent.sent // 2
+
+
+@given(st.permutations(range(60)), st.sets(st.integers(0, 59)), st.integers(1, 8))
+def test_what_is_beyond_the_bound_is_counted_where_it_is(order: list[int], members: set[int], limit: int) -> None:
+    counted = CountedRanges(limit=limit)
+    for number in order:
+        if number in members:
+            counted.add(number)
+
+    entries = counted.entries()
+    assert len(entries) <= limit
+    assert len(counted) == len(members)
+    assert [sum(start <= number < end for number in members) for start, end, _ in entries] == [n for *_, n in entries]
+    assert all(before[1] <= after[0] for before, after in pairwise(entries))
+
+
+def test_overlapping_ranges_of_an_account_are_one() -> None:
+    counted = CountedRanges([(0, 10, 10), (5, 15, 10), (30, 31, 1)])
+
+    assert (counted.document(), len(counted)) == ([[0, 15], [30, 31]], 16)
 
 
 @given(SEQUENCES)

@@ -5,10 +5,10 @@ The producer writes one JSON document at its end. With it, a message that is not
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from workers.accounting.ranges import Ranges
+from workers.accounting.ranges import CountedRanges, Entry
 from workers.accounting.stamps import SEQUENCE, StreamName
 from workers.errors import ConfigError
 
@@ -20,8 +20,8 @@ class StreamSent:
     """
 
     sent: int = 0
-    failed: Ranges = field(default_factory=Ranges)
-    unknown: Ranges = field(default_factory=Ranges)
+    failed: CountedRanges = field(default_factory=CountedRanges)
+    unknown: CountedRanges = field(default_factory=CountedRanges)
 
 
 # How the lines of `--verbose` begin, which can stand before an account.
@@ -71,5 +71,15 @@ def _whole(number: object, least: int, most: int) -> int:
     return number
 
 
-def _ranges(pairs: Iterable[tuple[object, object]], count: int) -> Ranges:
-    return Ranges((_whole(start, 0, count), _whole(end, 1, count)) for start, end in pairs)
+def _ranges(entries: Iterable[Sequence[object]], sent: int) -> CountedRanges:
+    return CountedRanges(_entry(entry, sent) for entry in entries)
+
+
+def _entry(entry: Sequence[object], sent: int) -> Entry:
+    """Raises ValueError for what `CountedRanges.document` does not write."""
+    first, last, *counts = entry
+    end = _whole(last, 1, sent)
+    start = _whole(first, 0, end - 1)
+    if len(counts) > 1:
+        raise ValueError
+    return start, end, _whole(counts[0], 1, end - start) if counts else end - start

@@ -1,10 +1,11 @@
 """What is in a log, held against what was sent."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from workers.accounting.accounts import StreamSent
-from workers.accounting.ranges import Ranges
+from workers.accounting.ranges import Entry, Ranges
 from workers.accounting.stamps import Stamp, StreamName, is_bound
 
 
@@ -72,7 +73,12 @@ def _zeros(page: bytearray, end: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(slots=True)
 class RunReport:
-    """What a log holds of one run. `sent` is what the account says, or what the highest sequences seen imply."""
+    """What a log holds of one run. `sent` is what the account says, or what the highest sequences seen imply.
+
+    `undecided` messages are missing, and may be lost, failed or unknown: of their part of a stream the account says
+    only how many have failed or are unknown. `lost` are lost for certain. `failed_present` and `unknown_present` are of
+    those that the account lists.
+    """
 
     run: str
     sent: int = 0
@@ -86,6 +92,7 @@ class RunReport:
     duplicated: int = 0
     reordered: int = 0
     deleted: int = 0
+    undecided: int = 0
     from_account: bool = False
     examples: list[str] = field(default_factory=list)
 
@@ -124,29 +131,52 @@ class Observations:
         report.from_account = report.from_account or sent is not None
         expected = sent if sent is not None else StreamSent(seen.highest + 1)
         missing = seen.missing(expected.sent)
-        unexcused = missing.without(expected.failed).without(expected.unknown)
+        failed, unknown = expected.failed.exact, expected.unknown.exact
+        unexcused = missing.without(failed).without(unknown)
         lost = unexcused.without(Ranges([(0, self._deleted_below(stream, seen, expected.sent))]))
         report.deleted += len(unexcused) - len(lost)
         if sent is None and not is_bound(stream):
             # Its partitions were read to ends of different moments, and its producer may have been at work.
             lost = Ranges()
+        spans = [*expected.failed.spans, *expected.unknown.spans]
+        if spans:
+            lost = self._decide(report, stream, lost, spans)
         report.sent += expected.sent
         report.present += seen.present
         report.missing += len(missing)
         report.lost += len(lost)
         report.failed += len(expected.failed)
-        report.failed_present += len(expected.failed.without(missing))
+        report.failed_present += len(failed.without(missing))
         report.unknown += len(expected.unknown)
-        report.unknown_present += len(expected.unknown.without(missing))
+        report.unknown_present += len(unknown.without(missing))
         report.duplicated += seen.duplicated
         report.reordered += seen.reordered
         report.examples += [f"{stream.decode()} {start}-{end - 1}" for start, end in lost.merged()[:3]]
+
+    @staticmethod
+    def _decide(report: RunReport, stream: bytes, lost: Ranges, spans: list[Entry]) -> Ranges:
+        """What is lost outside of `spans`. Inside of one, only what is more than its count is lost for certain."""
+        places = Ranges((start, end) for start, end, _ in spans)
+        merged = places.merged()
+        excused = [0] * len(merged)
+        begins = [start for start, _ in merged]
+        for start, _, count in spans:
+            excused[bisect_right(begins, start) - 1] += count
+        for (start, end), missing, count in zip(merged, lost.counts_in(places), excused, strict=True):
+            report.undecided += min(missing, count)
+            if missing > count:
+                report.lost += missing - count
+                report.examples.append(f"{stream.decode()} {missing - count} of {start}-{end - 1}")
+        return lost.without(places)
 
     def _deleted_below(self, stream: bytes, seen: StreamSeen, sent: int) -> int:
         """What is missing below this sequence may have been in what retention has deleted."""
         bound = StreamName.of(stream).partition
         trimmed = self.trimmed if bound is None else self.trimmed & {bound}
         return max((seen.first.get(partition, sent) for partition in trimmed), default=0)
+
+
+UNDECIDED = "the producer had more separate failures than its account lists, and counted the rest"
 
 
 def as_table(reports: list[RunReport], observations: Observations) -> str:
@@ -166,6 +196,9 @@ def as_table(reports: list[RunReport], observations: Observations) -> str:
     if deleted:
         trimmed = ", ".join(map(str, sorted(observations.trimmed)))
         lines.append(f"{deleted} of the missing may have been deleted with the beginning of partitions {trimmed}")
+    undecided = sum(each.undecided for each in reports)
+    if undecided:
+        lines.append(f"{undecided} of the missing may be lost, failed or unknown: {UNDECIDED}")
     if observations.unstamped:
         lines.append(f"{observations.unstamped} messages carry no stamp")
     return "\n".join(lines)

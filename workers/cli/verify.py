@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from workers.accounting.accounts import StreamSent, read_accounts
-from workers.accounting.verify import as_table
+from workers.accounting.verify import UNDECIDED, as_table
 from workers.cli.context import Context
 from workers.cli.parameters import VerifyOptions
 from workers.config import CONSUMER_DEFAULTS, Precedence, Setting, read_text
@@ -41,6 +41,9 @@ def verify(options: VerifyOptions, context: Context, shutdown: Shutdown) -> None
     lost = sum(report.lost for report in reports)
     if lost:
         raise WorkerError(f"{lost} messages are lost: they should be in {options.topic} and are not", ExitCode.LOSS)
+    undecided = sum(report.undecided for report in reports)
+    if undecided:
+        raise WorkerError(f"whether {undecided} missing messages are lost cannot be told: {UNDECIDED}")
 
 
 def _accounts(options: VerifyOptions) -> dict[bytes, StreamSent] | None:

@@ -11,7 +11,7 @@ PERCENTILES = (50, 95, 99)
 def summarize(
     deliveries: Deliveries, run: str, duration_s: float, dead_letters: Deliveries | None = None
 ) -> dict[str, Any]:
-    """The account of one run, ready for JSON. Times are seconds, ranges are half-open."""
+    """The account of one run, ready for JSON. Times are seconds; ranges are half-open, see `CountedRanges`."""
     latencies = deliveries.latencies
     letters = {} if dead_letters is None else {"dead_letters": _outcomes(dead_letters)}
     return {
@@ -25,8 +25,8 @@ def summarize(
             {
                 "stream": name.decode(),
                 "sent": sent.sent,
-                "failed": sent.failed.merged(),
-                "unknown": sent.unknown.merged(),
+                "failed": sent.failed.document(),
+                "unknown": sent.unknown.document(),
             }
             for name, sent in sorted(deliveries.streams.items())
         ],
