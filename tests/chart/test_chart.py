@@ -173,6 +173,8 @@ def test_helm_lint_finds_nothing(program: str) -> None:
         ('consumer.env=[{"name":"KAFKA_METRICS_PORT","value":"1"}]', "KAFKA_METRICS_PORT is set by the chart"),
         ('kafka.properties={"security.protocol":"ssl"}', "security.protocol is set by the chart"),
         ('consumer.properties={"sasl.password":"x"}', "sasl.password would be in a ConfigMap"),
+        ('consumer.properties={"sasl.pasword":"x"}', "sasl.pasword would be in a ConfigMap"),
+        ('kafka.properties={"sasl.oauthbearer.assertion.private.key.passphrase":"x"}', "passphrase would be"),
         ("kafka.tls.enabled=true", "kafka.tls and kafka.sasl are for strimzi.enabled=false"),
         ("strimzi.topic.replicas=1", "min.insync.replicas is more than strimzi.topic.replicas"),
         ('consumer.name="producer"', "consumer.name and producer.name are the same"),

@@ -84,7 +84,7 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 {{- range $name, $value := merge (dict) .worker.properties .root.Values.kafka.properties }}
 {{- if has $name (list "bootstrap.servers" "metadata.broker.list" "security.protocol" "group.id") }}
 {{- fail (printf "properties: %s is set by the chart; use the value that makes it" $name) }}
-{{- else if regexMatch "password|secret|jaas|\\.pem$|oauthbearer\\.config" $name }}
+{{- else if regexMatch "pas+w|passphrase|pwd|secret|jaas|credential|user\\.info|auth\\.token|\\.pem$|keystore\\.key$|oauthbearer\\.config" $name }}
 {{- fail (printf "properties: %s would be in a ConfigMap for everybody to read; use kafka.sasl.passwordSecret or a variable from a Secret in env" $name) }}
 {{- end }}
 {{ $name }}={{ include "kafka-workers.text" $value }}
