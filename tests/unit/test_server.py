@@ -48,7 +48,7 @@ def server(probes: Probes) -> Iterator[tuple[Server, str]]:
 
 def get(url: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=30) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -84,8 +84,9 @@ def test_probes_say_why_not(server: tuple[Server, str], probes: Probes) -> None:
 
 
 # More than the kernel buffers on both sides of a connection.
-LARGE = 16_000_000
-LIMIT_S = 1.0
+LARGE = 8_000_000
+# Long enough for a busy machine to make the metrics.
+LIMIT_S = 5.0
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def large_registry() -> CollectorRegistry:
 def large_server(
     large_registry: CollectorRegistry, probes: Probes, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Server, int]]:
-    """A server whose metrics fill every buffer, and that gives a connection a second."""
+    """A server whose metrics fill every buffer, and that gives a connection LIMIT_S."""
     monkeypatch.setattr(monitoring, "REQUEST_TIMEOUT_S", LIMIT_S)
     with Server(large_registry, lambda: probes.not_ready, lambda: probes.stuck) as running:
         yield running, running.start("127.0.0.1", 0)
@@ -108,7 +109,7 @@ def large_server(
 def connect(port: int, request: bytes = b"") -> socket.socket:
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    client.settimeout(10)
+    client.settimeout(30)
     client.connect(("127.0.0.1", port))
     client.sendall(request)
     return client
@@ -170,14 +171,14 @@ def test_a_request_that_never_ends_is_given_up(large_server: tuple[Server, int])
         return False
 
     with connect(port, b"GET /livez HTTP/1.1\r\n") as client:
-        eventually(lambda: send(client), "the server gives up", LIMIT_S + 5)
+        eventually(lambda: send(client), "the server gives up")
 
 
 def test_a_response_that_is_read_byte_by_byte_is_given_up(large_server: tuple[Server, int]) -> None:
     running, port = large_server
     with connect(port, b"GET /metrics HTTP/1.1\r\n\r\n") as client:
         assert client.recv(1) == b"H"
-        eventually(lambda: client.recv(1) and not running.connections, "the server gives up", LIMIT_S + 5)
+        eventually(lambda: client.recv(1) and not running.connections, "the server gives up")
         received = 0
         with suppress(ConnectionResetError):
             while data := client.recv(1_000_000):
@@ -210,7 +211,7 @@ def test_a_scrape_that_was_not_received_does_not_count(large_server: tuple[Serve
     reset(client)
     # Whoever comes later is served later than the end of the first was noticed.
     assert get(f"http://127.0.0.1:{port}/livez") == (200, "ok\n")
-    assert not running.scraped.wait(LIMIT_S)
+    assert not running.scraped.wait(1)
 
     assert get(f"http://127.0.0.1:{port}/metrics")[0] == 200
     assert running.scraped.wait(5)
