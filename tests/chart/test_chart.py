@@ -59,6 +59,15 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "pod monitor": ("metrics.podMonitor.enabled=true", 'metrics.podMonitor.labels={"release":"prometheus"}'),
     "alerts": ("metrics.prometheusRule.enabled=true",),
     "dashboard": ("metrics.dashboard.enabled=true",),
+    "lag exporter": (
+        "lagExporter.enabled=true", 'lagExporter.options={"group-filter":"orders-.*","interval":30,"keep":600}',
+        "metrics.prometheusRule.enabled=true", "metrics.podMonitor.enabled=true", "networkPolicy.enabled=true",
+    ),
+    "lag exporter only": (
+        *TLS, "lagExporter.enabled=true", "consumer.enabled=false", "producer.enabled=false",
+        'lagExporter.properties={"client.rack":"a"}',
+    ),
+    "lag exporter with mTLS": ('strimzi.authentication="tls"', "lagExporter.enabled=true"),
     "network policy": ("networkPolicy.enabled=true", 'networkPolicy.scrapers=[{"namespaceSelector":{}}]'),
     "hooks": (
         'consumer.env=[{"name":"TZ","value":"UTC"}]',
@@ -178,6 +187,8 @@ def test_helm_lint_finds_nothing(program: str) -> None:
         ("kafka.tls.enabled=true", "kafka.tls and kafka.sasl are for strimzi.enabled=false"),
         ("strimzi.topic.replicas=1", "min.insync.replicas is more than strimzi.topic.replicas"),
         ('consumer.name="producer"', "consumer.name and producer.name are the same"),
+        ('lagExporter.name="consumer"', "lagExporter.name is that of another worker"),
+        ('lagExporter.options={"group":"x"}', "'group' not allowed"),
     ],
 )
 def test_a_mistyped_value_is_refused_by_name(setting: str, says: str) -> None:
@@ -211,11 +222,18 @@ OWN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("worker", "command"), [("consumer", "consume"), ("producer", "produce")])
-def test_the_schema_knows_just_the_options_of_the_commands(worker: str, command: str) -> None:
+@pytest.mark.parametrize(
+    ("worker", "command", "own"),
+    [
+        ("consumer", "consume", OWN),
+        ("producer", "produce", OWN),
+        ("lagExporter", "lag-exporter", OWN - {"topic", "group-id"}),
+    ],
+)
+def test_the_schema_knows_just_the_options_of_the_commands(worker: str, command: str, own: set[str]) -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     known = set(schema["properties"][worker]["properties"]["options"]["properties"])
-    assert known == options_of(command) - OWN
+    assert known == options_of(command) - own
 
 
 def test_the_readme_of_the_chart_has_every_value() -> None:
@@ -340,6 +358,27 @@ def test_users_may_do_what_their_worker_does_and_no_more() -> None:
         ("topic", "invalid", "Describe"),
         ("topic", "invalid", "Write"),
     }
+
+
+def test_the_lag_exporter_may_describe_every_group_and_topic_and_read_none() -> None:
+    exporter = rights("lagExporter.enabled=true")["lag-exporter"]
+    assert exporter == {("topic", "*", "Describe"), ("group", "*", "Describe")}
+    assert "lag-exporter" not in rights()
+
+
+def test_the_lag_exporter_looks_at_all_unless_told_otherwise_and_is_scraped_as_the_workers_are() -> None:
+    documents = render(*SWITCHES["lag exporter"])
+    deployment = one(documents, "Deployment", "lag-exporter")
+    variables = environment(deployment)
+    assert variables["KAFKA_GROUP_FILTER"] == "orders-.*"
+    assert (variables["KAFKA_INTERVAL"], variables["KAFKA_KEEP"]) == ("30", "600")
+    assert not variables.keys() & {"KAFKA_TOPIC", "KAFKA_GROUP_ID", "KAFKA_SHUTDOWN_TIMEOUT"}
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    monitor = one(documents, "PodMonitor")["spec"]
+    policy = one(documents, "NetworkPolicy")["spec"]
+    for selected in (monitor["selector"]["matchLabels"], policy["podSelector"]["matchLabels"]):
+        assert selected.items() <= labels.items()
+    assert monitor["podMetricsEndpoints"][0]["port"] in {port["name"] for port in container(deployment)["ports"]}
 
 
 def test_every_topic_that_is_written_is_created_once() -> None:

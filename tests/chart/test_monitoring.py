@@ -11,14 +11,16 @@ import pytest
 import yaml
 
 from tests.chart.rendering import CHART, one, render
-from workers.monitoring.metrics import CLIENT, CONSUMER, PRODUCER
+from workers.monitoring.metrics import CLIENT, CONSUMER, LAG, PRODUCER
 
 # What Prometheus makes of a histogram and of a summary.
 SUFFIXES = ("_bucket", "_count", "_sum")
 
 
 def rules() -> dict[str, Any]:
-    spec: dict[str, Any] = one(render("metrics.prometheusRule.enabled=true"), "PrometheusRule")["spec"]
+    spec: dict[str, Any] = one(
+        render("metrics.prometheusRule.enabled=true", "lagExporter.enabled=true"), "PrometheusRule"
+    )["spec"]
     return spec
 
 
@@ -69,11 +71,11 @@ def test_a_pod_that_has_finished_is_no_target_for_ever() -> None:
 
 
 def test_alerts_and_dashboard_ask_for_metrics_that_exist_by_labels_that_they_have() -> None:
-    known = {definition.name: definition for definition in (*PRODUCER, *CONSUMER, *CLIENT)}
+    known = {definition.name: definition for definition in (*PRODUCER, *CONSUMER, *LAG, *CLIENT)}
     expressions = [rule["expr"] for group in rules()["groups"] for rule in group["rules"]]
     queries = [*expressions, *queries_of_the_dashboard()]
     for query in queries:
-        names = re.findall(r"\bkafka_(?:producer|consumer|client)_\w+", query)
+        names = re.findall(r"\bkafka_(?:producer|consumer|client|group|topic|lag_exporter)_\w+", query)
         assert names, query
         for name in names:
             base = next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)

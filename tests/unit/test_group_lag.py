@@ -46,10 +46,9 @@ class Brokers:
         return {each.group_id: self._answer("committed", lambda: SimpleNamespace(topic_partitions=found))
                 for each in requests}  # fmt: skip
 
-    def describe_topics(self, topics: Any, **_: Any) -> Any:
-        partitions = [SimpleNamespace(id=number) for number in self.ends]
-        answer = self._answer("topics", lambda: SimpleNamespace(partitions=partitions))
-        return dict.fromkeys(topics.topic_names, answer)
+    def list_topics(self, **_: Any) -> Any:
+        topic = SimpleNamespace(partitions=dict.fromkeys(self.ends))
+        return self._answer("topics", lambda: SimpleNamespace(topics={TOPIC: topic})).result()
 
     def list_offsets(self, wanted: dict[TopicPartition, OffsetSpec], **_: Any) -> Any:
         self.asked["offsets"] += 1

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
 
-from workers.kafka.groups import offset_ranges
+from workers.kafka.groups import MOVES, offset_ranges
 
 
 def admin(error: int) -> Any:
@@ -24,3 +24,13 @@ def test_the_end_of_a_partition_without_a_leader_is_not_known() -> None:
     """Or else it would have no lag just when brokers are down."""
     with pytest.raises(KafkaException):
         offset_ranges(admin(KafkaError.LEADER_NOT_AVAILABLE), [("t", 0)])
+
+
+def test_the_end_of_a_partition_whose_leader_did_not_answer_is_not_known() -> None:
+    """For librdkafka that is no error, but the offset -1001, which made the lag 0."""
+    answer: Future[Any] = Future()
+    answer.set_result(SimpleNamespace(offset=OFFSET_INVALID, timestamp=-1))
+    brokers: Any = SimpleNamespace(list_offsets=lambda *_, **__: {TopicPartition("t", 0): answer})
+    with pytest.raises(KafkaException) as raised:
+        offset_ranges(brokers, [("t", 0)])
+    assert raised.value.args[0].code() in MOVES

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from confluent_kafka import (
+    OFFSET_INVALID,
     ConsumerGroupState,
     ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
     KafkaException,
-    TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, ConsumerGroupDescription, OffsetSpec
+from confluent_kafka.admin import AdminClient, ConsumerGroupDescription, ListOffsetsResultInfo, OffsetSpec
 
 from workers.errors import ConfigError, WorkerError
 
@@ -196,11 +196,19 @@ def _offsets_of(answer: ConsumerGroupTopicPartitions) -> dict[PartitionKey, int]
 
 
 def partitions_of(admin: AdminClient, topics: Collection[str]) -> Answers[str, list[int]]:
-    """The partitions of topics. Creates none, unlike `list_topics` with a name."""
+    """The partitions of topics, from the metadata of all topics.
+
+    `list_topics` with a name may create the topic, and librdkafka sends `describe_topics` to the controller that it
+    last heard of: with KRaft that is any broker, and while it is away the request times out for minutes.
+    """
     if not topics:
         return Answers({}, frozenset(), {})
-    futures = admin.describe_topics(TopicCollection(sorted(topics)), request_timeout=REQUEST_TIMEOUT_S)
-    return _gather(futures, lambda seen: sorted(partition.id for partition in seen.partitions))
+    try:
+        known = admin.list_topics(timeout=REQUEST_TIMEOUT_S).topics
+    except KafkaException as raised:
+        return Answers({}, frozenset(), dict.fromkeys(topics, raised.args[0]))
+    values = {topic: sorted(known[topic].partitions) for topic in topics if topic in known}
+    return Answers(values, frozenset(topics) - values.keys(), {})
 
 
 def find_offsets(
@@ -218,7 +226,14 @@ def find_offsets(
         request_timeout=REQUEST_TIMEOUT_S,
     )
     by_key = {(each.topic, each.partition): future for each, future in futures.items()}
-    return _gather(by_key, lambda found: (found.offset, found.timestamp))
+    return _gather(by_key, _found)
+
+
+def _found(answer: ListOffsetsResultInfo) -> tuple[int, int]:
+    # librdkafka reports no error for a leader that is away, but an offset that none can be.
+    if answer.offset == OFFSET_INVALID:
+        raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, "the leader did not answer"))
+    return answer.offset, answer.timestamp
 
 
 def offset_ranges(admin: AdminClient, keys: Collection[PartitionKey]) -> dict[PartitionKey, tuple[int, int]]:

@@ -95,7 +95,10 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 {{- $connection := include "kafka-workers.connection" . | fromJson -}}
 - {name: KAFKA_BOOTSTRAP_SERVERS, value: {{ $connection.servers | quote }}}
 - {name: KAFKA_SECURITY_PROTOCOL, value: {{ $connection.protocol }}}
+{{- /* The lag exporter looks at every topic of a group. */}}
+{{- if ne .component "lag-exporter" }}
 - {name: KAFKA_TOPIC, value: {{ .root.Values.kafka.topic | quote }}}
+{{- end }}
 {{- with $connection.ca }}
 - {name: KAFKA_SSL_CA_LOCATION, value: /etc/kafka-workers/ca}
 {{- end }}
@@ -184,7 +187,9 @@ securityContext:
 {{- range $name, $value := .environment }}
 - {name: {{ $name }}, value: {{ include "kafka-workers.text" $value | quote }}}
 {{- end }}
+{{- if hasKey .worker "shutdownTimeout" }}
 - {name: KAFKA_SHUTDOWN_TIMEOUT, value: {{ include "kafka-workers.text" .worker.shutdownTimeout | quote }}}
+{{- end }}
 {{- range $name, $value := .worker.options }}
 - {name: KAFKA_{{ $name | upper | replace "-" "_" }}, value: {{ include "kafka-workers.text" $value | quote }}}
 {{- end }}
@@ -215,7 +220,7 @@ spec:
   serviceAccountName: {{ .worker.name | quote }}
   {{- include "kafka-workers.podSecurity" . | nindent 2 }}
   # The worker's own bound comes first, so that it is never killed in the middle.
-  terminationGracePeriodSeconds: {{ add .worker.shutdownTimeout 10 }}
+  terminationGracePeriodSeconds: {{ add (.worker.shutdownTimeout | default 0) 10 }}
   {{- with .worker.priorityClassName }}
   priorityClassName: {{ . | quote }}
   {{- end }}
