@@ -1,8 +1,8 @@
-"""What is done with a message: the contract of a handler, and the built-in ones that print.
+"""What is done with a message: the contract of a handler.
 
 A handler is a function of one message, or, marked with `batch`, of a list of messages of one partition in the order of
-their offsets. Returning means handled; raising means not handled. All calls come from one thread. A handler
-that needs something opened before and closed after is yielded by a generator marked with `lifespan`:
+their offsets. It is a plain function or an `async def` one. Returning means handled; raising means not handled. A
+handler that needs something opened before and closed after is yielded by a generator marked with `lifespan`:
 
     @lifespan
     def orders():
@@ -11,12 +11,24 @@ that needs something opened before and closed after is yielded by a generator ma
                 database.execute("insert or replace ...", (message.key(), message.value()))
                 database.commit()
             yield store
+
+With --concurrency 1 all calls come from one thread, in which the lifespan begins and ends too. With more, a plain
+handler is called from as many threads, so what it uses must be thread-safe, or be opened in each thread by a
+`lifespan(per_thread=True)`; an `async def` handler runs in one event loop, as many calls at once.
 """
 
 import inspect
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
-from contextlib import AbstractContextManager, AsyncContextDecorator, ContextDecorator, contextmanager, nullcontext
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncContextDecorator,
+    ContextDecorator,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
+from typing import Any, TypeAlias, TypeVar, overload
 
 # confluent-kafka's own message: copying it into one of ours costs more than all else that a consumer does.
 from confluent_kafka import Message as Message
@@ -25,10 +37,12 @@ from workers.errors import ConfigError
 from workers.loading import load
 
 Handler: TypeAlias = Callable[[Message], object] | Callable[[list[Message]], object]
-Lifespan: TypeAlias = Callable[[], AbstractContextManager[Handler]]
+Lifespan: TypeAlias = Callable[[], AbstractContextManager[Handler] | AbstractAsyncContextManager[Handler]]
+_Generator: TypeAlias = Callable[[], Iterator[Handler]] | Callable[[], AsyncIterator[Handler]]
 _Function = TypeVar("_Function", bound=Callable[..., object])
 _BATCH = "_kafka_workers_batch"
 _LIFESPAN = "_kafka_workers_lifespan"
+_PER_THREAD = "_kafka_workers_per_thread"
 # Of what a call returns: the call itself has only made these. The last two are what @contextmanager makes.
 _NOT_BEGUN = (Coroutine, Generator, AsyncGenerator, ContextDecorator, AsyncContextDecorator)
 
@@ -66,14 +80,61 @@ def batch(function: _Function) -> _Function:
     return function
 
 
-def lifespan(generator: Callable[[], Iterator[Handler]]) -> Lifespan:
-    """Marks a generator that opens what a handler needs, yields the handler once, and closes it again."""
-    marked: Any = generator
-    if not inspect.isgeneratorfunction(marked):
-        raise ConfigError(f"@lifespan marks a generator, and {marked.__name__} has no yield")
-    manager = contextmanager(generator)
-    setattr(manager, _LIFESPAN, True)
-    return manager
+@overload
+def lifespan(generator: _Generator) -> Lifespan: ...
+
+
+@overload
+def lifespan(*, per_thread: bool) -> Callable[[_Generator], Lifespan]: ...
+
+
+def lifespan(
+    generator: _Generator | None = None, *, per_thread: bool = False
+) -> Lifespan | Callable[[_Generator], Lifespan]:
+    """Mark a generator that opens what a handler needs, yields the handler once, and closes it again.
+
+    An `async` generator yields an `async def` handler, and runs in its event loop. With `per_thread`, each of the
+    --concurrency threads runs the generator and has a handler of its own: for connections that belong to one thread.
+    Raises ConfigError for what is no generator.
+    """
+    if generator is None:
+        return lambda function: _lifespan(function, per_thread)
+    return _lifespan(generator, per_thread)
+
+
+def _lifespan(generator: Any, per_thread: bool) -> Lifespan:
+    is_async = inspect.isasyncgenfunction(generator)
+    if not is_async and not inspect.isgeneratorfunction(generator):
+        raise ConfigError(f"@lifespan marks a generator, and {name_of(generator)} has no yield")
+    if is_async and per_thread:
+        raise ConfigError(
+            f"@lifespan(per_thread=True): {name_of(generator)} is async, and an async handler has one event loop; "
+            "leave per_thread out"
+        )
+    manager: Any = asynccontextmanager(generator) if is_async else contextmanager(generator)
+    setattr(manager, _LIFESPAN, "async" if is_async else "plain")
+    setattr(manager, _PER_THREAD, per_thread)
+    marked: Lifespan = manager
+    return marked
+
+
+def is_async_lifespan(lifespan: Lifespan) -> bool:
+    return bool(getattr(lifespan, _LIFESPAN, "") == "async")
+
+
+def is_per_thread(lifespan: Lifespan) -> bool:
+    return bool(getattr(lifespan, _PER_THREAD, False))
+
+
+def is_async(handler: Any) -> bool:
+    """Whether calling the handler makes a coroutine."""
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004
+
+
+def name_of(function: Any) -> str:
+    """What an error calls the user's function."""
+    name: str = getattr(function, "__name__", repr(function))
+    return name
 
 
 def is_batch(handler: Handler) -> bool:
@@ -92,16 +153,14 @@ def load_handler(reference: str) -> Lifespan:
 
 def check_handler(handler: Any) -> None:
     """Raises ConfigError for what cannot be a handler: to call it would do nothing, or fail for every message."""
-    name = getattr(handler, "__name__", repr(handler))
+    name = name_of(handler)
     if not callable(handler):
         raise ConfigError(f"a handler is a function, not {name}")
     if inspect.isclass(handler):
         raise ConfigError(f"handler {name} is a class; a handler is a function, or an object that can be called")
     called = handler if inspect.isroutine(handler) else type(handler).__call__
-    if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
-        raise ConfigError(f"handler {name} is async; a handler is a plain function")
-    if inspect.isgeneratorfunction(called):
-        raise ConfigError(f"handler {name} has a yield; a handler is a plain function, or marked with @lifespan")
+    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+        raise ConfigError(f"handler {name} has a yield; a handler is a function without one, or marked with @lifespan")
     try:
         inspect.signature(handler).bind(None)
     except TypeError:
@@ -117,7 +176,8 @@ def check_answer(handler: Any, answer: object) -> None:
     if isinstance(answer, _NOT_BEGUN):
         if isinstance(answer, Coroutine):
             answer.close()  # or else Python says, besides, that it was never awaited
-        name = getattr(handler, "__name__", repr(handler))
+        name = name_of(handler)
         raise ConfigError(
-            f"handler {name} returned a {type(answer).__name__}, so nothing was done; a handler is a plain function"
+            f"handler {name} returned a {type(answer).__name__}, so nothing was done; a handler is a plain function or "
+            "an async def one"
         )

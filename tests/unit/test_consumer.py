@@ -1,199 +1,764 @@
-"""What a consumer makes of what its client tells it."""
+"""What a member of a group does, whatever its brokers and its handler do; all of it on a client in memory."""
 
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from time import monotonic
-from types import SimpleNamespace
+from functools import partial
 from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, Message, TopicPartition
 
+from tests.fakes import FakeBroker, FakeClient, FakeDeadLetters, FakeWatermarks
+from tests.processes import eventually
 from workers.config import CONSUMER_DEFAULTS, ClientConfig, Precedence, Setting
-from workers.consumer.assignment import Partition, Topic
 from workers.consumer.failures import ErrorPolicy
-from workers.consumer.loop import MAX_WAITING_BYTES, Consumer
+from workers.consumer.loop import Consumer
+from workers.consumer.status import PartitionStatus
 from workers.deadletters.headers import letter_headers
-from workers.deadletters.writer import DeadLetters
+from workers.errors import WorkerError
+from workers.handlers import Reject, Retry, batch
 from workers.lifecycle import Shutdown
+
+QUICK = ErrorPolicy(backoff_s=0.01, backoff_max_s=0.02)
+FOR_EVER = ErrorPolicy("retry", backoff_s=0.01, backoff_max_s=0.02)
+
+
+class Handled:
+    """A handler that notes what it was given; `before` is called for each message first."""
+
+    def __init__(self, before: Callable[[Message], object] = lambda _: None) -> None:
+        self.messages: list[tuple[int, int, Any]] = []
+        self._before = before
+
+    def __call__(self, message: Message) -> None:
+        place = message.partition() or 0, message.offset() or 0, message.value()
+        self._before(message)
+        self.messages.append(place)
+
+    def more_than(self, count: int) -> bool:
+        return len(self.messages) > count
+
+    @property
+    def values(self) -> list[Any]:
+        return [value for _, _, value in self.messages]
+
+    @property
+    def offsets(self) -> list[int]:
+        return [offset for _, offset, _ in self.messages]
+
+
+class Member:
+    """A consumer that runs in a thread of its own."""
+
+    def __init__(
+        self,
+        broker: FakeBroker,
+        handler: Any,
+        *,
+        properties: dict[str, str] | None = None,
+        dead_letters: FakeDeadLetters | None = None,
+        policy: ErrorPolicy = QUICK,
+        stop_timeout_s: float = 5.0,
+        **options: Any,
+    ) -> None:
+        told = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": "0", **(properties or {})}
+        settings = [Setting(*each, Precedence.COMMAND_LINE, "") for each in told.items()]
+        self.shutdown = Shutdown(stop_timeout_s)
+        self.dead_letters = dead_letters or FakeDeadLetters()
+        watermarks: Any = FakeWatermarks(broker)
+        self.consumer = Consumer(
+            ClientConfig(CONSUMER_DEFAULTS, settings),
+            ["t"],
+            lambda: nullcontext(handler),
+            self.shutdown,
+            policy=policy,
+            dead_letters=self.dead_letters,
+            watermarks=watermarks,
+            connect=broker.connect,
+            **options,
+        )
+        self.error: BaseException | None = None
+        self._broker = broker
+        self._thread = threading.Thread(target=self._run, name="member", daemon=True)
+
+    @property
+    def client(self) -> FakeClient:
+        return self._broker.clients[-1]
+
+    @property
+    def ended(self) -> bool:
+        return not self._thread.is_alive()
+
+    def start(self) -> "Member":
+        self._thread.start()
+        return self
+
+    def finish(self, timeout_s: float = 30.0) -> "Member":
+        """Wait until it ends by itself; raises what has ended it."""
+        if not self._thread.ident:
+            self.start()
+        self._thread.join(timeout_s)
+        assert self.ended, f"it still runs after {timeout_s:g} s"
+        if self.error is not None:
+            raise self.error
+        return self
+
+    def stop(self) -> "Member":
+        self.shutdown.request()
+        return self.finish()
+
+    def partition(self, number: int = 0) -> PartitionStatus | None:
+        return next((each for each in self.consumer.status.partitions if each.partition == number), None)
+
+    def lag(self, number: int = 0) -> int | None:
+        known = self.partition(number)
+        return None if known is None else known.lag_messages
+
+    def _run(self) -> None:
+        try:
+            self.consumer.start(5.0)
+            self.consumer.run()
+        except BaseException as error:
+            self.error = error
+
+
+class Group:
+    """Starts members, and ends at the end of the test those that still run."""
+
+    def __init__(self, broker: FakeBroker) -> None:
+        self.broker = broker
+        self.members: list[Member] = []
+        self.gate = threading.Event()
+
+    def member(self, handler: Any, **options: Any) -> Member:
+        member = Member(self.broker, handler, **options)
+        self.members.append(member)
+        return member
+
+    def until(self, condition: Callable[[], Any], what: str) -> Any:
+        """Wait for `condition`; raises what has ended a member."""
+
+        def met() -> Any:
+            for member in self.members:
+                if member.error is not None:
+                    raise member.error
+            return condition()
+
+        return eventually(met, what, 20)
+
+    def end(self) -> None:
+        self.gate.set()
+        self.broker.kill()
+        for member in self.members:
+            member.shutdown.request()
 
 
 @pytest.fixture
-def consumer() -> Consumer:
-    told = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": "0"}
-    config = ClientConfig(CONSUMER_DEFAULTS, [Setting(*each, Precedence.COMMAND_LINE, "") for each in told.items()])
-    letters = DeadLetters(config, None, "g")
-    return Consumer(config, ["t"], lambda: nullcontext(print), Shutdown(1), policy=ErrorPolicy(), dead_letters=letters)
+def broker() -> FakeBroker:
+    return FakeBroker(t=1)
 
 
-def joins(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the consumer does with its membership."""
-    done: list[str] = []
-    client = SimpleNamespace(
-        unsubscribe=lambda: done.append("unsubscribe"),
-        subscribe=lambda *_, **__: done.append("subscribe"),
-        close=lambda: done.append("close"),
-    )
-    monkeypatch.setattr(consumer, "_client", client)
-    return done
+@pytest.fixture
+def group(broker: FakeBroker) -> Iterator[Group]:
+    group = Group(broker)
+    yield group
+    group.end()
+    for member in group.members:
+        eventually(partial(getattr, member, "ended"), "the member ends", 20)
 
 
-def test_a_member_that_its_group_has_forgotten_joins_again(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = joins(consumer, monkeypatch)
-    consumer._on_commit(KafkaError(KafkaError.UNKNOWN_MEMBER_ID), [])
-    consumer._check_membership()
-    assert done == []  # its client may hear of it by itself
-    monkeypatch.setattr("workers.consumer.loop.FORGOTTEN_S", 0.0)
-    consumer._check_membership()
-    consumer._check_membership()
-
-    assert done == ["unsubscribe", "subscribe"]
+def numbers(begin: int, end: int) -> list[bytes]:
+    return [b"%d" % each for each in range(begin, end)]
 
 
-def test_a_member_whose_commits_are_taken_again_stays(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = joins(consumer, monkeypatch)
-    monkeypatch.setattr("workers.consumer.loop.FORGOTTEN_S", 0.0)
-    consumer._on_commit(KafkaError(KafkaError.STALE_MEMBER_EPOCH), [])
-    consumer._on_commit(None, [])
-    consumer._check_membership()
-
-    assert done == []
+# Every message is handled, and committed afterwards
 
 
-def test_a_message_that_came_before_a_rebalance_is_not_taken_for_one_after_it(
-    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+def test_what_was_handled_is_committed_and_not_handled_again_by_the_next_member(
+    broker: FakeBroker, group: Group
 ) -> None:
+    broker.produce(numbers(0, 500))
+    first, second = Handled(), Handled()
+    group.member(first, idle_timeout_s=0.2).finish()
+    assert first.values == numbers(0, 500)
+    assert broker.offset() == 500
+    broker.produce(numbers(500, 600))
+    group.member(second, idle_timeout_s=0.2).finish()
+
+    assert second.values == numbers(500, 600)
+
+
+def test_nothing_is_committed_for_a_message_before_its_handler_returned(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 3))
+    begun = threading.Event()
+
+    def hang_at_the_second(message: Message) -> None:
+        if message.offset() == 1:
+            begun.set()
+            group.gate.wait(20)
+
+    member = group.member(Handled(hang_at_the_second)).start()
+    assert begun.wait(20)
+    group.until(lambda: broker.offset() == 1, "the first is committed")
+    polls = member.client.polls
+    group.until(lambda: member.client.polls > polls + 5, "the loop goes on to poll")
+    assert broker.offset() == 1
+    group.gate.set()
+    member.stop()
+
+    assert broker.offset() in (2, 3)
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_a_member_handles_exactly_as_many_messages_as_it_is_asked_for(
+    broker: FakeBroker, group: Group, concurrency: int
+) -> None:
+    broker.produce(numbers(0, 300), key=lambda value: value[-1:])
+    handled = Handled()
+    order = "partition" if concurrency == 1 else "key"
+    group.member(handled, max_messages=123, concurrency=concurrency, order=order).finish()
+
+    assert len(handled.messages) == 123
+    rest = Handled()
+    group.member(rest, idle_timeout_s=0.2).finish()
+    assert sorted({*handled.offsets, *rest.offsets}) == [*range(300)]
+
+
+def test_a_member_that_is_stopped_before_it_has_joined_never_joins(broker: FakeBroker, group: Group) -> None:
+    member = group.member(Handled())
+    member.shutdown.request()
+    member.finish()
+
+    assert member.client.joins == 0
+    assert member.client.closed
+
+
+def test_a_consumer_is_not_idle_while_a_partition_waits(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 3))
+    calls = 0
+
+    def fail_for_a_while(message: Message) -> None:
+        nonlocal calls
+        calls += message.offset() == 1
+        if message.offset() == 1 and calls == 1:
+            raise Retry(after_s=0.6)
+
+    handled = Handled(fail_for_a_while)
+    group.member(handled, idle_timeout_s=0.1).finish()
+
+    assert handled.offsets == [0, 1, 2]
+
+
+def test_a_fatal_error_of_the_client_ends_the_member(broker: FakeBroker, group: Group) -> None:
+    member = group.member(Handled()).start()
+    group.until(lambda: member.consumer.ready() is None, "it is ready")
+    member.consumer.client_state.fatal = WorkerError("fatal Kafka error _FATAL: over")
+
+    with pytest.raises(WorkerError, match=r"over"):
+        member.finish()
+
+
+# Rebalances
+
+
+def test_a_revocation_waits_for_the_message_at_hand_and_commits_it(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 10))
+    begun = threading.Event()
+
+    def slow(message: Message) -> None:
+        if message.offset() == 4:
+            begun.set()
+            time.sleep(0.3)
+
+    handled = Handled(slow)
+    group.member(handled).start()
+    assert begun.wait(20)
+    broker.revoke(("t", 0))
+    group.until(lambda: ("t", 0) not in broker.owners, "it is given back")
+
+    assert handled.offsets == [0, 1, 2, 3, 4]
+    assert broker.offset() == 5
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_a_partition_that_was_lost_is_not_committed_any_more(
+    broker: FakeBroker, group: Group, concurrency: int
+) -> None:
+    broker.produce(numbers(0, 10))
+    begun = threading.Event()
+
+    def hang(message: Message) -> None:
+        if message.offset() == 4:
+            begun.set()
+            group.gate.wait(20)
+
+    order = "partition" if concurrency == 1 else "key"
+    member = group.member(Handled(hang), concurrency=concurrency, order=order).start()
+    assert begun.wait(20)
+    group.until(lambda: broker.offset() == 4, "what was handled before is committed")
+    broker.lose(("t", 0))
+    group.until(lambda: ("t", 0) not in broker.owners, "it is gone")
+    group.gate.set()
+    member.stop()
+
+    assert broker.commits[-1] == (("t", 0), 4)
+
+
+def test_what_comes_again_after_a_rebalance_is_handled_from_what_was_committed(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.produce(numbers(0, 2000))
+    handled = Handled(lambda _: time.sleep(0.0002))
+    member = group.member(handled, idle_timeout_s=0.5).start()
+    for _ in range(3):
+        seen = len(handled.messages)
+        group.until(partial(handled.more_than, seen + 50), "it makes progress")
+        broker.revoke(("t", 0))
+        group.until(lambda: ("t", 0) not in broker.owners, "it is given back")
+        assert len(handled.messages) == broker.offset()
+        broker.elsewhere.clear()
+    member.finish()
+
+    assert handled.values == numbers(0, 2000)
+
+
+def test_a_message_that_came_before_a_rebalance_is_not_taken_for_one_after_it(broker: FakeBroker, group: Group) -> None:
     """It would be handled before those that the new assignment begins with, and its offset stored above theirs."""
-    place = TopicPartition("t", 0, 5)
+    handled = Handled()
+    member = group.member(handled, idle_timeout_s=1.0).start()
+    group.until(lambda: member.consumer.ready() is None and broker.owners, "it is ready")
+    taken = threading.Event()
 
-    def consume(*_: object) -> list[Message]:
-        consumer._on_revoke(client, [place])
-        consumer._on_assign(client, [place])
-        return [Message(topic="t", partition=0, offset=5)]
+    def rebalance() -> None:
+        broker.revoke(("t", 0))
+        broker.elsewhere.clear()
+        taken.set()
 
-    client: Any = SimpleNamespace(
-        poll=lambda _: Message(topic="t", partition=0, offset=7),
-        consume=consume,
-        committed=lambda *_, **__: [place],
-        incremental_assign=lambda _: None,
-        incremental_unassign=lambda _: None,
-    )
-    monkeypatch.setattr(consumer, "_client", client)
-    consumer._on_assign(client, [place])
-    consumer._fetch()
+    member.client.during_consume = rebalance
+    broker.produce(numbers(0, 10))
+    assert taken.wait(20)
+    member.finish()
 
-    assert [message.offset() for message in consumer.partitions["t", 0].pending] == [5]
+    assert handled.offsets == [*range(10)]
+    assert member.consumer.status.rebalances["assign"] == 2
 
 
-def owned(consumer: Consumer, *pending: Message) -> Partition:
-    """Has the consumer own partition 0, with messages that wait for the handler."""
-    partition = consumer.partitions["t", 0] = Partition(Topic("t"), 0, None)
-    partition.pending += pending
-    return partition
-
-
-def test_what_the_group_committed_beside_an_offset_is_no_part_of_the_assignment(
-    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+def test_a_member_that_its_group_has_forgotten_joins_again(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With it librdkafka leaks memory at every commit."""
-    assigned: list[TopicPartition] = []
-    memo = "run_________ 0000 00000 7"
-    client: Any = SimpleNamespace(
-        committed=lambda *_, **__: [TopicPartition("t", 0, 7, memo, 3)], incremental_assign=assigned.extend
-    )
-    consumer._on_assign(client, [TopicPartition("t", 0)])
-
-    assert [(each.offset, each.leader_epoch, each.metadata) for each in assigned] == [(7, 3, None)]
-    assert consumer.partitions["t", 0].ledger.memo() == memo
+    broker.produce(numbers(0, 3))
+    monkeypatch.setattr("workers.consumer.committing.FORGOTTEN_S", 0.1)
+    broker.refuses_commits = KafkaError.UNKNOWN_MEMBER_ID
+    member = group.member(Handled()).start()
+    group.until(lambda: member.client.joins == 2, "it joins again")
 
 
-def test_a_partition_that_fails_again_and_again_comes_after_those_that_wait(consumer: Consumer) -> None:
-    failing, waiting = (Partition(Topic("t"), number, None) for number in (0, 1))
-    failing.progress_at = monotonic() - 100
-    failing.retry_at = monotonic() - 1
-    waiting.progress_at = monotonic() - 10
-    for partition in (failing, waiting):
-        partition.pending.append(Message(topic="t", partition=partition.number, offset=0))
-        consumer.partitions["t", partition.number] = partition
+def test_a_member_whose_commits_are_taken_again_stays(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 3))
+    broker.refuses_commits = KafkaError.STALE_MEMBER_EPOCH
+    handled = Handled()
+    member = group.member(handled).start()
+    group.until(lambda: member.consumer.status.commits.get("failure"), "a commit is refused")
+    broker.refuses_commits = None
+    broker.produce(numbers(3, 6))
+    group.until(lambda: member.consumer.status.commits.get("success"), "a commit is taken")
+    member.stop()
 
-    assert [job.partition.number for job in consumer._next_jobs()] == [1, 0]
-
-
-def test_a_dead_letter_that_waits_for_its_next_try_takes_its_place_among_the_last_messages(consumer: Consumer) -> None:
-    consumer._max_messages = 1
-    owned(consumer, Message(topic="t", partition=0, offset=0))
-    consumer.partitions["t", 1] = rejected = Partition(Topic("t"), 1, None)
-    rejected.letter_error = ValueError()
-
-    assert consumer._next_jobs() == []
+    assert member.client.joins == 1
+    assert handled.values == numbers(0, 6)
 
 
-def test_the_lag_in_seconds_begins_when_a_message_is_there_and_not_when_the_last_was_sent(consumer: Consumer) -> None:
-    partition = owned(consumer)
-    partition.next_offset = 5
-    partition.last_timestamp_ms = 1
-    partition.see_end(5)
-    partition.see_end(6)
+def test_a_pause_does_not_outlive_the_assignment(broker: FakeBroker, group: Group) -> None:
+    """Librdkafka keeps it, and nothing would be fetched when the partition comes back."""
+    broker.produce(numbers(0, 3))
+    away = True
 
-    [lag] = consumer.lags()
-    assert lag.messages == 1
-    assert lag.seconds < 60
+    def fail(_: Message) -> None:
+        if away:
+            raise Retry(after_s=30)
+
+    handled = Handled(fail)
+    member = group.member(handled).start()
+    group.until(lambda: ("t", 0) in member.client.paused, "it waits for its retry")
+    broker.revoke(("t", 0))
+    group.until(lambda: ("t", 0) not in broker.owners, "it is given back")
+    away = False
+    broker.elsewhere.clear()
+    group.until(lambda: handled.offsets == [0, 1, 2], "it is handled when it comes again")
 
 
-def test_a_member_that_is_stopped_before_it_has_joined_never_joins(
-    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+# A topic that is created again, truncation, retention
+
+
+@pytest.mark.parametrize("new_length", [100, 300, 700])
+def test_all_messages_of_a_topic_that_was_created_again_are_handled(
+    broker: FakeBroker, group: Group, new_length: int
 ) -> None:
-    done = joins(consumer, monkeypatch)
-    consumer._shutdown.request()
-    consumer.run()
+    """Also when the new log is as long as the old one, or longer: its offsets are then in range."""
+    broker.produce(numbers(0, 300))
+    first, second = Handled(), Handled()
+    member = group.member(first).start()
+    group.until(lambda: broker.offset() == 300, "all are committed")
+    group.until(lambda: member.lag() == 0, "ends are known")
+    broker.create("t")
+    broker.produce([b"new %d" % each for each in range(new_length)])
+    group.until(lambda: b"new 0" in first.values, "the new log is read from its beginning")
+    member.stop()
+    group.member(second, idle_timeout_s=0.3).finish()
 
-    assert done == ["unsubscribe", "close"]
-
-
-def test_waiting_for_brokers_or_the_handler_at_the_start_is_no_stall(consumer: Consumer) -> None:
-    consumer._stall_timeout_s = 0.0
-
-    assert consumer.live() is None
-
-
-def test_a_pause_between_attempts_is_no_stall(consumer: Consumer) -> None:
-    partition = owned(consumer)
-    partition.waiting_since_ms = 1
-    partition.progress_at = monotonic() - 1000
-    assert "no progress" in (consumer.live() or "")
-    partition.retry_at = monotonic() - 1
-
-    assert consumer.live() is None
+    assert {*first.values, *second.values} >= {b"new %d" % each for each in range(new_length)}
 
 
-def test_a_consumer_is_not_idle_while_a_partition_waits(consumer: Consumer) -> None:
-    """Nothing is received for a partition that is paused, and there may be more behind what waits."""
-    consumer._joined = True
-    consumer._idle_timeout_s = 5
-    partition = owned(consumer, Message(topic="t", partition=0, offset=0))
-    consumer._idle_since = monotonic() - 100
-    assert not consumer._finished()
-    partition.pending.clear()
-    assert not consumer._finished()
-    consumer._idle_since = monotonic() - 100
-
-    assert consumer._finished()
-
-
-def test_a_handler_is_given_as_many_bytes_as_fit_however_few_messages_they_are(
-    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+def test_the_offset_of_a_shorter_new_log_is_committed_before_it_reaches_the_old_one(
+    broker: FakeBroker, group: Group
 ) -> None:
-    large = Message(topic="t", partition=0, offset=0, value=bytes(MAX_WAITING_BYTES // 8))
-    partition = owned(consumer, *[large] * 7)
-    paused: list[TopicPartition] = []
-    client = SimpleNamespace(pause=paused.extend, poll=lambda _: large, get_watermark_offsets=lambda *_, **__: (0, 100))
-    monkeypatch.setattr(consumer, "_client", client)
-    consumer._keep_alive(0.1)
-    assert not partition.paused
-    assert consumer._full()
-    consumer._keep_alive(0.1)
+    """Librdkafka by itself commits only what is above: after a crash nothing, or all, would be handled again."""
+    broker.produce(numbers(0, 300))
+    member = group.member(Handled()).start()
+    group.until(lambda: broker.offset() == 300, "all are committed")
+    with broker.lock:
+        broker.create("t")
+        broker.produce(numbers(0, 50))
 
-    assert partition.paused
-    assert [each.partition for each in paused] == [0]
+    group.until(lambda: broker.offset() == 50, "the lower offset is committed")
+    broker.produce(numbers(50, 60))
+    group.until(lambda: broker.offset() == 60, "the next ones are committed too")
+    assert not member.ended
+
+
+def test_a_lower_offset_is_committed_again_until_the_brokers_take_it(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 300))
+    member = group.member(Handled()).start()
+    group.until(lambda: broker.offset() == 300, "all are committed")
+    with broker.lock:
+        broker.refuses_commits = KafkaError.COORDINATOR_LOAD_IN_PROGRESS
+        broker.create("t")
+        broker.produce(numbers(0, 50))
+    group.until(lambda: member.consumer.status.commits.get("failure"), "a commit is refused")
+    broker.refuses_commits = None
+
+    group.until(lambda: broker.offset() == 50, "the lower offset is committed")
+
+
+def test_messages_that_replace_truncated_ones_are_handled(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 100))
+    handled = Handled()
+    member = group.member(handled).start()
+    group.until(lambda: broker.offset() == 100, "all are committed")
+    with broker.lock:
+        broker.truncate(90)
+        broker.produce([b"new %d" % each for each in range(30)])
+    group.until(lambda: broker.offset() == 120, "the new ones are committed")
+    member.stop()
+
+    assert handled.values[100:] == [b"new %d" % each for each in range(30)]
+
+
+def test_messages_that_retention_deleted_before_they_were_handled_are_counted_exactly(
+    broker: FakeBroker, group: Group, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.produce(numbers(0, 100))
+    group.member(Handled(), max_messages=10).finish()
+    broker.delete_before(60)
+    handled = Handled()
+    member = group.member(handled, idle_timeout_s=0.2).finish()
+
+    assert handled.values == numbers(60, 100)
+    assert member.consumer.status.topics["t"].deleted == 50
+    assert "50 messages, offsets 10 to 59, were deleted by retention" in caplog.text
+    assert broker.offset() == 100
+
+
+def test_a_member_can_be_told_to_stop_when_messages_were_deleted(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 100))
+    group.member(Handled(), max_messages=10).finish()
+    broker.delete_before(60)
+
+    with pytest.raises(WorkerError, match=r"50 messages.*--on-deleted is stop"):
+        group.member(Handled(), stop_on_deleted=True).finish()
+    assert broker.offset() == 10
+
+
+def test_messages_deleted_before_the_group_began_are_not_counted(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 100))
+    broker.delete_before(60)
+    handled = Handled()
+    member = group.member(handled, idle_timeout_s=0.2).finish()
+
+    assert handled.values == numbers(60, 100)
+    assert member.consumer.status.topics["t"].deleted == 0
+
+
+# Where a group begins
+
+FROM_END = {"auto.offset.reset": "latest"}
+
+
+def test_a_group_that_begins_at_the_end_goes_on_there_after_a_crash(broker: FakeBroker, group: Group) -> None:
+    """Its beginning is committed at once: messages that come while no member lives are not skipped."""
+    broker.produce(numbers(0, 10))
+    group.member(Handled(), properties=FROM_END).start()
+    group.until(lambda: broker.offset() == 10, "where it begins is committed")
+    broker.kill()
+    broker.produce(numbers(10, 20))
+    handled = Handled()
+    group.member(handled, properties=FROM_END, idle_timeout_s=0.2).finish()
+
+    assert handled.values == numbers(10, 20)
+
+
+def test_a_group_begins_at_the_end_also_when_its_offsets_are_not_known_at_once(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.produce(numbers(0, 10))
+    broker.committed_timeouts = 2
+    handled = Handled()
+    group.member(handled, properties=FROM_END).start()
+    group.until(lambda: broker.offset() == 10, "where it begins is committed")
+    broker.produce(numbers(10, 20))
+    group.until(lambda: len(handled.values) == 10, "what comes afterwards is handled")
+
+    assert handled.values == numbers(10, 20)
+
+
+@pytest.mark.parametrize("timeouts", [0, 1])
+def test_a_partition_that_was_added_to_a_known_topic_is_read_from_its_beginning(
+    broker: FakeBroker, group: Group, timeouts: int
+) -> None:
+    broker.produce(numbers(0, 10))
+    member = group.member(Handled(), properties=FROM_END).start()
+    group.until(lambda: broker.offset() == 10, "where it begins is committed")
+    member.stop()
+    broker.add_partition("t")
+    broker.produce(numbers(0, 5), partition=1)
+    broker.committed_timeouts = timeouts
+    handled = Handled()
+    group.member(handled, properties=FROM_END, idle_timeout_s=0.5).finish()
+
+    assert handled.messages == [(1, each, b"%d" % each) for each in range(5)]
+
+
+def test_a_group_without_offsets_that_may_not_choose_them_is_a_clear_error(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 10))
+
+    with pytest.raises(WorkerError, match=r"committed no offset, and auto.offset.reset is error"):
+        group.member(Handled(), properties={"auto.offset.reset": "error"}).finish()
+
+
+def test_an_offset_that_is_not_in_the_log_is_a_clear_error_where_none_may_be_chosen(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.produce(numbers(0, 10))
+    group.member(Handled(), max_messages=5).finish()
+    broker.delete_before(8)
+
+    with pytest.raises(WorkerError, match=r"offset 5 cannot be read.*the log has 8 to 10"):
+        group.member(Handled(), properties={"auto.offset.reset": "error"}).finish()
+    assert broker.offset() == 5
+
+
+# Failures
+
+
+def test_a_message_that_failed_is_tried_again_in_its_place(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 10))
+    calls: list[int] = []
+
+    def fail_twice(message: Message) -> None:
+        offset = message.offset() or 0
+        calls.append(offset)
+        if offset == 4 and calls.count(4) < 3:
+            raise ValueError
+
+    handled = Handled(fail_twice)
+    member = group.member(handled, idle_timeout_s=0.2).finish()
+
+    assert handled.offsets == [*range(10)]
+    assert calls.count(4) == 3
+    assert member.consumer.status.topics["t"].retried == 2
+    assert member.dead_letters.sent == []
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_a_message_that_fails_for_ever_becomes_a_dead_letter_and_is_passed(
+    broker: FakeBroker, group: Group, concurrency: int
+) -> None:
+    broker.produce(numbers(0, 100), key=lambda value: value[-1:])
+
+    def fail(message: Message) -> None:
+        if message.offset() in (4, 17):
+            raise ValueError("no")
+
+    handled = Handled(fail)
+    order = "partition" if concurrency == 1 else "key"
+    member = group.member(handled, idle_timeout_s=0.3, concurrency=concurrency, order=order).finish()
+
+    assert sorted(handled.offsets) == [each for each in range(100) if each not in (4, 17)]
+    assert sorted((each.topic, each.offset, each.value, each.attempts) for each in member.dead_letters.sent) == [
+        ("t.dlq", 4, b"4", 5),
+        ("t.dlq", 17, b"17", 5),
+    ]
+    assert member.consumer.status.topics["t"].dead_lettered == 2
+    assert broker.offset() == 100
+
+
+def test_nothing_is_passed_while_its_dead_letter_cannot_be_written(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 10))
+
+    def reject(message: Message) -> None:
+        if message.offset() == 4:
+            raise Reject
+
+    handled = Handled(reject)
+    letters = FakeDeadLetters(answer=False)
+    member = group.member(handled, dead_letters=letters).start()
+    group.until(lambda: len(letters.sent) > 2, "it is sent again")
+    assert (handled.offsets, broker.offset()) == ([0, 1, 2, 3], 4)
+    letters.answer = True
+    group.until(lambda: broker.offset() == 10, "it goes on")
+    member.stop()
+
+
+def test_a_dead_letter_that_is_too_large_ends_the_member(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 10))
+
+    def reject(_: Message) -> None:
+        raise Reject
+
+    letters = FakeDeadLetters(answer=False)
+    letters.too_large = True
+    with pytest.raises(WorkerError, match=r"topic t.dlq takes no dead letter of that size"):
+        group.member(Handled(reject), dead_letters=letters).finish()
+    assert not broker.commits
+
+
+def test_a_member_can_be_told_to_stop_at_the_first_message_that_fails(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 10))
+
+    def fail(message: Message) -> None:
+        if message.offset() == 4:
+            raise ValueError("no")
+
+    with pytest.raises(WorkerError, match=r"t\[0\] offset 4, attempt 2: ValueError: no"):
+        group.member(Handled(fail), policy=ErrorPolicy("stop", max_attempts=2, backoff_s=0.01)).finish()
+    assert broker.offset() == 4
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_retries_and_dead_letters_are_of_what_was_received_whatever_the_handler_does_to_a_message(
+    broker: FakeBroker, group: Group, concurrency: int
+) -> None:
+    broker.produce(numbers(0, 5), key=b"k", headers=[("h", b"1")])
+    seen = []
+
+    def deface(message: Message) -> None:
+        seen.append((message.topic(), message.key(), message.value(), message.headers()))
+        fails = message.offset() == 2
+        message.set_value(object())
+        message.set_key(object())
+        message.set_headers([("other", b"2")])
+        message.set_topic("other")  # type: ignore[attr-defined]
+        if fails:
+            raise ValueError("no")
+
+    order = "partition" if concurrency == 1 else "key"
+    member = group.member(deface, idle_timeout_s=0.2, concurrency=concurrency, order=order).finish()
+
+    of_two = ("t", b"k", b"2", [("h", b"1")])
+    assert seen == [("t", b"k", b"%d" % each, [("h", b"1")]) for each in (0, 1, 2, 2, 2, 2, 2, 3, 4)]
+    [letter] = member.dead_letters.sent
+    assert (letter.topic, letter.key, letter.value, letter.headers) == (f"{of_two[0]}.dlq", *of_two[1:])
+    assert broker.offset() == 5
+
+
+def test_a_batch_whose_messages_the_handler_changed_is_taken_apart_as_it_was_received(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.produce(numbers(0, 20), key=b"k")
+    good: list[Any] = []
+
+    @batch
+    def deface(messages: list[Message]) -> None:
+        values = [message.value() for message in messages]
+        for message in messages:
+            message.set_value(object())
+            message.set_key(object())
+        messages.clear()
+        if b"7" in values:
+            raise ValueError("no")
+        good.extend(values)
+
+    member = group.member(deface, idle_timeout_s=0.2).finish()
+
+    assert good == [value for value in numbers(0, 20) if value != b"7"]
+    assert [(each.offset, each.key, each.value) for each in member.dead_letters.sent] == [(7, b"k", b"7")]
+    assert broker.offset() == 20
+
+
+def test_a_partition_that_fails_again_and_again_holds_up_no_other(broker: FakeBroker, group: Group) -> None:
+    broker.add_partition("t")
+    broker.produce(numbers(0, 3))
+    broker.produce(numbers(0, 50), partition=1)
+
+    def fail(message: Message) -> None:
+        if message.partition() == 0:
+            raise ValueError
+
+    handled = Handled(fail)
+    member = group.member(handled, policy=FOR_EVER).start()
+    group.until(lambda: broker.offset(1) == 50, "the other partition is handled")
+    member.stop()
+
+    assert broker.offset(0) in (None, 0)
+
+
+def test_a_dead_letter_that_waits_for_its_next_try_takes_its_place_among_the_last_messages(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.add_partition("t")
+    broker.produce(numbers(0, 1))
+
+    def reject(message: Message) -> None:
+        if message.partition() == 0:
+            raise Reject
+
+    handled = Handled(reject)
+    letters = FakeDeadLetters(answer=False)
+    member = group.member(handled, dead_letters=letters, max_messages=1).start()
+    group.until(lambda: letters.sent, "it is sent")
+    broker.produce(numbers(0, 5), partition=1)
+    tries = len(letters.sent)
+    group.until(lambda: len(letters.sent) > tries + 2, "it is tried again")
+    assert handled.messages == []
+    letters.answer = True
+    member.finish()
+
+    assert handled.messages == []
+    assert broker.offset(0) == 1
+
+
+@pytest.mark.parametrize("answer", [None, False])
+def test_a_member_does_not_spin_while_a_dead_letter_waits(
+    broker: FakeBroker, group: Group, answer: bool | None
+) -> None:
+    broker.produce(numbers(0, 5))
+
+    def reject(_: Message) -> None:
+        raise Reject
+
+    letters = FakeDeadLetters(answer)
+    member = group.member(Handled(reject), dead_letters=letters, max_messages=1).start()
+    group.until(lambda: letters.sent, "it is sent")
+    polls, begun = member.client.polls, time.monotonic()
+    time.sleep(1.0)
+    rate = (member.client.polls - polls) / (time.monotonic() - begun)
+    letters.answer = True
+    member.finish()
+
+    assert 1 < rate < 150
 
 
 def test_a_dead_letter_can_tell_of_any_error() -> None:
@@ -207,3 +772,464 @@ def test_a_dead_letter_can_tell_of_any_error() -> None:
 
     headers = dict(letter_headers(Message(topic="t", partition=0, offset=0), "g", MuteError(), 1))
     assert headers["kafka-workers.error-class"] == b"MuteError"
+
+
+# What is stuck, and what is not
+
+
+def test_a_fetch_that_hangs_is_healed_by_seeking(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.consumer.fetching.SEEK_S", 0.3)
+    broker.produce(numbers(0, 5))
+    handled = Handled()
+    member = group.member(handled).start()
+    group.until(lambda: broker.offset() == 5, "it has begun")
+    broker.hung["t", 0] = "seek"
+    broker.produce(numbers(5, 10))
+    group.until(lambda: handled.values == numbers(0, 10), "it is fetched again")
+
+    assert member.client.seeks == [(("t", 0), 5)]
+    assert member.client.joins == 1
+    assert member.consumer.live() is None
+
+
+def test_a_fetch_that_still_hangs_is_healed_by_joining_anew_with_a_new_client(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.consumer.fetching.SEEK_S", 0.2)
+    monkeypatch.setattr("workers.consumer.fetching.REJOIN_S", 0.6)
+    broker.produce(numbers(0, 5))
+    handled = Handled()
+    member = group.member(handled).start()
+    group.until(lambda: broker.offset() == 5, "it has begun")
+    broker.hung["t", 0] = "client"
+    broker.produce(numbers(5, 10))
+    group.until(lambda: broker.offset() == 10, "it is fetched again")
+    assert handled.values == numbers(0, 10)
+    first, second = broker.clients
+    assert first.seeks
+    assert first.closed
+    assert second.joins == 1
+    assert member.consumer.live() is None
+    group.until(lambda: member.consumer.status.fetch_recoveries == {"seek": 1, "rejoin": 1}, "it is counted")
+
+
+def test_a_fetch_that_hangs_whatever_was_tried_fails_the_probe(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in {"SEEK_S": 0.2, "REJOIN_S": 0.5, "STUCK_S": 1.0}.items():
+        monkeypatch.setattr(f"workers.consumer.fetching.{name}", seconds)
+    broker.produce(numbers(0, 5))
+    member = group.member(Handled()).start()
+    group.until(lambda: broker.offset() == 5, "it has begun")
+    broker.hung["t", 0] = "never"
+    broker.produce(numbers(5, 10))
+    said = group.until(member.consumer.live, "the probe fails")
+
+    assert "t[0] is not fetched: nothing has come from offset 5" in said
+    assert member.consumer.status.fetch_recoveries == {"seek": 1, "rejoin": 1}
+    assert member.lag() == 5
+
+
+@pytest.mark.parametrize("reason", ["retry", "full", "brokers"])
+def test_a_partition_that_has_a_reason_not_to_be_fetched_raises_no_alarm(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    """It waits for a retry, the handler has enough to do, or the brokers do not answer."""
+    limits = {"SEEK_S": 0.2, "REJOIN_S": 0.4, "STUCK_S": 0.6, "ANSWER_S": 0.1, "DRAINED_S": 0.1}
+    for name, seconds in limits.items():
+        monkeypatch.setattr(f"workers.consumer.fetching.{name}", seconds)
+    broker.produce(numbers(0, 5))
+    handled = Handled()
+
+    def handler(message: Message) -> None:
+        if message.offset() == 5 and reason == "retry":
+            raise Retry(after_s=30)
+        if message.offset() == 5 and reason == "full":
+            group.gate.wait(20)
+        handled(message)
+
+    member = group.member(handler).start()
+    group.until(lambda: broker.offset() == 5, "it has begun")
+    broker.answers = reason != "brokers"
+    broker.produce(numbers(5, 20_000))
+    turns = member.consumer.status.at
+    group.until(lambda: member.consumer.status.at > turns + 2.0, "two seconds pass")
+
+    assert member.consumer.live() is None
+    assert member.consumer.status.fetch_recoveries == {"seek": 0, "rejoin": 0}
+
+
+def test_waiting_for_ones_turn_is_not_being_stuck(group: Group, broker: FakeBroker) -> None:
+    for _ in range(5):
+        broker.add_partition("t")
+    for number in range(6):
+        broker.produce(numbers(0, 10), partition=number)
+    handled = Handled(lambda _: time.sleep(0.4))
+    member = group.member(handled, stall_timeout_s=1.5).start()
+    said = set()
+
+    def nine() -> bool:
+        said.add(member.consumer.live())
+        return len(handled.messages) >= 9
+
+    group.until(nine, "each has had its turn")
+
+    assert said == {None}
+    assert len({partition for partition, _, _ in handled.messages}) > 1
+
+
+def test_a_handler_that_hangs_is_being_stuck(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 5))
+
+    def hang(message: Message) -> None:
+        if message.offset() == 3:
+            group.gate.wait(20)
+
+    member = group.member(Handled(hang), stall_timeout_s=0.5).start()
+    said = group.until(member.consumer.live, "the probe fails")
+
+    assert "t[0] has made no progress" in said
+    assert "at offset 3: the handler has not returned" in said
+
+
+def test_waiting_for_brokers_or_the_handler_at_the_start_is_no_stall(broker: FakeBroker, group: Group) -> None:
+    member = group.member(Handled(), stall_timeout_s=0.0)
+
+    assert member.consumer.live() is None
+
+
+def test_a_pause_between_attempts_is_no_stall(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 5))
+
+    def fail(_: Message) -> None:
+        raise Retry(after_s=30)
+
+    member = group.member(Handled(fail), stall_timeout_s=1.0).start()
+    group.until(lambda: member.consumer.status.blocked_shards, "it waits for its retry")
+    since = member.consumer.status.at
+    group.until(lambda: member.consumer.status.at > since + 1.5, "longer than a stall")
+
+    assert member.consumer.live() is None
+
+
+# Lag
+
+
+def test_the_lag_in_seconds_begins_when_a_message_is_there_and_not_when_the_last_was_sent(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.produce(numbers(0, 5), timestamp_ms=1)
+    member = group.member(Handled()).start()
+    group.until(lambda: member.lag() == 0, "all is handled")
+    broker.hung["t", 0] = "never"
+    broker.produce(numbers(5, 6))
+    group.until(lambda: member.lag() == 1, "there is one more")
+
+    seen = member.partition()
+    assert seen is not None
+    assert seen.lag_seconds is not None
+    assert seen.lag_seconds < 60
+
+
+@pytest.mark.parametrize("timestamp_ms", [-1, 0])
+def test_messages_without_a_time_have_the_lag_for_which_they_wait(
+    broker: FakeBroker, group: Group, timestamp_ms: int
+) -> None:
+    broker.produce(numbers(0, 5), timestamp_ms=timestamp_ms)
+
+    def hang(message: Message) -> None:
+        if message.offset() == 1:
+            group.gate.wait(20)
+
+    member = group.member(Handled(hang)).start()
+
+    def waits() -> bool:
+        seen = member.partition()
+        assert seen is None or seen.lag_seconds is None or seen.lag_seconds < 60
+        return seen is not None and (seen.lag_messages, (seen.lag_seconds or 0.0) > 0.5) == (4, True)
+
+    group.until(waits, "the lag grows")
+
+
+# Memory
+
+
+def test_a_handler_that_hangs_is_given_no_more_bytes_than_fit(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.consumer.loop.MAX_WAITING_BYTES", 1_000_000)
+    broker.produce([bytes(100_000)] * 100)
+    handled = Handled(lambda _: group.gate.wait(20))
+    member = group.member(handled).start()
+    group.until(lambda: ("t", 0) in member.client.paused, "it is paused")
+    # `consume` has no bound in bytes; librdkafka's queue has (queued.max.messages.kbytes).
+    group.gate.set()
+    group.until(lambda: broker.offset() == 100, "all are handled")
+
+    assert handled.offsets == [*range(100)]
+
+
+# Many messages at once
+
+
+class Keys:
+    """A handler that notes what is at work at once, and that no key is so twice."""
+
+    def __init__(self, before: Callable[[Message], object] = lambda _: None) -> None:
+        self.by_key: dict[Any, list[int]] = {}
+        self.most = 0
+        self.twice = False
+        self._at_work: set[Any] = set()
+        self._lock = threading.Lock()
+        self._before = before
+
+    def __call__(self, message: Message) -> None:
+        self.begin([message])
+        try:
+            self._before(message)
+            self.by_key.setdefault(message.key(), []).append(message.offset() or 0)
+        finally:
+            self.end([message])
+
+    def begin(self, messages: list[Message]) -> None:
+        keys = {message.key() for message in messages}
+        with self._lock:
+            self.twice = self.twice or not self._at_work.isdisjoint(keys)
+            self._at_work |= keys
+            self.most = max(self.most, len(self._at_work))
+
+    def end(self, messages: list[Message]) -> None:
+        with self._lock:
+            self._at_work -= {message.key() for message in messages}
+
+    @property
+    def offsets(self) -> list[int]:
+        return sorted(offset for offsets in self.by_key.values() for offset in offsets)
+
+    def more_than(self, count: int) -> bool:
+        return len(self.offsets) > count
+
+    @property
+    def in_order(self) -> bool:
+        return not self.twice and all(offsets == sorted(offsets) for offsets in self.by_key.values())
+
+
+BY_KEY = {"concurrency": 8, "order": "key"}
+
+
+def key_of_ten(value: bytes) -> bytes:
+    return value[-1:]
+
+
+def test_messages_of_different_keys_are_handled_at_once_and_those_of_one_in_order(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.produce(numbers(0, 200), key=key_of_ten)
+    keys = Keys(lambda _: time.sleep(0.002))
+    group.member(keys, idle_timeout_s=0.3, **BY_KEY).finish()
+
+    assert keys.in_order
+    assert keys.offsets == [*range(200)]
+    assert 2 <= keys.most <= 8
+    assert broker.offset() == 200
+
+
+def test_an_async_handler_has_messages_of_different_keys_at_once_and_those_of_one_in_order(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.produce(numbers(0, 200), key=key_of_ten)
+    keys = Keys()
+
+    async def handler(message: Message) -> None:
+        keys.begin([message])
+        await asyncio.sleep(0.002)
+        keys.by_key.setdefault(message.key(), []).append(message.offset() or 0)
+        keys.end([message])
+
+    group.member(handler, idle_timeout_s=0.3, **BY_KEY).finish()
+
+    assert keys.in_order
+    assert keys.offsets == [*range(200)]
+    assert 2 <= keys.most <= 8
+    assert broker.offset() == 200
+
+
+def test_no_two_batches_at_once_have_messages_of_the_same_key(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 2000), key=lambda value: value[-2:])
+    keys = Keys()
+    sizes: list[int] = []
+
+    @batch
+    def handler(messages: list[Message]) -> None:
+        keys.begin(messages)
+        time.sleep(0.005)
+        for message in messages:
+            keys.by_key.setdefault(message.key(), []).append(message.offset() or 0)
+        sizes.append(len(messages))
+        keys.end(messages)
+
+    group.member(handler, idle_timeout_s=0.3, **BY_KEY).finish()
+
+    assert keys.in_order
+    assert keys.offsets == [*range(2000)]
+    assert max(sizes) > 1
+    assert broker.offset() == 2000
+
+
+def test_the_offset_of_the_first_message_that_is_not_done_is_committed_and_no_later_one(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.produce(numbers(0, 100), key=key_of_ten)
+    keys = Keys(lambda message: group.gate.wait(20) if message.offset() == 33 else None)
+    member = group.member(keys, **BY_KEY).start()
+    # 33, 43, ... 93 are of the key that hangs.
+    group.until(lambda: len(keys.offsets) == 93, "all but one key are done")
+    group.until(lambda: broker.offset() == 33, "what is before it is committed")
+    group.until(lambda: (member.partition() or PartitionStatus("", 0, 0, 0, 0, 0)).offset_distance == 60, "it is told")
+    assert broker.offset() == 33
+    group.gate.set()
+    group.until(lambda: broker.offset() == 100, "all are committed")
+
+    assert keys.in_order
+
+
+@pytest.mark.parametrize("poisoned", [0, 33])
+@pytest.mark.parametrize("end", ["stop", "kill", "revoke"])
+def test_what_is_done_beyond_a_poisoned_message_is_not_handled_again_by_the_next_member(
+    broker: FakeBroker, group: Group, poisoned: int, end: str
+) -> None:
+    """Its list travels in the metadata of the commit."""
+    broker.produce(numbers(0, 100), key=key_of_ten)
+
+    def fail(message: Message) -> None:
+        if message.offset() == poisoned:
+            raise ValueError
+
+    first, second = Keys(fail), Keys()
+    member = group.member(first, policy=FOR_EVER, **BY_KEY).start()
+    beyond = [each for each in range(100) if each % 10 != poisoned % 10 or each < poisoned]
+    group.until(lambda: first.offsets == beyond, "all but one key are done")
+
+    if end == "stop":
+        member.stop()
+    elif end == "revoke":
+        broker.revoke(("t", 0))
+        group.until(lambda: ("t", 0) not in broker.owners, "it is given back")
+        broker.elsewhere.clear()
+        broker.kill()
+    else:
+        # A crash repeats what was done since the last commit, so wait for that.
+        done = [each for each in beyond if each > poisoned]
+        group.until(lambda: broker.ahead() == done, "what is done beyond it is committed")
+        broker.kill()
+    group.member(second, idle_timeout_s=0.3, **BY_KEY).finish()
+
+    assert second.offsets == [*range(poisoned, 100, 10)]
+    assert second.in_order
+    assert broker.offset() == 100
+
+
+def test_what_was_done_beyond_a_poisoned_message_is_remembered_by_members_that_come_and_go(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.produce(numbers(0, 100), key=key_of_ten)
+
+    def fail(message: Message) -> None:
+        if message.offset() == 0:
+            raise ValueError
+
+    first = Keys(fail)
+    member = group.member(first, policy=FOR_EVER, **BY_KEY).start()
+    group.until(lambda: len(first.offsets) == 90, "all but one key are done")
+    member.stop()
+    second = Keys(fail)
+    member = group.member(second, policy=FOR_EVER, **BY_KEY).start()
+    group.until(lambda: member.consumer.status.topics["t"].retried > 1, "it has begun")
+    member.stop()
+    third = Keys()
+    group.member(third, idle_timeout_s=0.3, **BY_KEY).finish()
+
+    assert second.offsets == []
+    assert third.offsets == [*range(0, 100, 10)]
+
+
+def test_what_is_done_beyond_the_mark_is_handled_again_where_the_log_has_other_messages_now(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.produce(numbers(0, 100), key=key_of_ten)
+
+    def fail(message: Message) -> None:
+        if message.offset() == 33:
+            raise ValueError
+
+    first, second = Keys(fail), Keys()
+    member = group.member(first, policy=FOR_EVER, **BY_KEY).start()
+    group.until(lambda: len(first.offsets) == 93, "all but one key are done")
+    member.stop()
+    broker.truncate(40)
+    broker.produce(numbers(40, 100), key=key_of_ten)
+    group.member(second, idle_timeout_s=0.3, **BY_KEY).finish()
+
+    assert second.offsets == [33, *range(40, 100)]
+    assert broker.offset() == 100
+
+
+@pytest.mark.parametrize("metadata", ["", "of somebody else", "kw9|?", "kw1||0|1|9-1|", "kw1|" + "9" * 4000])
+def test_foreign_metadata_never_breaks_a_start(broker: FakeBroker, group: Group, metadata: str) -> None:
+    broker.produce(numbers(0, 10), key=key_of_ten)
+    broker.committed["t", 0] = TopicPartition("t", 0, 4, metadata)
+    keys = Keys()
+    group.member(keys, idle_timeout_s=0.2, **BY_KEY).finish()
+
+    assert keys.offsets == [*range(4, 10)]
+
+
+def test_a_poisoned_message_blocks_its_key_and_the_others_up_to_the_bound(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 20_000), key=lambda value: value[-3:])
+    poison = True
+
+    def fail(message: Message) -> None:
+        if message.offset() == 7 and poison:
+            raise ValueError
+
+    keys = Keys(fail)
+    group.member(keys, policy=FOR_EVER, max_distance=3000, **BY_KEY).start()
+    group.until(lambda: len(keys.offsets) >= 2990, "the others go on up to the bound")
+    polls = broker.clients[-1].polls
+    group.until(lambda: broker.clients[-1].polls > polls + 10, "the loop turns")
+    # What `consume` returns at once may exceed the bound.
+    assert max(keys.offsets) <= 3000 + 2000 + 7
+    assert broker.offset() == 7
+    poison = False
+    group.until(lambda: broker.offset() == 20_000, "all go on when it is mended")
+
+    assert keys.in_order
+    assert keys.offsets == [*range(20_000)]
+
+
+def test_a_revocation_waits_for_all_messages_at_hand(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 400), key=key_of_ten)
+    keys = Keys(lambda _: time.sleep(0.01))
+    group.member(keys, idle_timeout_s=0.5, **BY_KEY).start()
+    for _ in range(3):
+        seen = len(keys.offsets)
+        group.until(partial(keys.more_than, seen + 20), "it makes progress")
+        broker.revoke(("t", 0))
+        group.until(lambda: ("t", 0) not in broker.owners, "it is given back")
+        broker.elsewhere.clear()
+    group.members[0].finish()
+
+    assert keys.offsets == [*range(400)]
+    assert broker.offset() == 400
+
+
+def test_messages_in_no_order_are_all_handled_at_once(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 40), key=b"k")
+    together = threading.Barrier(8)
+    handled = Handled(lambda _: together.wait(20))
+    group.member(handled, idle_timeout_s=0.3, concurrency=8, order="none").finish()
+
+    assert sorted(handled.offsets) == [*range(40)]
+    assert broker.offset() == 40

@@ -115,7 +115,7 @@ def test_a_batch_is_judged_as_its_messages_one_by_one(
     reference.observe(batch)
 
     assert whole == single
-    assert ledger.memo() == reference.memo()
+    assert ledger.as_text() == reference.as_text()
 
 
 @given(st.integers(0, 1000), st.integers(0, 300))
@@ -137,7 +137,7 @@ def test_the_next_owner_goes_on_where_the_memo_ends(count: int, cut: int) -> Non
     counts = OrderCounts()
     before = OrderLedger(counts)
     before.observe(values(sequences[:cut]))
-    after = OrderLedger(counts, before.memo())
+    after = OrderLedger(counts, before.as_text())
     after.observe(values(sequences[cut:]))
     assert counts == OrderCounts()
 
@@ -152,7 +152,7 @@ def test_a_message_that_fills_a_gap_is_late_for_the_next_owner_too(first: list[i
     before, alone = OrderLedger(handed_over), OrderLedger(kept)
     before.observe(values(first))
     alone.observe(values(first))
-    OrderLedger(handed_over, before.memo()).observe(values(second))
+    OrderLedger(handed_over, before.as_text()).observe(values(second))
     alone.observe(values(second))
 
     assert handed_over == kept
@@ -184,7 +184,7 @@ def test_memory_and_memo_stay_bounded_whatever_is_read() -> None:
     ledger.observe(values(late, stream_of("late", 0, 1)))
 
     # Kafka's offset.metadata.max.bytes.
-    assert len(ledger.memo()) <= 4096
+    assert len(ledger.as_text()) <= 4096
     assert len(ledger._streams) == MAX_STREAMS
     assert max(len(each.gaps) for each in ledger._streams.values()) == MAX_GAPS
 
@@ -241,4 +241,4 @@ def test_what_only_begins_like_a_stamp_does_no_harm(name: bytes) -> None:
     ledger = OrderLedger(OrderCounts())
     ledger.observe([b"kw1 " + name + b" 000000000007 0000000000000001"])
 
-    assert (ledger.memo() != "") == is_stream(name)
+    assert (ledger.as_text() != "") == is_stream(name)

@@ -7,7 +7,7 @@ import time
 from contextlib import nullcontext
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from tests.conftest import Topics
@@ -17,11 +17,13 @@ from workers import Retry
 from workers.accounting.order import OrderCounts
 from workers.config import CLASSIC_DEFAULTS, CONSUMER_DEFAULTS, ClientConfig, Precedence, Setting
 from workers.consumer import loop
-from workers.consumer.assignment import Partition
+from workers.consumer.assignment import Assignment, PartitionState
 from workers.consumer.failures import ErrorPolicy
+from workers.consumer.received import Received
 from workers.deadletters.headers import ORIGINAL_PARTITION, ORIGINAL_TOPIC
 from workers.deadletters.writer import DeadLetters
 from workers.kafka.messages import headers_of
+from workers.kafka.watermarks import Watermarks
 from workers.lifecycle import Shutdown
 from workers.local.cluster import finish
 
@@ -365,22 +367,24 @@ def test_what_a_blocked_partition_gives_back_to_the_client_is_read_again_in_orde
             failed.add(place)
             raise Retry("again", after_s=0.05)
 
-    class Watched(loop.Consumer):
-        def _give_back(self, partition: Partition) -> None:
-            before = len(partition.pending)
-            super()._give_back(partition)
-            given_back.append(before - len(partition.pending))
+    give_back = Assignment.give_back
 
-    told = {"bootstrap.servers": bootstrap_servers, "group.id": group}
+    def watched(assignment: Assignment, state: PartitionState, beyond: Received) -> None:
+        given_back.append(len(beyond))
+        give_back(assignment, state, beyond)
+
+    monkeypatch.setattr(Assignment, "give_back", watched)
+    told = {"bootstrap.servers": bootstrap_servers, "group.id": group, "log_level": "0"}
     settings = [Setting(*each, Precedence.COMMAND_LINE, "") for each in told.items()]
     config = ClientConfig((*CONSUMER_DEFAULTS, *CLASSIC_DEFAULTS), settings)
-    consumer = Watched(
+    consumer = loop.Consumer(
         config,
         [topic],
         lambda: nullcontext(fails_at_times),
         Shutdown(10),
         policy=ErrorPolicy(),
         dead_letters=DeadLetters(config, None, group),
+        watermarks=Watermarks(lambda: AdminClient(dict(told)), IsolationLevel.READ_COMMITTED),
         max_messages=3000,
     )
     consumer.start(10)
@@ -388,7 +392,7 @@ def test_what_a_blocked_partition_gives_back_to_the_client_is_read_again_in_orde
 
     assert len(failed) == 30
     assert sum(given_back) > 1000
-    assert (consumer.topics[topic].handled, consumer.topics[topic].order) == (3000, OrderCounts())
+    assert (consumer.status.topics[topic].handled, consumer.status.topics[topic].order) == (3000, OrderCounts())
 
 
 def test_messages_do_not_pile_up_in_a_consumer_that_takes_a_failed_batch_apart(

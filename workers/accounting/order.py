@@ -13,16 +13,15 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
+from workers.accounting.offset_metadata import MAX_BYTES
 from workers.accounting.stamps import MAGIC, SEQUENCE, STREAM, head, is_bound, is_stream
 
 # Bounds of one partition's OrderLedger. Beyond them an old stream starts anew and an old gap stays counted as missing.
 MAX_STREAMS = 64
 MAX_GAPS = 128
-# What a committed offset's metadata may hold: offset.metadata.max.bytes of the brokers.
-MEMO_BYTES = 4096
-_MEMO_GAP = re.compile(r" (\d+)-(\d+)")
+_GAP = re.compile(r" (\d+)-(\d+)")
 _STREAM_LENGTH = STREAM.stop - STREAM.start
-_MEMO_ENTRY = re.compile(rf"(?P<stream>.{{{_STREAM_LENGTH}}}) (?P<next>\d+)(?P<gaps>(?: \d+-\d+)*)", re.ASCII)
+_ENTRY = re.compile(rf"(?P<stream>.{{{_STREAM_LENGTH}}}) (?P<next>\d+)(?P<gaps>(?: \d+-\d+)*)", re.ASCII)
 _LAST_DIGIT: Callable[[bytes], int] = itemgetter(SEQUENCE.stop - 1)
 
 
@@ -51,9 +50,9 @@ class OrderLedger:
     stream starts where it is first seen. Holds at most MAX_STREAMS streams and MAX_GAPS gaps of each.
     """
 
-    def __init__(self, counts: OrderCounts, memo: str | None = None) -> None:
+    def __init__(self, counts: OrderCounts, text: str | None = None) -> None:
         self._counts = counts
-        self._streams: dict[bytes, _Expected] = _from_memo(memo)
+        self._streams: dict[bytes, _Expected] = _from_text(text)
 
     def follow(self, values: list[Any]) -> bool:
         """Books the values of messages at once if they are just the next ones of one stream, and says whether they are.
@@ -97,10 +96,14 @@ class OrderLedger:
             else:
                 self._surprise(value[STREAM], expected, sequence)
 
-    def memo(self) -> str:
-        """What the next owner of the partition needs to go on, without the oldest gaps where they do not fit."""
+    def as_text(self, room: int = MAX_BYTES) -> str:
+        """What the next owner of the partition needs to go on, without the oldest gaps where `room` bytes are too few;
+        empty where not even the streams fit.
+        """
         entries = [f"{stream.decode()} {expected.next}" for stream, expected in self._streams.items()]
-        room = MEMO_BYTES - sum(map(len, entries)) - len(entries)
+        room -= sum(map(len, entries)) + len(entries)
+        if room < 0:
+            return ""
         for at, expected in enumerate(self._streams.values()):
             for start, end in reversed(expected.gaps):
                 gap = f" {start}-{end}"
@@ -141,12 +144,12 @@ def _fill(gaps: list[tuple[int, int]], sequence: int) -> bool:
     return False
 
 
-def _from_memo(memo: str | None) -> dict[bytes, _Expected]:
+def _from_text(text: str | None) -> dict[bytes, _Expected]:
     streams = {}
-    for entry in (memo or "").split(";"):
-        # Somebody else's commit may carry any text.
-        found = _MEMO_ENTRY.fullmatch(entry)
-        if found is not None:
-            gaps = [(int(start), int(end)) for start, end in _MEMO_GAP.findall(found["gaps"])]
+    for entry in (text or "").split(";"):
+        # Somebody else's commit may carry any text, also one that would not fit when it is committed again.
+        found = _ENTRY.fullmatch(entry)
+        if found is not None and is_stream(found["stream"].encode()):
+            gaps = [(int(start), int(end)) for start, end in _GAP.findall(found["gaps"])]
             streams[found["stream"].encode()] = _Expected(int(found["next"]), sorted(gaps))
     return streams

@@ -5,16 +5,27 @@ import logging
 from dataclasses import asdict
 
 import click
+from confluent_kafka import IsolationLevel
+from confluent_kafka.admin import AdminClient
 
 from workers.cli.context import Context
 from workers.cli.parameters import ConsumeOptions, check_dead_letter_topic
-from workers.config import CLASSIC_DEFAULTS, CONSUMER_DEFAULTS, PRODUCER_DEFAULTS, ClientConfig, Setting
+from workers.config import (
+    CLASSIC_DEFAULTS,
+    COMMON_DEFAULTS,
+    CONSUMER_DEFAULTS,
+    PRODUCER_DEFAULTS,
+    ClientConfig,
+    Setting,
+)
 from workers.consumer.failures import ErrorPolicy
 from workers.consumer.loop import Consumer
 from workers.consumer.printer import printer
 from workers.deadletters.writer import DeadLetters
 from workers.errors import WorkerError
 from workers.handlers import load_handler
+from workers.kafka.client import LIBRDKAFKA, create_client
+from workers.kafka.watermarks import Watermarks
 from workers.lifecycle import Shutdown, Stopped, settle_memory
 from workers.monitoring.metrics import ConsumerCollector
 
@@ -36,6 +47,12 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
     # The consumer's own properties mean nothing to the producer of dead letters, so it gets what is about the
     # connection.
     dead_letter_config = context.client_config(PRODUCER_DEFAULTS)
+    admin_config = context.client_config(COMMON_DEFAULTS)
+    committed_only = config.get("isolation.level", "read_committed") == "read_committed"
+    watermarks = Watermarks(
+        lambda: create_client(AdminClient, admin_config, {"logger": LIBRDKAFKA}),
+        IsolationLevel.READ_COMMITTED if committed_only else IsolationLevel.READ_UNCOMMITTED,
+    )
     consumer = Consumer(
         config,
         options.topics,
@@ -45,9 +62,16 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
         dead_letters=DeadLetters(
             dead_letter_config, options.dead_letter_topic, config.get("group.id"), options.worker.auth_timeout
         ),
+        watermarks=watermarks,
         max_messages=options.max_messages,
         idle_timeout_s=options.idle_timeout,
         stall_timeout_s=options.stall_timeout,
+        concurrency=options.concurrency,
+        order=options.order or ("partition" if options.concurrency == 1 else "key"),
+        batch_size=options.batch_size,
+        max_distance=options.max_offset_distance,
+        stop_on_deleted=options.on_deleted == "stop",
+        auth_timeout_s=options.worker.auth_timeout,
     )
     metrics = None if options.worker.no_metrics else options.metrics
     with context.serve(metrics, ConsumerCollector(consumer, config.get("client.id")), consumer.ready, consumer.live):
@@ -88,9 +112,10 @@ def _show_consumed(consumer: Consumer, form: str) -> None:
             "handled": topic.handled,
             "retried": topic.retried,
             "dead_lettered": topic.dead_lettered,
+            "deleted": topic.deleted,
             **asdict(topic.order),
         }
-        for topic in consumer.topics.values()
+        for topic in consumer.assignment.topics.values()
     }
     if form == "json":
         click.echo(json.dumps({"group": consumer.group_id, "topics": topics}), err=True)

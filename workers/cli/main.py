@@ -169,6 +169,39 @@ def produce(**parameters: Any) -> None:
     show_default=True,
     help="Seconds without progress after which /livez fails.",
 )
+@option(
+    "--concurrency",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    help="Calls of the handler at once: threads, or for an async handler calls in its event loop.",
+)
+@option(
+    "--order",
+    type=click.Choice(["partition", "key", "none"]),
+    help="What is handled one after the other.  [default: partition; key when --concurrency is above 1]",
+)
+@option(
+    "--batch-size",
+    type=click.IntRange(1, 2000),
+    default=2000,
+    show_default=True,
+    help="Messages in a batch at most; a slow handler gets fewer.",
+)
+@option(
+    "--max-offset-distance",
+    type=click.IntRange(min=100),
+    default=10_000,
+    show_default=True,
+    help="Messages of a partition that may be ahead of the first one that is not done.",
+)
+@option(
+    "--on-deleted",
+    type=click.Choice(["continue", "stop"]),
+    default="continue",
+    show_default=True,
+    help="When retention has deleted messages before they were handled: count them and go on, or stop.",
+)
 @worker_options
 @connection_options
 def consume(**parameters: Any) -> None:

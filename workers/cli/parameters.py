@@ -95,6 +95,11 @@ class ConsumeOptions:
     max_messages: int | None
     idle_timeout: float | None
     stall_timeout: float
+    concurrency: int
+    order: Literal["partition", "key", "none"] | None
+    batch_size: int
+    max_offset_distance: int
+    on_deleted: Literal["continue", "stop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,100 +1,362 @@
-"""What a member of a group knows of its partitions: how far they are handled, what waits, how far behind that is."""
+"""What this member of the group owns, and how far each partition is.
+
+`Assignment` is the only code that changes a partition's state; everything here is called from the loop's thread, also
+the rebalance callbacks, which run inside `poll` and `close`. No client is used here: the loop tells it what happened.
+"""
 
 import time
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 
 from confluent_kafka import OFFSET_INVALID, Message, TopicPartition
 
 from workers.accounting.histogram import LatencyHistogram
+from workers.accounting.offset_metadata import OffsetMetadata, decode, encode, room_for_ledger
 from workers.accounting.order import OrderCounts, OrderLedger
-from workers.deadletters.writer import Letter
+from workers.consumer.offsets import OffsetTracker
+from workers.consumer.received import Received
+
+Key = tuple[str, int]
 
 
-class Topic:
-    """What was done with the messages of one topic, over all partitions this member ever owned."""
+class TopicCounts:
+    """What was done with the messages of one topic, over all partitions that this member ever owned."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.handled = 0
         self.retried = 0
         self.dead_lettered = 0
+        # Retention had deleted them before they were handled.
+        self.deleted = 0
         self.order = OrderCounts()
         self.latencies = LatencyHistogram()
 
 
-class Partition:
+class PartitionState:
     """A partition while this member owns it.
 
-    Invariant: every message of it before `next_offset` was handled, and `pending` begins with the message at
-    `next_offset`, or, where nothing is pending, with what comes next. `next_offset` is None until the first message
-    tells it.
+    Invariant: every message before `next_offset` was handled; what was received from there on is counted by `count` and
+    `bytes`. `next_offset` is None until the first message, or the committed offset, tells it. `position` is the offset
+    that is received next.
     """
 
-    def __init__(self, topic: Topic, number: int, committed: TopicPartition | None) -> None:
+    def __init__(self, topic: TopicCounts, number: int, committed: TopicPartition | None, *, in_order: bool) -> None:
+        known = committed is not None and committed.offset >= 0
+        offset = committed.offset if committed is not None and known else None
+        metadata = decode(offset or 0, committed.metadata if committed is not None and known else None)
         self.topic = topic
+        # Of the topic that the offsets are of: a topic that is created again has its name, and another id.
+        self.topic_id = metadata.topic_id
         self.number = number
         self.owned = True
-        self.pending: list[Message] = []
-        self.next_offset = committed.offset if committed is not None and committed.offset >= 0 else None
-        self.ledger = OrderLedger(topic.order, committed.metadata if committed is not None else None)
+        self.in_order = in_order
+        self.tracker = OffsetTracker(offset)
+        self.position = offset
+        self.ledger = OrderLedger(topic.order, metadata.ledger)
+        self.count = 0
+        self.bytes = 0
+        # What was received and not passed by the low-water mark, where messages are completed in any order.
+        self.window: deque[Received] = deque()
+        self.window_place = 0
+        # Offsets that an earlier owner has completed beyond what it had committed.
+        self.completed_earlier = metadata if metadata.ahead else None
+        self.leader_epoch = -1
+        # The highest of what was completed, in any order.
+        self.completed_epoch = metadata.leader_epoch if metadata.ahead else -1
         self.paused = False
-        # The message at the head of `pending` failed: how often it was called, and when it is called again.
-        self.tries = 0
-        self.attempts = 0
-        self.retry_at = 0.0
-        self.letter: Letter | None = None
-        self.letter_error: BaseException | None = None
-        # A batch failed: so many messages are handled one by one, to find the one that fails.
-        self.singly = 0
-        # So far the client has read. What lies before that and was not pending is no message: the marker of a
-        # transaction, or what one has aborted.
-        self.read_offset = -1
-        # For lag and liveness, read by the server's threads.
+        # The offset to commit has changed since it was staged.
+        self.dirty = False
+        # Of what was staged last; metadata that changes without the offset has to be committed explicitly.
+        self.staged_offset = offset
+        # librdkafka commits by itself only what is above the offset committed before: nothing after a jump backwards,
+        # and nothing while the low-water mark stands and only the metadata changes.
+        self.rewound = False
+        self.begin_offset = -1
         self.end_offset = -1
         self.behind_since_s = 0.0
         self.waiting_since_ms = 0
         self.last_timestamp_ms = 0
-        self.progress_at = time.monotonic()
         self.assigned_at_s = time.time()
+        self.started_at = self.progress_at = time.monotonic()
+        self.received_at = float("-inf")
 
     def __str__(self) -> str:
         return f"{self.topic.name}[{self.number}]"
 
     @property
-    def blocked(self) -> bool:
-        """Whether its next message waits for a pause to end or for its dead letter."""
-        return self.letter_error is not None or self.retry_at > time.monotonic()
+    def key(self) -> Key:
+        return self.topic.name, self.number
 
     @property
-    def waits_since(self) -> float:
-        """Since when it could have had the handler: it made progress then, or its pause ended."""
-        return max(self.progress_at, self.retry_at)
+    def next_offset(self) -> int | None:
+        """The offset to commit: the low-water mark."""
+        return self.tracker.next_offset
 
-    @property
-    def pending_bytes(self) -> int:
-        """From the first and the last of its messages: to look at each would take longer than all else."""
-        messages = self.pending
-        return len(messages) * max(len(messages[0]), len(messages[-1])) if messages else 0
+    def topic_partition(self, offset: int = OFFSET_INVALID, metadata: str = "") -> TopicPartition:
+        return TopicPartition(self.topic.name, self.number, offset, metadata, self.leader_epoch)
+
+    def to_commit(self) -> TopicPartition:
+        """What is to be committed, with the metadata for the next owner; there is something."""
+        offset = self.tracker.next_offset
+        assert offset is not None
+        ahead = OffsetMetadata(self.topic_id)
+        if self.tracker.distance:
+            ahead = ahead._replace(
+                ahead=self.tracker.ahead(), leader_epoch=self.completed_epoch, time_ms=int(time.time() * 1000)
+            )
+        metadata = ahead._replace(ledger=self.ledger.as_text(room_for_ledger(ahead, offset)))
+        return self.topic_partition(offset, encode(offset, metadata))
 
     def age_s(self) -> float:
         """How old its oldest message is that was not handled yet, in seconds."""
-        since_s = self.waiting_since_ms / 1000 or self.behind_since_s or self.last_timestamp_ms / 1000
+        waiting_s, last_s = self.waiting_since_ms / 1000, self.last_timestamp_ms / 1000
+        since_s = (waiting_s if waiting_s > 0 else 0.0) or self.behind_since_s or (last_s if last_s > 0 else 0.0)
         return max(0.0, time.time() - (since_s or self.assigned_at_s))
 
-    def see_end(self, offset: int) -> None:
-        """Notes where it ends now."""
+    def update_end_offset(self, offset: int) -> None:
+        """Note where it ends now."""
         if self.next_offset is not None and self.end_offset <= self.next_offset < offset:
             self.behind_since_s = time.time()
         self.end_offset = offset
 
-    def at(self, offset: int = OFFSET_INVALID, metadata: str = "", epoch: int | None = None) -> TopicPartition:
-        return TopicPartition(self.topic.name, self.number, offset, metadata, -1 if epoch is None else epoch)
+
+class Assignment:
+    """The partitions of this member. `in_order` says that each is handled in the order of its offsets."""
+
+    def __init__(self, topics: Iterable[str], *, in_order: bool = True) -> None:
+        self.topics = {name: TopicCounts(name) for name in topics}
+        self.partitions: dict[Key, PartitionState] = {}
+        self.handled = 0
+        self._in_order = in_order
+
+    # Rebalances
+
+    def assign(self, partitions: Iterable[TopicPartition]) -> None:
+        """Own partitions, which begin at their offsets where these are committed ones; None where not known."""
+        for each in partitions:
+            topic = self.topics.setdefault(each.topic, TopicCounts(each.topic))
+            known = each if each.error is None else None
+            self.partitions[each.topic, each.partition] = PartitionState(
+                topic, each.partition, known, in_order=self._in_order
+            )
+
+    def remove(self, partitions: Iterable[TopicPartition]) -> list[PartitionState]:
+        """Own them no more; return their last states. Work that is under way for them is not counted afterwards,
+        except by `complete` with `revoked`.
+        """
+        taken = [self.partitions.pop((each.topic, each.partition), None) for each in partitions]
+        gone = [state for state in taken if state is not None]
+        for state in gone:
+            state.owned = False
+        return gone
+
+    def reset(self, state: PartitionState, offset: int) -> PartitionState:
+        """Begin a partition anew at `offset`, as its log has other messages now; return its new state.
+
+        What was received and not handled is dropped with the old state; its work is not counted any more.
+        """
+        state.owned = False
+        fresh = PartitionState(state.topic, state.number, None, in_order=self._in_order)
+        fresh.ledger = state.ledger
+        fresh.position = offset
+        fresh.tracker.advance_to(offset)
+        fresh.rewound = state.rewound or (state.next_offset is not None and offset < state.next_offset)
+        fresh.dirty = True
+        self.partitions[state.key] = fresh
+        return fresh
+
+    # What the client delivers
+
+    def find(self, message: Message) -> PartitionState | None:
+        return self.partitions.get((message.topic() or "", message.partition() or 0))
+
+    def buffer(self, messages: list[Message]) -> Iterator[tuple[PartitionState, Received]]:
+        """Take messages without errors, and return them by partition, without those that an earlier owner completed."""
+        for run in _runs(messages, len(self.topics) == 1):
+            state = self.find(run[0])
+            if state is not None:
+                received = self._receive(state, run)
+                if received is not None:
+                    yield state, received
+
+    def _receive(self, state: PartitionState, run: list[Message]) -> Received | None:
+        now = state.received_at = time.monotonic()
+        if not state.count:
+            state.waiting_since_ms = run[0].timestamp()[1] or 0
+            state.progress_at = now
+            if state.in_order:
+                state.tracker.advance_to(run[0].offset() or 0)
+        state.position = (run[-1].offset() or 0) + 1
+        state.end_offset = max(state.end_offset, state.position)
+        received = Received(run)
+        state.count += len(run)
+        state.bytes += received.bytes
+        if state.in_order:
+            return received
+        state.window.append(received)
+        state.tracker.received([received.offset(place) for place in range(len(run))])
+        return received if state.completed_earlier is None else self._without_completed(state, received)
+
+    def _without_completed(self, state: PartitionState, received: Received) -> Received | None:
+        earlier = state.completed_earlier
+        assert earlier is not None
+        todo = [place for place, message in enumerate(received.messages) if not _was_completed(earlier, message)]
+        if earlier.ahead[-1][1] <= (state.position or 0):
+            state.completed_earlier = None
+        done = sorted({*range(len(received))}.difference(todo))
+        if not done:
+            return received
+        rest = received.pick(todo) if todo else None
+        for place in done:
+            self._pass(state, state.tracker.complete(received.offset(place)))
+        return rest
+
+    def end_of_partition(self, state: PartitionState, offset: int) -> None:
+        """All before `offset` was delivered. What lies before it and was not received is no message: the marker of a
+        transaction, or what one has aborted.
+        """
+        state.position = max(state.position or 0, offset)
+        if not state.count and offset > (state.next_offset or 0):
+            state.tracker.advance_to(offset)
+            state.dirty = True
+
+    def give_back(self, state: PartitionState, beyond: Received) -> None:
+        """The last messages that were received are left to the client, to be received again (in order only)."""
+        state.count -= len(beyond)
+        state.bytes -= beyond.bytes
+        state.position = beyond.offset(0)
+
+    def skip_to(self, state: PartitionState, offset: int) -> None:
+        """Receive from `offset` on, behind what was received: what lies between is not in the log any more."""
+        state.position = offset
+        if not state.count:
+            state.tracker.advance_to(offset)
+            state.dirty = True
+
+    def of_other_topics(self, topic_ids: Mapping[str, str], asked_at: float) -> list[PartitionState]:
+        """The partitions whose offsets are of another topic than the one that has its name now. Ids not known yet are
+        noted. `topic_ids` are what the brokers said after `asked_at` (time.monotonic).
+        """
+        others = []
+        for state in self.partitions.values():
+            current = topic_ids.get(state.topic.name)
+            if current is None or current == state.topic_id or state.started_at > asked_at:
+                continue
+            if state.topic_id:
+                # The id stays with the offsets: a crash before they are new must not pass them off as the new topic's.
+                others.append(state)
+            else:
+                state.topic_id = current
+        return others
+
+    # What was handled
+
+    def complete(
+        self, state: PartitionState, received: Received, begin: int, end: int, *, revoked: bool = False
+    ) -> None:
+        """Messages `begin` to `end` of `received` are done with. Counts for a partition that has gone only while it is
+        being revoked.
+        """
+        count = end - begin
+        if count == 0 or not (state.owned or revoked):
+            return
+        last = received.messages[end - 1]
+        self.handled += count
+        state.topic.handled += count
+        state.progress_at = time.monotonic()
+        timestamp_ms = last.timestamp()[1] or 0
+        if timestamp_ms > 0:
+            state.topic.latencies.add(time.time() - timestamp_ms / 1000)
+        state.behind_since_s = 0.0
+        if state.in_order:
+            whole = count == len(received)
+            self._observe(state, received if whole else received.part(begin, end))
+            state.count -= count
+            state.bytes -= received.bytes if whole else received.part(begin, end).bytes
+            state.tracker.advance_to((last.offset() or 0) + 1)
+            self._passed(state, last, received.messages[end] if end < len(received) else None)
+            return
+        state.completed_epoch = max(state.completed_epoch, _epoch(last))
+        for place in range(begin, end):
+            passed = state.tracker.complete(received.offset(place))
+            if passed:
+                self._pass(state, passed)
+        # What is done beyond the low-water mark is committed too, also while that stands.
+        state.dirty = True
+
+    def _pass(self, state: PartitionState, count: int) -> None:
+        """The low-water mark passes the first `count` messages of the window: in the order of offsets, whatever the
+        order in which they were completed.
+        """
+        while count:
+            first = state.window[0]
+            begin = state.window_place
+            end = min(len(first), begin + count)
+            count -= end - begin
+            self._observe(state, first.part(begin, end))
+            state.count -= end - begin
+            last = first.messages[end - 1]
+            if end == len(first):
+                state.window.popleft()
+                state.window_place = 0
+                state.bytes -= first.bytes
+            else:
+                state.window_place = end
+            following = state.window[0].messages[state.window_place] if state.window else None
+            self._passed(state, last, following)
+
+    def _observe(self, state: PartitionState, received: Received) -> None:
+        if received.headers is None:
+            if not state.ledger.follow(received.values):
+                state.ledger.observe(received.values)
+        else:
+            state.ledger.observe(map(received.stamp, range(len(received))))
+
+    def _passed(self, state: PartitionState, last: Message, following: Message | None) -> None:
+        state.dirty = True
+        state.leader_epoch = _epoch(last)
+        state.last_timestamp_ms = last.timestamp()[1] or 0
+        # The message that comes next, or about as old as that: the last one that was handled.
+        # A message is false where its value is empty, and cannot be asked where a handler has put its own object there.
+        waiting = last if following is None else following
+        state.waiting_since_ms = (waiting.timestamp()[1] or 0) if state.count else 0
+        if not state.count and state.position is not None and (state.next_offset or 0) < state.position:
+            # What lies between the last message and the end that the client has reached is no message.
+            state.tracker.advance_to(state.position)
 
 
-class Lag(NamedTuple):
-    """How far an owned partition is behind."""
+def _epoch(message: Message) -> int:
+    epoch = message.leader_epoch()
+    return -1 if epoch is None else epoch
 
-    topic: str
-    partition: int
-    messages: int
-    seconds: float
+
+def _was_completed(earlier: OffsetMetadata, message: Message) -> bool:
+    """Whether an earlier owner has handled this very message, and not another one that had its offset before the log
+    was truncated or its topic recreated.
+    """
+    offset = message.offset() or 0
+    if not any(begin <= offset < end for begin, end in earlier.ahead):
+        return False
+    epoch = _epoch(message)
+    timestamp_ms = message.timestamp()[1] or 0
+    return 0 <= epoch <= earlier.leader_epoch and timestamp_ms <= earlier.time_ms
+
+
+def _runs(messages: list[Message], one_topic: bool) -> Iterator[list[Message]]:
+    """Cut where the partition changes: messages arrive in long runs of one partition."""
+    partitions = [*map(Message.partition, messages)]
+    if one_topic and partitions.count(partitions[0]) == len(partitions):
+        yield messages
+        return
+    begin = 0
+    for _, run in groupby(zip(map(Message.topic, messages), partitions, strict=True)):
+        end = begin + len([*run])
+        yield messages[begin:end]
+        begin = end
+
+
+def names(partitions: Sequence[TopicPartition]) -> str:
+    """Partitions as a log names them."""
+    return ", ".join(f"{each.topic}[{each.partition}]" for each in partitions)

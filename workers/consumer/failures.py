@@ -1,7 +1,8 @@
-"""What becomes of a message whose handler raised."""
+"""What becomes of messages whose handler raised: a pure decision, which the consumer carries out."""
 
-import random
 from dataclasses import dataclass
+
+from workers.handlers import Reject, Retry
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,50 @@ class ErrorPolicy:
     backoff_s: float = 0.1
     backoff_max_s: float = 30.0
 
-    def pause_s(self, tries: int) -> float:
+    def pause_s(self, backoff_step: int, jitter: float) -> float:
+        """Seconds before the next call after `backoff_step` failed ones; `jitter` is 0 to 1."""
         # 2.0 ** 1024 would overflow; the bound is reached long before.
-        longest = min(self.backoff_max_s, self.backoff_s * 2.0 ** min(tries - 1, 60))
-        return longest * random.uniform(0.5, 1.0)  # noqa: S311  (jitter, not a secret)
+        longest = min(self.backoff_max_s, self.backoff_s * 2.0 ** min(backoff_step - 1, 60))
+        return longest * (0.5 + 0.5 * jitter)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryLater:
+    """Call the handler again after `pause_s` seconds."""
+
+    pause_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SendDeadLetter:
+    """Write the message to the dead-letter topic, and go on behind it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Isolate:
+    """Handle the messages of the batch one by one, to find those that fail."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the worker; the message stays uncommitted."""
+
+
+Decision = RetryLater | SendDeadLetter | Isolate | Stop
+
+
+def decide(
+    policy: ErrorPolicy, error: Exception, *, messages: int, attempts: int, backoff_step: int, jitter: float
+) -> Decision:
+    """Decide for `messages` that were handled in one call.
+
+    `attempts` counts the calls that failed with other than Retry, `backoff_step` all that failed, both with this one.
+    """
+    if messages > 1 and not isinstance(error, Retry):
+        return Isolate()
+    exhausted = policy.on_error != "retry" and attempts >= policy.max_attempts
+    if isinstance(error, Reject) or exhausted:
+        return Stop() if policy.on_error == "stop" else SendDeadLetter()
+    if isinstance(error, Retry) and error.after_s is not None:
+        return RetryLater(error.after_s)
+    return RetryLater(policy.pause_s(backoff_step, jitter))

@@ -22,7 +22,7 @@ CHECK_TIMEOUT_S = 2.0
 TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE)
 
 
-class Letter:
+class DeadLetter:
     """One dead letter under way: `delivered` is None until the brokers have answered."""
 
     def __init__(self) -> None:
@@ -64,11 +64,11 @@ class DeadLetters:
             if not found.partitions:
                 log.warning("there is no dead-letter topic %s (or no right to it); create it, or see --on-error", name)
 
-    def send(self, message: Message, error: BaseException, attempts: int) -> Letter:
+    def send(self, message: Message, error: BaseException, attempts: int) -> DeadLetter:
         """Hands the message to the client; look at the letter after later calls of `poll`."""
         if self._client is None:
             self._client = self._create_client()
-        letter = Letter()
+        letter = DeadLetter()
         try:
             self._client.produce(
                 self.topic_for(message),

@@ -154,7 +154,9 @@ class CredentialsWatch:
 
     def renewed(self) -> None:
         """Note that the client uses `credentials`."""
-        self._client_state.on_renewal(self.credentials.changed_since(self._used))
+        changed = self.credentials.changed_since(self._used)
+        if changed:
+            self._client_state.on_renewal(changed)
         self._used = self.credentials
         self._trouble = ""
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from confluent_kafka import (
     OFFSET_INVALID,
@@ -20,6 +20,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, ConsumerGroupDescription, ListOffsetsResultInfo, OffsetSpec
 
+from workers.accounting.offset_metadata import decode
 from workers.errors import ConfigError, WorkerError
 
 REQUEST_TIMEOUT_S = 10.0
@@ -68,6 +69,13 @@ class Member:
     partitions: tuple[PartitionKey, ...]
 
 
+class Committed(NamedTuple):
+    """What a group has committed for a partition, and the end of the furthest messages completed beyond that."""
+
+    offset: int
+    furthest: int
+
+
 @dataclass(frozen=True, slots=True)
 class PartitionLag:
     """One partition: `committed` is None where the group has committed nothing, and then so is `lag_messages`.
@@ -78,6 +86,7 @@ class PartitionLag:
     topic: str
     partition: int
     committed: int | None
+    furthest: int | None
     beginning: int
     end: int
     member: str | None
@@ -90,6 +99,11 @@ class PartitionLag:
     @property
     def lag_messages(self) -> int | None:
         return None if self.next_offset is None else max(0, self.end - self.next_offset)
+
+    @property
+    def distance(self) -> int:
+        """How far members with --concurrency have completed messages beyond the committed offset, in offsets."""
+        return (self.furthest or 0) - (self.committed or 0)
 
     @property
     def deleted_messages(self) -> int:
@@ -182,7 +196,7 @@ def describe_groups(admin: AdminClient, group_ids: list[str]) -> Answers[str, Co
     return Answers(known, answers.gone | dead, answers.errors)
 
 
-def committed_offsets(admin: AdminClient, group_ids: Iterable[str]) -> Answers[str, dict[PartitionKey, int]]:
+def committed_offsets(admin: AdminClient, group_ids: Iterable[str]) -> Answers[str, dict[PartitionKey, Committed]]:
     """What groups have committed. librdkafka asks for one group a request; all of them are under way at once."""
     futures: dict[str, Future[ConsumerGroupTopicPartitions]] = {}
     for group_id in group_ids:
@@ -191,8 +205,12 @@ def committed_offsets(admin: AdminClient, group_ids: Iterable[str]) -> Answers[s
     return _gather(futures, _offsets_of)
 
 
-def _offsets_of(answer: ConsumerGroupTopicPartitions) -> dict[PartitionKey, int]:
-    return {(each.topic, each.partition): each.offset for each in answer.topic_partitions or () if each.offset >= 0}
+def _offsets_of(answer: ConsumerGroupTopicPartitions) -> dict[PartitionKey, Committed]:
+    return {
+        (each.topic, each.partition): Committed(each.offset, decode(each.offset, each.metadata).furthest(each.offset))
+        for each in answer.topic_partitions or ()
+        if each.offset >= 0
+    }
 
 
 def partitions_of(admin: AdminClient, topics: Collection[str]) -> Answers[str, list[int]]:
@@ -272,7 +290,7 @@ def topics_of(description: ConsumerGroupDescription, committed: Iterable[Partiti
 
 def combine(
     description: ConsumerGroupDescription,
-    committed: Mapping[PartitionKey, int],
+    committed: Mapping[PartitionKey, Committed],
     keys: Iterable[PartitionKey],
     ranges: Mapping[PartitionKey, tuple[int, int]],
 ) -> Group:
@@ -287,8 +305,15 @@ def combine(
         description.state.name.lower(),
         description.type.name.lower(),
         tuple(sorted(members, key=lambda member: (member.client_id, member.member_id))),
-        tuple(PartitionLag(*key, committed.get(key), *ranges[key], owners.get(key)) for key in sorted(keys)),
+        tuple(_lag_of(key, committed.get(key), ranges[key], owners.get(key)) for key in sorted(keys)),
     )
+
+
+def _lag_of(
+    key: PartitionKey, committed: Committed | None, range_: tuple[int, int], member: str | None
+) -> PartitionLag:
+    offset, furthest = (None, None) if committed is None else committed
+    return PartitionLag(*key, offset, furthest, *range_, member)
 
 
 def _assigned(assignment: object) -> tuple[PartitionKey, ...]:
@@ -316,6 +341,12 @@ def as_table(group: Group) -> str:
         lines.append(f"{len(group.unread)} partitions have messages and no committed offset: their lag is not counted")
     if group.deleted:
         lines.append(f"{group.deleted} messages were deleted before the group committed them: they are not in the lag")
+    lines += [
+        f"{each.topic}[{each.partition}]: done in part up to offset {each.furthest}, {each.distance} beyond the "
+        "committed one"
+        for each in group.partitions
+        if each.distance
+    ]
     lines += [f"idle: {member.client_id} ({member.host.lstrip('/')})" for member in group.idle]
     members = f"{len(group.members)} member{'' if len(group.members) == 1 else 's'}"
     head = f"group {group.group_id}: {group.state}, {group.protocol} protocol, {members}, lag {group.total_lag}"
@@ -352,6 +383,7 @@ def as_document(group: Group) -> dict[str, object]:
                 "beginning": each.beginning,
                 "end": each.end,
                 "lag": each.lag_messages,
+                "distance": each.distance,
                 "member": each.member,
             }
             for each in group.partitions

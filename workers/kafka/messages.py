@@ -3,6 +3,7 @@
 import logging
 import re
 from functools import cache
+from typing import TypeAlias
 
 from confluent_kafka import Message
 
@@ -10,8 +11,10 @@ from workers.accounting.stamps import STAMP_HEADER, Stamp, decode
 
 log = logging.getLogger(__name__)
 
+Headers: TypeAlias = list[tuple[str, bytes | None]]
 
-def headers_of(message: Message) -> list[tuple[str, bytes | None]]:
+
+def headers_of(message: Message) -> Headers:
     """The headers of a message, none where it has none; librdkafka has their values as bytes."""
     try:
         headers = message.headers() or []

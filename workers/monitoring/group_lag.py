@@ -106,7 +106,7 @@ class GroupLag:
         self._keep_s = keep_s
         self._clock = clock
         self._descriptions: _LastAnswers[str, ConsumerGroupDescription] = _LastAnswers()
-        self._committed: _LastAnswers[str, dict[PartitionKey, int]] = _LastAnswers()
+        self._committed: _LastAnswers[str, dict[PartitionKey, groups.Committed]] = _LastAnswers()
         self._numbers: _LastAnswers[str, list[int]] = _LastAnswers()
         self._ranges: _LastAnswers[PartitionKey, tuple[int, int]] = _LastAnswers()
         self._times: dict[PartitionKey, OffsetTimes] = {}

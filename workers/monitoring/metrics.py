@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from workers import __version__
 from workers.accounting.histogram import LatencyHistogram
 from workers.consumer.loop import Consumer
+from workers.consumer.status import ConsumerStatus
 from workers.kafka.client import ClientState
 from workers.monitoring.group_lag import GroupLag, Picture
 from workers.producer.deliveries import LATENCY_SAMPLE, Deliveries
@@ -90,6 +91,43 @@ CONSUMER = (
         "histogram",
         ("topic",),
         "From a message's timestamp to the return of its handler, of one message in each batch. Clocks must agree.",
+    ),
+    Definition(
+        "kafka_consumer_offset_distance",
+        "gauge",
+        ("group", "topic", "partition"),
+        "Messages that are done beyond the first one that is not (--concurrency). Bounded by --max-offset-distance.",
+    ),
+    Definition(
+        "kafka_consumer_fetch_stalled_seconds",
+        "gauge",
+        ("group", "topic", "partition"),
+        "How long nothing was received while the brokers had messages and the client's queue was empty; 0 is normal.",
+    ),
+    Definition(
+        "kafka_consumer_fetch_recoveries_total",
+        "counter",
+        ("action",),
+        "What was done about partitions that were not fetched any more: seek, rejoin (the group, with a new client).",
+    ),
+    Definition(
+        "kafka_consumer_deleted_messages_total",
+        "counter",
+        ("topic",),
+        "Offsets that retention had deleted before they were handled.",
+    ),
+    Definition("kafka_consumer_in_flight", "gauge", (), "Calls of the handler that are under way."),
+    Definition("kafka_consumer_waiting_messages", "gauge", (), "Messages that were received and are not committable."),
+    Definition("kafka_consumer_buffered_bytes", "gauge", (), "Keys, values and headers of those messages, in bytes."),
+    Definition(
+        "kafka_consumer_shards", "gauge", (), "Keys, or partitions, that have messages which wait for the handler."
+    ),
+    Definition(
+        "kafka_consumer_blocked_shards", "gauge", (), "Keys, or partitions, that wait for a retry or a dead letter."
+    ),
+    Definition("kafka_consumer_oldest_in_flight_seconds", "gauge", (), "Age of the oldest call that is under way."),
+    Definition(
+        "kafka_consumer_event_loop_lag_seconds", "gauge", (), "How late the event loop of an async handler turns."
     ),
     Definition("kafka_consumer_assigned_partitions", "gauge", (), "Partitions this member owns; 0 is an idle member."),
     Definition(
@@ -276,33 +314,54 @@ class ConsumerCollector(Collector):
         self._client_id = client_id
 
     def collect(self) -> Iterator[Metric]:
-        consumer = self._consumer
-        yield from self._lag()
+        consumer, status = self._consumer, self._consumer.status
+        yield from self._lag(status)
         messages = _counter("kafka_consumer_messages_total")
+        deleted = _counter("kafka_consumer_deleted_messages_total")
         missing = _counter("kafka_consumer_missing_total")
         duplicates = _counter("kafka_consumer_duplicates_total")
         reordered = _counter("kafka_consumer_reordered_total")
-        topics = list(consumer.topics.values())
+        topics = list(status.topics.values())
         for topic in topics:
             messages.add_metric([topic.name, "success"], topic.handled)
             messages.add_metric([topic.name, "retry"], topic.retried)
             messages.add_metric([topic.name, "dead_letter"], topic.dead_lettered)
+            deleted.add_metric([topic.name], topic.deleted)
             missing.add_metric([topic.name], topic.order.missing)
             duplicates.add_metric([topic.name], topic.order.duplicates)
             reordered.add_metric([topic.name], topic.order.reordered)
-        yield from (messages, missing, duplicates, reordered)
+        yield from (messages, deleted, missing, duplicates, reordered)
         yield _histogram(
             "kafka_consumer_end_to_end_latency_seconds", [(topic.name, topic.latencies) for topic in topics]
         )
         assigned = _gauge("kafka_consumer_assigned_partitions")
-        assigned.add_metric([], len(consumer.partitions))
+        assigned.add_metric([], len(status.partitions))
         yield assigned
+        for name, value in (
+            ("kafka_consumer_in_flight", status.in_flight),
+            ("kafka_consumer_waiting_messages", status.waiting),
+            ("kafka_consumer_buffered_bytes", status.buffered_bytes),
+            ("kafka_consumer_shards", status.shards),
+            ("kafka_consumer_blocked_shards", status.blocked_shards),
+            ("kafka_consumer_oldest_in_flight_seconds", status.oldest_in_flight_s),
+        ):
+            gauge = _gauge(name)
+            gauge.add_metric([], value)
+            yield gauge
+        loop_lag = _gauge("kafka_consumer_event_loop_lag_seconds")
+        if status.event_loop_lag_s is not None:
+            loop_lag.add_metric([], status.event_loop_lag_s)
+        yield loop_lag
+        recoveries = _counter("kafka_consumer_fetch_recoveries_total")
+        for action, count in status.fetch_recoveries.items():
+            recoveries.add_metric([action], count)
+        yield recoveries
         rebalances = _counter("kafka_consumer_rebalances_total")
-        for event, count in consumer.rebalances.items():
+        for event, count in status.rebalances.items():
             rebalances.add_metric([event], count)
         yield rebalances
         commits = _counter("kafka_consumer_commits_total")
-        for outcome, count in consumer.commits.items():
+        for outcome, count in status.commits.items():
             commits.add_metric([outcome], count)
         yield commits
         reported = _gauge("kafka_consumer_stats_timestamp_seconds")
@@ -310,14 +369,19 @@ class ConsumerCollector(Collector):
         yield reported
         yield from _client(consumer.client_state, self._client_id)
 
-    def _lag(self) -> Iterator[Metric]:
+    def _lag(self, status: ConsumerStatus) -> Iterator[Metric]:
         in_messages = _gauge("kafka_consumer_lag_messages")
         in_seconds = _gauge("kafka_consumer_lag_seconds")
-        for lag in self._consumer.lags():
-            labels = [self._consumer.group_id, lag.topic, str(lag.partition)]
-            in_messages.add_metric(labels, lag.messages)
-            in_seconds.add_metric(labels, lag.seconds)
-        yield from (in_messages, in_seconds)
+        distance = _gauge("kafka_consumer_offset_distance")
+        stalled = _gauge("kafka_consumer_fetch_stalled_seconds")
+        for each in status.partitions:
+            labels = [self._consumer.group_id, each.topic, str(each.partition)]
+            if each.lag_messages is not None and each.lag_seconds is not None:
+                in_messages.add_metric(labels, each.lag_messages)
+                in_seconds.add_metric(labels, each.lag_seconds)
+            distance.add_metric(labels, each.offset_distance)
+            stalled.add_metric(labels, each.fetch_stalled_s)
+        yield from (in_messages, in_seconds, distance, stalled)
 
 
 class LagCollector(Collector):

@@ -1,0 +1,614 @@
+"""A Kafka cluster and its client in memory, for tests of the consumer that need no broker.
+
+`FakeClient` has the part of confluent_kafka.Consumer that workers/consumer uses, with librdkafka's rules where they
+matter: a stored offset is committed only above the committed one; a partition whose position is outside of its log gets
+one `_AUTO_OFFSET_RESET` event, and can then not be sought until it is assigned anew; a pause outlives the assignment.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import count
+from types import SimpleNamespace
+from typing import Any
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    OFFSET_INVALID,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
+
+from workers.accounting.offset_metadata import decode
+from workers.deadletters.writer import DeadLetter, DeadLetters
+from workers.kafka.watermarks import Watermark
+
+Key = tuple[str, int]
+
+# In place of auto.commit.interval.ms, statistics.interval.ms and Watermarks' interval.
+COMMIT_S = 0.02
+STATISTICS_S = 0.02
+WATERMARKS_S = 0.02
+# How often a client that waits looks for messages, in seconds.
+LOOK_S = 0.002
+
+
+@dataclass(slots=True)
+class Record:
+    """One message of a log."""
+
+    value: Any
+    key: Any = None
+    headers: Any = None
+    timestamp_ms: int = 0
+    epoch: int = 0
+
+
+@dataclass(slots=True)
+class Log:
+    """The messages of one partition, from offset `begin` on."""
+
+    begin: int = 0
+    records: list[Record] = field(default_factory=list)
+    epoch: int = 0
+    truncated_at: int | None = None
+
+    @property
+    def end(self) -> int:
+        return self.begin + len(self.records)
+
+
+def error(code: int, reason: str = "") -> KafkaException:
+    return KafkaException(KafkaError(code, reason))
+
+
+class FakeBroker:
+    """Topics, and one consumer group. Its methods may be called from any thread."""
+
+    def __init__(self, **topics: int) -> None:
+        self.lock = threading.RLock()
+        self.logs: dict[Key, Log] = {}
+        self.topic_ids: dict[str, str] = {}
+        # What the group has committed: offset and metadata, now and ever.
+        self.committed: dict[Key, TopicPartition] = {}
+        self.commits: list[tuple[Key, int]] = []
+        self.clients: list[FakeClient] = []
+        self.owners: dict[Key, FakeClient] = {}
+        # Partitions that go to nobody here: another process has them.
+        self.elsewhere: set[Key] = set()
+        # Fetches that hang, and what ends that: "seek", "client" (a new one) or "never".
+        self.hung: dict[Key, str] = {}
+        self.answers = True
+        self.refuses_commits: int | None = None
+        # So many calls of committed() time out.
+        self.committed_timeouts = 0
+        self._ids = count(1)
+        for name, partitions in topics.items():
+            self.create(name, partitions)
+
+    def create(self, topic: str, partitions: int = 1) -> None:
+        """Create a topic; one that is there is deleted before."""
+        with self.lock:
+            for key in [key for key in self.logs if key[0] == topic]:
+                del self.logs[key]
+            self.topic_ids[topic] = f"id-{next(self._ids)}"
+            self.logs |= {(topic, number): Log() for number in range(partitions)}
+
+    def add_partition(self, topic: str) -> Key:
+        with self.lock:
+            key = topic, sum(name == topic for name, _ in self.logs)
+            self.logs[key] = Log()
+            return key
+
+    def produce(
+        self,
+        values: Iterable[Any],
+        *,
+        topic: str = "t",
+        partition: int = 0,
+        key: Any = None,
+        headers: Any = None,
+        timestamp_ms: int | None = None,
+    ) -> None:
+        """Append messages; `key` is of all, or a function of the value."""
+        at = int(time.time() * 1000) if timestamp_ms is None else timestamp_ms
+        with self.lock:
+            log = self.logs[topic, partition]
+            for value in values:
+                log.records.append(Record(value, key(value) if callable(key) else key, headers, at, log.epoch))
+
+    def delete_before(self, offset: int, topic: str = "t", partition: int = 0) -> None:
+        """Delete messages as retention does."""
+        with self.lock:
+            log = self.logs[topic, partition]
+            del log.records[: offset - log.begin]
+            log.begin = offset
+
+    def truncate(self, offset: int, topic: str = "t", partition: int = 0) -> None:
+        """Drop the messages from `offset` on, as a leader does that was not in sync."""
+        with self.lock:
+            log = self.logs[topic, partition]
+            del log.records[offset - log.begin :]
+            log.epoch += 1
+            log.truncated_at = offset
+
+    def connect(self, own: dict[str, Any]) -> "FakeClient":
+        with self.lock:
+            self.hung = {key: cure for key, cure in self.hung.items() if cure != "client"}
+            client = FakeClient(self, own)
+            self.clients.append(client)
+            return client
+
+    def revoke(self, *keys: Key) -> None:
+        """Have partitions move to another process."""
+        self._take("revoke", keys)
+
+    def lose(self, *keys: Key) -> None:
+        """Give partitions to another process without asking their owners."""
+        self._take("lost", keys)
+
+    def kill(self) -> None:
+        """Let all members vanish as if their processes were killed: nothing that they do matters any more."""
+        with self.lock:
+            for client in self.clients:
+                client.dead = True
+            self.owners.clear()
+
+    def offset(self, partition: int = 0, topic: str = "t") -> int | None:
+        """What is committed, None where nothing is."""
+        place = self.committed.get((topic, partition))
+        return None if place is None else place.offset
+
+    def ahead(self, partition: int = 0, topic: str = "t") -> list[int]:
+        """The offsets above the committed one that are committed as done."""
+        place = self.committed.get((topic, partition))
+        if place is None:
+            return []
+        ranges = decode(place.offset, place.metadata).ahead
+        return [offset for begin, end in ranges for offset in range(begin, end)]
+
+    def take_commit(self, client: "FakeClient", places: list[TopicPartition]) -> KafkaError | None:
+        with self.lock:
+            if client.dead:
+                return KafkaError(KafkaError._STATE)
+            if not self.answers:
+                return KafkaError(KafkaError._TIMED_OUT)
+            if self.refuses_commits is not None:
+                return KafkaError(self.refuses_commits)
+            for each in places:
+                key = each.topic, each.partition
+                self.committed[key] = _copy(each)
+                self.commits.append((key, each.offset))
+            return None
+
+    def check(self) -> None:
+        """Raise KafkaException while brokers do not answer."""
+        if not self.answers:
+            raise error(KafkaError._TIMED_OUT)
+
+    def _take(self, how: str, keys: Iterable[Key]) -> None:
+        with self.lock:
+            for key in keys:
+                self.elsewhere.add(key)
+                self.owners[key].events.append((how, key))
+
+
+class FakeClient:
+    """A member of the group; its methods are called from the consumer's thread."""
+
+    def __init__(self, broker: FakeBroker, own: dict[str, Any]) -> None:
+        self.dead = False
+        self.closed = False
+        self.polls = 0
+        self.joins = 0
+        self.seeks: list[tuple[Key, int]] = []
+        self.paused: set[Key] = set()
+        # Called once, when messages are consumed.
+        self.during_consume: Callable[[], object] | None = None
+        # Rebalances to come: "revoke" or "lost", and the partition.
+        self.events: list[tuple[str, Key]] = []
+        self._broker = broker
+        self._own = own
+        self._topics: list[str] = []
+        self._callbacks: dict[str, Callable[..., None]] = {}
+        self._assigned: dict[Key, int] = {}
+        self._epochs: dict[Key, int] = {}
+        self._eof_at: dict[Key, int] = {}
+        self._broken: set[Key] = set()
+        self._stored: dict[Key, TopicPartition] = {}
+        self._committed: dict[Key, int] = {}
+        self._answers: list[tuple[KafkaError | None, list[TopicPartition]]] = []
+        self._leaving = False
+        self._losing = False
+        self._committed_at = self._told_at = 0.0
+
+    # The group
+
+    def subscribe(self, topics: list[str], **callbacks: Callable[..., None]) -> None:
+        self._topics = [*topics]
+        self._callbacks = callbacks
+        self.joins += 1
+
+    def unsubscribe(self) -> None:
+        self._topics = []
+        self._leaving = True
+
+    def close(self) -> None:
+        self._leaving = True
+        self._rebalance()
+        self._serve_commits()
+        self.closed = True
+        assert not self._assigned or self.dead
+
+    def incremental_assign(self, places: list[TopicPartition]) -> None:
+        for each in places:
+            key = each.topic, each.partition
+            assert key not in self._assigned, f"{key} is assigned already"
+            self._begin(key, each)
+
+    def incremental_unassign(self, places: list[TopicPartition]) -> None:
+        keys = [(each.topic, each.partition) for each in places]
+        if not self._losing:
+            self._commit_stored(keys)
+        for key in keys:
+            del self._assigned[key]
+            self._stored.pop(key, None)
+
+    def assign(self, places: list[TopicPartition]) -> None:
+        self.unassign()
+        for each in places:
+            self._begin((each.topic, each.partition), each)
+
+    def unassign(self) -> None:
+        self.incremental_unassign([TopicPartition(*key) for key in self._assigned])
+
+    def _begin(self, key: Key, place: TopicPartition) -> None:
+        assert not place.metadata, "librdkafka leaks the metadata of an assignment at each commit"
+        self._assigned[key] = place.offset
+        self._broken.discard(key)
+        self._eof_at.pop(key, None)
+        log = self._broker.logs.get(key)
+        self._epochs[key] = log.epoch if log is not None else 0
+
+    # Messages
+
+    def poll(self, timeout: float = -1) -> Message | None:
+        assert not self.closed
+        self.polls += 1
+        deadline = time.monotonic() + timeout
+        while True:
+            self._serve()
+            found = self._next()
+            if found is not None or time.monotonic() >= deadline:
+                return found
+            time.sleep(LOOK_S)
+
+    def consume(self, num_messages: int = 1, timeout: float = -1) -> list[Message]:  # noqa: ARG002  (the interface)
+        during, self.during_consume = self.during_consume, None
+        if during is not None:
+            during()
+        self._serve()
+        found: list[Message] = []
+        while len(found) < num_messages and (message := self._next()) is not None:
+            found.append(message)
+        return found
+
+    def seek(self, place: TopicPartition) -> None:
+        key = place.topic, place.partition
+        if key not in self._assigned or key in self._broken:
+            raise error(KafkaError._STATE)
+        self.seeks.append((key, place.offset))
+        self._assigned[key] = place.offset
+        self._eof_at.pop(key, None)
+        if self._broker.hung.get(key) == "seek":
+            del self._broker.hung[key]
+
+    def pause(self, places: list[TopicPartition]) -> None:
+        self.paused |= {(each.topic, each.partition) for each in places}
+
+    def resume(self, places: list[TopicPartition]) -> None:
+        self.paused -= {(each.topic, each.partition) for each in places}
+
+    def _next(self) -> Message | None:
+        with self._broker.lock:
+            keys = [*self._assigned]
+            first = self.polls % max(1, len(keys))
+            # No partition comes always first.
+            for key in keys[first:] + keys[:first]:
+                if key in self.paused or key in self._broken or key in self._broker.hung:
+                    continue
+                found = self._fetch(key) if self._broker.answers and not self.dead else None
+                if found is not None:
+                    return found
+        return None
+
+    def _fetch(self, key: Key) -> Message | None:
+        log = self._broker.logs.get(key)
+        if log is None:
+            return None
+        position = self._position(key, log)
+        if position is None:
+            return self._reset(key, position, "no previously committed offset available")
+        truncated_at = log.truncated_at
+        if self._epochs[key] < log.epoch and truncated_at is not None and position > truncated_at:
+            return self._reset(key, truncated_at, "Partition log truncation detected")
+        if not log.begin <= position <= log.end:
+            return self._reset(key, position, "fetch failed due to requested offset not available on the broker")
+        self._assigned[key] = position
+        if position == log.end:
+            if self._eof_at.get(key) == position:
+                return None
+            self._eof_at[key] = position
+            return _event(key, KafkaError._PARTITION_EOF, position)
+        record = log.records[position - log.begin]
+        self._assigned[key] = position + 1
+        self._epochs[key] = record.epoch
+        return Message(
+            topic=key[0],
+            partition=key[1],
+            offset=position,
+            key=record.key,
+            value=record.value,
+            headers=record.headers,
+            timestamp=(1, record.timestamp_ms),
+            leader_epoch=record.epoch,
+        )
+
+    def _position(self, key: Key, log: Log) -> int | None:
+        position = self._assigned[key]
+        if position == OFFSET_BEGINNING:
+            return log.begin
+        if position == OFFSET_END:
+            return log.end
+        if position == OFFSET_INVALID:
+            committed = self._broker.committed.get(key)
+            return None if committed is None else committed.offset
+        return position
+
+    def _reset(self, key: Key, position: int | None, reason: str) -> Message:
+        assert self._own["auto.offset.reset"] == "error"
+        self._broken.add(key)
+        return _event(key, KafkaError._AUTO_OFFSET_RESET, OFFSET_INVALID if position is None else position, reason)
+
+    # Offsets
+
+    def store_offsets(self, *, offsets: list[TopicPartition]) -> None:
+        for each in offsets:
+            key = each.topic, each.partition
+            if key not in self._assigned:
+                raise error(KafkaError._STATE)
+            self._stored[key] = each
+
+    def commit(self, *, offsets: list[TopicPartition], asynchronous: bool) -> None:
+        assert asynchronous, "a commit that waits blocks the loop"
+        self._commit(offsets)
+
+    def committed(self, places: list[TopicPartition], timeout: float = -1) -> list[TopicPartition]:  # noqa: ARG002  (the interface)
+        self._broker.check()
+        with self._broker.lock:
+            if self._broker.committed_timeouts:
+                self._broker.committed_timeouts -= 1
+                raise error(KafkaError._TIMED_OUT)
+            found = []
+            for each in places:
+                known = self._broker.committed.get((each.topic, each.partition))
+                found.append(
+                    TopicPartition(each.topic, each.partition, OFFSET_INVALID) if known is None else _copy(known)
+                )
+            return found
+
+    def get_watermark_offsets(self, place: TopicPartition, timeout: float = -1) -> tuple[int, int]:  # noqa: ARG002  (the interface)
+        self._broker.check()
+        log = self._broker.logs[place.topic, place.partition]
+        return log.begin, log.end
+
+    def list_topics(self, topic: str | None = None, timeout: float = -1) -> Any:  # noqa: ARG002  (the interface)
+        self._broker.check()
+        names = {topic} if topic is not None else {name for name, _ in self._broker.logs}
+        topics = {
+            name: SimpleNamespace(
+                error=None, partitions={number: None for known, number in self._broker.logs if known == name}
+            )
+            for name in names
+        }
+        return SimpleNamespace(topics=topics)
+
+    def _commit_stored(self, keys: Iterable[Key]) -> None:
+        due = [
+            self._stored[key]
+            for key in keys
+            if key in self._stored and self._stored[key].offset > self._committed.get(key, OFFSET_INVALID)
+        ]
+        if due:
+            self._commit(due)
+
+    def _commit(self, places: list[TopicPartition]) -> None:
+        refused = self._broker.take_commit(self, places)
+        if refused is None:
+            self._committed |= {(each.topic, each.partition): each.offset for each in places}
+        self._answers.append((refused, places))
+
+    # What poll serves
+
+    def _serve(self) -> None:
+        now = time.monotonic()
+        if now - self._told_at >= STATISTICS_S:
+            self._told_at = now
+            self._own["stats_cb"](self._statistics())
+        if now - self._committed_at >= COMMIT_S:
+            self._committed_at = now
+            self._commit_stored(self._assigned)
+        self._serve_commits()
+        self._rebalance()
+
+    def _serve_commits(self) -> None:
+        while self._answers:
+            self._own["on_commit"](*self._answers.pop(0))
+
+    def _rebalance(self) -> None:
+        if self._leaving:
+            self._leaving = False
+            self._give("revoke", [*self._assigned])
+        while self.events:
+            how, key = self.events.pop(0)
+            if key in self._assigned:
+                self._give(how, [key])
+        broker = self._broker
+        with broker.lock:
+            free = [
+                key
+                for key in broker.logs
+                if key[0] in self._topics and key not in broker.owners and key not in broker.elsewhere
+            ]
+            if self.dead or not broker.answers:
+                return
+            broker.owners |= dict.fromkeys(free, self)
+        if free:
+            self._callbacks["on_assign"](self, [TopicPartition(*key) for key in free])
+            assert set(free) <= self._assigned.keys(), "on_assign has not assigned what it was given"
+
+    def _give(self, how: str, keys: list[Key]) -> None:
+        if not keys:
+            return
+        self._losing = how == "lost"
+        self._callbacks[f"on_{how}"](self, [TopicPartition(*key) for key in keys])
+        self._losing = False
+        assert self._assigned.keys().isdisjoint(keys), f"on_{how} has not unassigned what it was to give back"
+        with self._broker.lock:
+            for key in keys:
+                if self._broker.owners.get(key) is self:
+                    del self._broker.owners[key]
+
+    def _statistics(self) -> str:
+        up = "UP" if self._broker.answers else "DOWN"
+        nobody = {"cnt": 0, "p50": 0, "p95": 0, "p99": 0}
+        topics: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
+        for (topic, number), position in self._assigned.items():
+            log = self._broker.logs.get((topic, number))
+            topics.setdefault(topic, {"partitions": {}})["partitions"][str(number)] = {
+                # What a hung fetch has last seen does not move.
+                "ls_offset": -1 if log is None or (topic, number) in self._broker.hung else log.end,
+                "next_offset": position,
+                "desired": True,
+                "fetch_state": "active",
+            }
+        return json.dumps(
+            {
+                "time": time.time(),
+                "brokers": {"b": {"nodeid": 1, "nodename": "b:1", "state": up, "rtt": nobody}},
+                "cgrp": {"state": up.lower(), "join_state": "steady" if self._topics else "init"},
+                "msg_size": 0,
+                "topics": topics,
+            }
+        )
+
+
+class FakeWatermarks:
+    """Has the interface of workers.kafka.watermarks.Watermarks; a round is made when one is due and is looked at."""
+
+    def __init__(self, broker: FakeBroker) -> None:
+        self.latest: dict[Key, Watermark] = {}
+        self.topic_ids: dict[str, str] = {}
+        self.asked_at = float("-inf")
+        self.wanted: tuple[Key, ...] = ()
+        self.reconnects = 0
+        self._broker = broker
+        self._rounds = 0
+
+    @property
+    def round(self) -> int:
+        now = time.monotonic()
+        if now - self.asked_at >= WATERMARKS_S and self.wanted:
+            self.asked_at = now
+            self._rounds += 1
+            with self._broker.lock:
+                answers, logs = self._broker.answers, self._broker.logs
+                self.topic_ids = dict(self._broker.topic_ids) if answers else {}
+                self.latest = (
+                    {key: Watermark(logs[key].begin, logs[key].end) for key in self.wanted if key in logs}
+                    if answers
+                    else {}
+                )
+        return self._rounds
+
+    def start(self) -> None: ...
+
+    def ask(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def reconnect(self) -> None:
+        self.reconnects += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A dead letter as it was sent."""
+
+    topic: str
+    offset: int
+    key: Any
+    value: Any
+    headers: Any
+    error: str
+    attempts: int
+
+
+class FakeDeadLetters(DeadLetters):
+    """Keeps dead letters. `answer` is what the brokers say to each: delivered, an error, or nothing yet."""
+
+    def __init__(self, answer: bool | None = True) -> None:
+        self.sent: list[Letter] = []
+        self.answer = answer
+        self.too_large = False
+        self._under_way: list[DeadLetter] = []
+
+    def topic_for(self, message: Message) -> str:
+        return f"{message.topic()}.dlq"
+
+    def check(self, client: Any, topics: Iterable[str]) -> None: ...
+
+    def send(self, message: Message, error: BaseException, attempts: int) -> DeadLetter:
+        self.sent.append(
+            Letter(
+                self.topic_for(message),
+                message.offset() or 0,
+                message.key(),
+                message.value(),
+                message.headers(),
+                str(error),
+                attempts,
+            )
+        )
+        letter = DeadLetter()
+        self._under_way.append(letter)
+        return letter
+
+    def poll(self, timeout_s: float) -> None:
+        if self.answer is None:
+            time.sleep(timeout_s)
+            return
+        for letter in self._under_way:
+            letter.delivered, letter.too_large = self.answer, self.too_large
+            letter.error = "" if self.answer else "not written"
+        self._under_way.clear()
+
+    def close(self, timeout_s: float) -> None: ...
+
+
+def _copy(place: TopicPartition) -> TopicPartition:
+    # The binding answers None where there is none, and does not take it.
+    epoch: int | None = place.leader_epoch
+    return TopicPartition(
+        place.topic, place.partition, place.offset, place.metadata or "", -1 if epoch is None else epoch
+    )
+
+
+def _event(key: Key, code: int, offset: int, reason: str = "") -> Message:
+    said = KafkaError(code, reason) if reason else KafkaError(code)
+    return Message(topic=key[0], partition=key[1], offset=offset, error=said)

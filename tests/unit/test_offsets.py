@@ -1,0 +1,216 @@
+"""Which offsets of a partition are done, and the metadata that is committed with the low-water mark."""
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from workers.accounting.offset_metadata import (
+    MAX_BYTES,
+    MAX_RANGES_BYTES,
+    OffsetMetadata,
+    decode,
+    encode,
+    room_for_ledger,
+)
+from workers.accounting.order import MAX_GAPS, MAX_STREAMS, OrderCounts, OrderLedger
+from workers.accounting.stamps import encode as stamp
+from workers.accounting.stamps import stream_of
+from workers.consumer.offsets import OffsetTracker
+
+OFFSETS = st.integers(0, 2**62)
+# What a partition can have done beyond its low-water mark: distances from one range to the next, and lengths.
+STEPS = st.builds(
+    lambda pattern, times: pattern * times,
+    st.lists(st.tuples(st.integers(1, 10**9), st.integers(1, 10**9)), max_size=4),
+    st.integers(0, 100),
+)
+TOPIC_IDS = st.from_regex(r"[A-Za-z0-9_-]{0,36}", fullmatch=True)
+
+
+def ranges_of(offsets: set[int]) -> tuple[tuple[int, int], ...]:
+    """Half-open ranges, the slow way: one for each offset whose predecessor is missing."""
+    begins = sorted(offset for offset in offsets if offset - 1 not in offsets)
+    ends = sorted(offset + 1 for offset in offsets if offset + 1 not in offsets)
+    return tuple(zip(begins, ends, strict=True))
+
+
+@given(st.data())
+def test_the_low_water_mark_is_the_first_offset_that_is_not_done_in_any_order(data: st.DataObject) -> None:
+    begin = data.draw(st.integers(0, 1000), "begin")
+    tracker = OffsetTracker(begin)
+    received: list[int] = []
+    done: set[int] = set()
+    passed_in_all = 0
+    for _ in range(data.draw(st.integers(1, 40), "steps")):
+        outstanding = [offset for offset in received if offset not in done]
+        if not outstanding or data.draw(st.booleans(), "receive"):
+            # A gap lies before a message where a transaction has its marker, or compaction took messages away.
+            gaps = data.draw(st.lists(st.integers(1, 4), max_size=8), "gaps")
+            offset = received[-1] if received else begin - 1
+            fresh = [offset := offset + gap for gap in gaps]
+            tracker.received(fresh)
+            received += fresh
+        else:
+            offset = data.draw(st.sampled_from(outstanding), "complete")
+            done.add(offset)
+            passed_in_all += tracker.complete(offset)
+        outstanding = [offset for offset in received if offset not in done]
+        if outstanding:
+            assert tracker.next_offset == outstanding[0]
+        else:
+            assert tracker.next_offset == (received[-1] + 1 if received else begin)
+        beyond = {offset for offset in done if outstanding and offset > outstanding[0]}
+        assert tracker.ahead() == ranges_of(beyond)
+        assert tracker.distance == len(beyond)
+        assert tracker.outstanding == len(outstanding) + len(beyond)
+        assert passed_in_all == len(received) - tracker.outstanding
+        assert tracker.furthest == max(done, default=-1)
+
+
+def test_offsets_that_are_completed_in_order_leave_nothing_behind() -> None:
+    tracker = OffsetTracker(0)
+    for offset in range(1000):
+        tracker.received([offset])
+        assert tracker.complete(offset) == 1
+        assert (tracker.next_offset, tracker.outstanding, tracker.distance) == (offset + 1, 0, 0)
+
+
+def test_the_first_message_tells_where_a_partition_without_a_committed_offset_begins() -> None:
+    tracker = OffsetTracker()
+    assert tracker.next_offset is None
+
+    tracker.received([])
+    assert tracker.next_offset is None
+
+    tracker.received([7, 9])
+    assert tracker.next_offset == 7
+
+
+def test_the_end_of_a_partition_moves_the_mark_over_what_is_no_message() -> None:
+    tracker = OffsetTracker(3)
+    tracker.received([3])
+    tracker.complete(3)
+    tracker.advance_to(6)
+    assert (tracker.next_offset, tracker.ahead()) == (6, ())
+
+    tracker.received([8, 9])
+    assert tracker.complete(9) == 0
+    assert (tracker.next_offset, tracker.ahead()) == (8, ((9, 10),))
+    assert tracker.complete(8) == 2
+    assert tracker.next_offset == 10
+
+
+def test_an_offset_that_was_never_received_is_an_error_not_a_loss() -> None:
+    with pytest.raises(IndexError):
+        OffsetTracker(0).complete(5)
+
+
+def absolute(offset: int, steps: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    ranges, end = [], offset
+    for gap, length in steps:
+        begin = end + gap
+        end = begin + length
+        ranges.append((begin, end))
+    return tuple(ranges)
+
+
+@given(OFFSETS, TOPIC_IDS, st.integers(-1, 2**31 - 1), st.integers(0, 10**16 - 1), STEPS, st.text(max_size=50))
+def test_metadata_comes_back_as_it_was_committed_but_for_the_furthest_ranges(
+    offset: int, topic_id: str, epoch: int, time_ms: int, steps: list[tuple[int, int]], ledger: str
+) -> None:
+    ahead = absolute(offset, steps)
+    found = decode(offset, encode(offset, OffsetMetadata(topic_id, ahead, epoch, time_ms, ledger)))
+
+    assert found == OffsetMetadata(topic_id, ahead[: len(found.ahead)], epoch, time_ms, ledger)
+    if len(found.ahead) < len(ahead):
+        # Only for want of room.
+        relative = [f"{begin - offset}-{end - offset}" for begin, end in ahead[: len(found.ahead) + 1]]
+        assert len(",".join(relative)) >= MAX_RANGES_BYTES
+
+
+def crowded_ledger(streams: int, gaps: int) -> OrderLedger:
+    ledger = OrderLedger(OrderCounts())
+    for number in range(streams):
+        stream = stream_of("run", number, 3)
+        ledger.observe(stamp(stream, 10**9 + 3 * place, 1) for place in range(gaps + 1))
+    return ledger
+
+
+@given(OFFSETS, TOPIC_IDS, STEPS, st.sampled_from([0, 1, 7, MAX_STREAMS]), st.sampled_from([0, 3, MAX_GAPS]))
+@example(2**62, "x" * 36, [(10**9, 10**9)] * 400, MAX_STREAMS, MAX_GAPS)
+def test_metadata_with_its_ledger_is_never_larger_than_brokers_take_and_keeps_every_stream(
+    offset: int, topic_id: str, steps: list[tuple[int, int]], streams: int, gaps: int
+) -> None:
+    metadata = OffsetMetadata(topic_id, absolute(offset, steps), 2**31 - 1, 10**16 - 1)
+    ledger = crowded_ledger(streams, gaps).as_text(room_for_ledger(metadata, offset))
+    text = encode(offset, metadata._replace(ledger=ledger))
+
+    assert len(text.encode()) <= MAX_BYTES
+    assert decode(offset, text).ledger == ledger
+    assert len(ledger.split(";") if ledger else []) == streams
+
+
+# Text that is nearly an envelope, and text that is nearly a ledger.
+FOREIGN = st.one_of(
+    st.text(max_size=200),
+    st.from_regex(r"kw[0-9]\|[A-Za-z0-9|,;-]{0,60}", fullmatch=True),
+    st.from_regex(
+        r"(?s)kw1\|.{0,40}\|-?\d{1,12}\|\d{1,18}\|(\d{1,20}-\d{1,20},){0,4}\d*-?\d*\|.{0,60}", fullmatch=True
+    ),
+    st.from_regex(r"(?s).{23} [0-9]{1,30}( [0-9]{1,5}-[0-9]{1,5}){0,3}", fullmatch=True),
+)
+
+
+# What looks like a ledger, as large as Kafka takes it, and in characters of three bytes.
+WIDE = ";".join(["€" * 20 + f"{number:03d} 5" for number in range(62)])
+
+
+@given(OFFSETS, FOREIGN, st.sampled_from([0, 2, MAX_STREAMS]))
+@example(0, WIDE.replace("€", "x"), 2)
+@example(0, WIDE, 2)
+def test_whatever_text_was_committed_a_start_takes_it_and_commits_what_brokers_take(
+    offset: int, text: str, streams: int
+) -> None:
+    found = decode(offset, text)
+    end = offset
+    for begin, following in found.ahead:
+        assert end < begin < following
+        end = following
+
+    ledger = OrderLedger(OrderCounts(), found.ledger)
+    ledger.observe(stamp(stream_of("run", number, 0), 5, 1) for number in range(streams))
+    fresh = found._replace(ledger=ledger.as_text(room_for_ledger(found, offset)))
+    assert len(encode(offset, fresh).encode()) <= MAX_BYTES
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "somebody else's",
+        '{"leader_epoch": 3}',
+        "kw1|",
+        "kw1|id|3|100|5-7",
+        "kw1|id|3|100|5-7,|",
+        "kw1|id|3|100|7-5|",
+        "kw1|id|3|100|5-7,6-9|",
+        "kw1|id|3|100|5-7,7-9|",
+        "kw1|id|3|100|0-2|",
+        "kw1|id|3|100|-3-2|",
+        "kw2|id|3|100|5-7|a ledger",
+        "kw10|5-7",
+        "kw1|id|3|100|" + "9" * 20 + "-" + "9" * 21 + "|",
+        "kw1|id|3|100|\u0665-\u0667|",
+        "\x00\uffff",
+    ],
+)
+def test_what_is_no_envelope_of_this_version_names_no_offset_as_done(text: str | None) -> None:
+    assert decode(100, text).ahead == ()
+
+
+def test_a_ledger_of_version_0_1_is_still_read_and_that_of_another_envelope_is_not() -> None:
+    ledger = crowded_ledger(2, 1).as_text()
+
+    assert decode(5, ledger).ledger == ledger
+    assert decode(5, f"kw2|id|3|100|5-7|{ledger}").ledger == ""

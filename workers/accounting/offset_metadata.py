@@ -1,0 +1,78 @@
+"""What the consumer commits beside an offset: the order ledger, and which later offsets are done already.
+
+Kafka keeps at most `offset.metadata.max.bytes` (4,096) with a committed offset. The text is an envelope with a version:
+
+    kw1|TOPIC_ID|EPOCH|TIME_MS|RANGES|LEDGER
+
+TOPIC_ID is the id of the topic, empty where it is not known: a topic that is created again has another. EPOCH is the
+highest leader epoch of the offsets in RANGES, TIME_MS when they were done (Unix time). RANGES are
+half-open and relative to the committed offset: `3-7,9-10`. Metadata of anybody else, or of another version, is no
+envelope; a ledger without an envelope is what kafka-workers 0.1 wrote.
+"""
+
+import re
+from typing import NamedTuple
+
+VERSION = "kw1"
+MAX_BYTES = 4096
+# The ledger gets the rest.
+MAX_RANGES_BYTES = 1536
+_RANGE = r"\d{1,19}-\d{1,19}"
+_ENVELOPE = re.compile(
+    rf"kw1\|([A-Za-z0-9_-]{{0,36}})\|(-?\d{{1,10}})\|(\d{{1,16}})\|((?:{_RANGE}(?:,{_RANGE})*)?)\|(.*)",
+    re.ASCII | re.DOTALL,
+)
+_OTHER_VERSION = re.compile(r"kw\d+\|")
+
+
+class OffsetMetadata(NamedTuple):
+    """Decoded metadata. `ahead` are half-open ranges of absolute offsets, in order, all above the committed one."""
+
+    topic_id: str = ""
+    ahead: tuple[tuple[int, int], ...] = ()
+    leader_epoch: int = -1
+    time_ms: int = 0
+    ledger: str = ""
+
+    def furthest(self, offset: int) -> int:
+        """The end of the last range, or `offset` where there is none."""
+        return self.ahead[-1][1] if self.ahead else offset
+
+
+def encode(offset: int, metadata: OffsetMetadata) -> str:
+    """The text to commit with `offset`. Ranges that do not fit are left out, the furthest first: those offsets are
+    delivered again after a crash.
+    """
+    ranges: list[str] = []
+    room = MAX_RANGES_BYTES
+    for begin, end in metadata.ahead:
+        text = f"{begin - offset}-{end - offset}"
+        room -= len(text) + 1
+        if room < 0:
+            break
+        ranges.append(text)
+    return (
+        f"{VERSION}|{metadata.topic_id}|{metadata.leader_epoch}|{metadata.time_ms}|{','.join(ranges)}|{metadata.ledger}"
+    )
+
+
+def decode(offset: int, text: str | None) -> OffsetMetadata:
+    """What was committed with `offset`; never raises, as anybody may have written the text."""
+    found = _ENVELOPE.fullmatch(text or "")
+    if found is None:
+        return OffsetMetadata(ledger="" if _OTHER_VERSION.match(text or "") else text or "")
+    topic_id, epoch, time_ms, ranges, ledger = found.groups()
+    ahead = []
+    last = 0
+    for each in ranges.split(",") if ranges else ():
+        begin, end = map(int, each.split("-"))
+        if not last < begin < end:
+            return OffsetMetadata(topic_id, ledger=ledger)
+        ahead.append((offset + begin, offset + end))
+        last = end
+    return OffsetMetadata(topic_id, tuple(ahead), int(epoch), int(time_ms), ledger)
+
+
+def room_for_ledger(metadata: OffsetMetadata, offset: int) -> int:
+    """Bytes that the ledger may take."""
+    return MAX_BYTES - len(encode(offset, metadata._replace(ledger="")))

@@ -1,0 +1,114 @@
+"""When and how offsets go to the brokers. Called by the loop's thread."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from workers.consumer.assignment import Key, PartitionState
+
+log = logging.getLogger(__name__)
+
+# What a coordinator answers to the commit of a member that it does not have, or not with that epoch.
+FORGOTTEN = frozenset(
+    {
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.STALE_MEMBER_EPOCH,
+        KafkaError.FENCED_MEMBER_EPOCH,
+    }
+)
+# Longer than brokers let a KIP-848 member wait between two heartbeats (group.consumer.heartbeat.interval.ms, 5 s).
+FORGOTTEN_S = 8.0
+# How often the offset of a partition that was rewound is committed until the brokers have it.
+REPEAT_S = 1.0
+# Staging a partition whose messages are completed in any order takes longer: its metadata lists them.
+STAGE_INTERVAL_S = 0.2
+
+
+class StoredOffsets:
+    """Stores offsets in the client, which commits them on a timer and when partitions are unassigned.
+
+    librdkafka commits a stored offset only when it is above the one committed before, so the offset of a partition that
+    was rewound is committed explicitly until the brokers have taken it.
+    """
+
+    def __init__(self, client: Callable[[], Any], say: Callable[[str, str], None]) -> None:
+        self.successes = 0
+        self.failures = 0
+        # Since when the group's coordinator has refused our commits, None while it does not.
+        self.forgotten_since: float | None = None
+        self._client = client
+        self._say = say
+        self._staged_at = 0.0
+        self._repeated_at = float("-inf")
+
+    def stage(self, states: Iterable[PartitionState], *, now: bool = False) -> None:
+        """Have the low-water marks that have changed committed; `now` says that there is no later time."""
+        at = time.monotonic()
+        due = now or at - self._staged_at >= STAGE_INTERVAL_S
+        changed = [state for state in states if state.dirty and (due or state.in_order)]
+        if due:
+            self._staged_at = at
+        for state in changed:
+            self._store(state)
+        self._commit_rewound(states, at, now)
+
+    def _store(self, state: PartitionState) -> None:
+        state.dirty = False
+        if state.next_offset is None:
+            return
+        place = state.to_commit()
+        if place.offset == state.staged_offset and state.tracker.distance:
+            state.rewound = True
+        state.staged_offset = place.offset
+        try:
+            self._client().store_offsets(offsets=[place])
+        except KafkaException as error:
+            # The partition went while the handler was busy; its next owner begins at what was committed.
+            log.debug("%s: offset %d not stored: %s", state, place.offset, error)
+
+    def _commit_rewound(self, states: Iterable[PartitionState], at: float, now: bool) -> None:
+        rewound = [state for state in states if state.rewound and state.next_offset is not None]
+        if rewound and (now or at - self._repeated_at >= REPEAT_S):
+            self._repeated_at = at
+            self.commit([state.to_commit() for state in rewound])
+
+    def commit(self, places: list[TopicPartition]) -> None:
+        """Commit offsets explicitly, without waiting for the answer."""
+        try:
+            self._client().commit(offsets=places, asynchronous=True)
+        except KafkaException as error:
+            log.debug("an offset was not committed: %s", error)
+
+    def on_commit(
+        self, error: KafkaError | None, partitions: list[TopicPartition], owned: Mapping[Key, PartitionState]
+    ) -> None:
+        """The brokers' answer to a commit; called from `poll`."""
+        failed = error or next((each.error for each in partitions if each.error is not None), None)
+        for each in partitions:
+            state = owned.get((each.topic, each.partition))
+            if error is None and each.error is None and state is not None and each.offset <= (state.next_offset or 0):
+                state.rewound = False
+        if failed is None:
+            self.successes += 1
+            self.forgotten_since = None
+        elif failed.code() != KafkaError._NO_OFFSET:
+            self.failures += 1
+            self._say(f"commit {failed.name()}", f"an offset was not committed, and is tried again: {failed.str()}")
+            if failed.code() in FORGOTTEN:
+                self.forgotten_since = self.forgotten_since or time.monotonic()
+
+    def forgotten(self) -> bool:
+        """Whether the group has refused our commits for too long: others own our partitions by now.
+
+        A client hears that from its next heartbeat. That of librdkafka 2.16 with KIP-848 may send none any more after
+        one has timed out while the coordinator changed, and goes on to fetch for ever.
+        """
+        since = self.forgotten_since
+        if since is None or time.monotonic() - since <= FORGOTTEN_S:
+            return False
+        self.forgotten_since = None
+        return True

@@ -1,0 +1,322 @@
+"""Which messages may be handled now, and in which order. Called by the loop's thread.
+
+A shard is a sequence of messages that are handled one after the other: a partition (`PartitionOrder`), the messages of
+one key in a partition (`KeyOrder`), or a single message (`NoOrder`). Shards are independent of each other: one that
+waits for a retry or for its dead letter holds up no other one. Partitions take turns, and so do the shards of one.
+"""
+
+import heapq
+import itertools
+import time
+from collections import deque
+from typing import Literal, Protocol
+
+from workers.consumer.received import Received
+
+Order = Literal["partition", "key", "none"]
+
+# A work has at most so many messages of one key: others get their turn, and a stop need not wait for many.
+MESSAGES_OF_A_KEY = 32
+
+
+class Partition(Protocol):
+    """The part of a partition's state that the scheduler and the executor look at."""
+
+    owned: bool
+
+
+class Shard:
+    """Messages of one partition that are handled one after the other, and what became of the first of them.
+
+    Invariant: `queue` has what was not handled yet, without what is in the hands of the handler (`in_work`).
+    """
+
+    __slots__ = (
+        "attempts",
+        "backoff_step",
+        "dead_letter",
+        "error",
+        "in_work",
+        "isolating",
+        "key",
+        "partition",
+        "queue",
+        "retry_at",
+    )
+
+    def __init__(self, partition: Partition, key: bytes | None) -> None:
+        self.partition = partition
+        self.key = key
+        self.queue: deque[Received] = deque()
+        self.in_work = False
+        # How often the first message failed: calls that count, and all calls.
+        self.attempts = 0
+        self.backoff_step = 0
+        self.retry_at = 0.0
+        # A batch failed: so many messages are handled one by one, to find those that fail.
+        self.isolating = 0
+        # The first message is to become a dead letter, which is under way or waits for its next try.
+        self.error: Exception | None = None
+        self.dead_letter: object | None = None
+
+    @property
+    def blocked(self) -> bool:
+        """Whether its first message waits for a retry or for its dead letter."""
+        return self.error is not None or self.retry_at > time.monotonic()
+
+    def __len__(self) -> int:
+        return sum(map(len, self.queue))
+
+    def take(self, limit: int) -> Received:
+        """At most `limit` of its messages, from the first on; the queue is not empty."""
+        first = self.queue.popleft()
+        if len(first) > limit:
+            self.queue.appendleft(first.part(limit))
+            return first.part(0, limit)
+        if len(first) == limit or not self.queue:
+            return first
+        parts = [first]
+        room = limit - len(first)
+        while self.queue and room:
+            part = self.queue.popleft()
+            if len(part) > room:
+                self.queue.appendleft(part.part(room))
+                part = part.part(0, room)
+            parts.append(part)
+            room -= len(part)
+        return Received.joined(parts)
+
+    def forget_failures(self) -> None:
+        """The first message is done with; what comes after it begins anew."""
+        self.attempts = self.backoff_step = 0
+        self.retry_at = 0.0
+
+
+class Work:
+    """What the handler is given: messages of one partition, one after the other or as one batch.
+
+    The executor's thread writes `begun_at`, `handled`, `error` and `finished`; the loop's thread reads them, and writes
+    `interrupted` and `accounted`. `handled` grows while messages are handled, and is a prefix of `received`.
+    """
+
+    __slots__ = (
+        "accounted",
+        "begun_at",
+        "error",
+        "finished",
+        "handled",
+        "interrupted",
+        "partition",
+        "parts",
+        "progress_at",
+        "received",
+        "shards",
+    )
+
+    def __init__(self, partition: Partition, shards: list[Shard], parts: list[Received]) -> None:
+        self.partition = partition
+        self.shards = shards
+        self.parts = parts
+        self.received = Received.merged(parts)
+        self.begun_at: float | None = None
+        self.progress_at = 0.0
+        self.handled = 0
+        self.accounted = 0
+        self.error: Exception | None = None
+        self.interrupted = False
+        self.finished = False
+
+    def __len__(self) -> int:
+        return len(self.received)
+
+
+class Scheduler:
+    """Shards that have something to do, by partition. `batch_size` is how many messages a work has at the most."""
+
+    def __init__(self, order: Order, *, batches: bool = False) -> None:
+        self.order = order
+        self.batches = batches
+        # Partitions with a runnable shard, and those shards; both in the order of their turns.
+        self._turns: deque[Partition] = deque()
+        self._runnable: dict[Partition, deque[Shard]] = {}
+        # The shards of each partition by key; keyless messages have a shard each, which is in no dictionary.
+        self._shards: dict[Partition, dict[bytes | None, Shard]] = {}
+        self._retries: list[tuple[float, int, Shard]] = []
+        self._numbers = itertools.count()
+        # Shards whose first message is to become a dead letter.
+        self.dead_letters: list[Shard] = []
+
+    # What comes and goes
+
+    def add(self, partition: Partition, received: Received) -> None:
+        """Take messages of a partition, in the order of their offsets."""
+        if self.order == "partition":
+            self._append(self._shard(partition, None), received)
+            return
+        places: dict[bytes | None, list[int]] = {}
+        for place, key in enumerate(received.keys):
+            if key is None or self.order == "none":
+                self._append(Shard(partition, None), received.pick([place]))
+            else:
+                places.setdefault(key, []).append(place)
+        for key, chosen in places.items():
+            self._append(self._shard(partition, key), received.pick(chosen))
+
+    def drop(self, partition: Partition) -> list[Shard]:
+        """Forget a partition, and return its shards that have failed or a dead letter under way."""
+        self._shards.pop(partition, None)
+        if self._runnable.pop(partition, None) is not None:
+            self._turns.remove(partition)
+        self._retries = [entry for entry in self._retries if entry[2].partition is not partition]
+        heapq.heapify(self._retries)
+        gone = [shard for shard in self.dead_letters if shard.partition is partition]
+        self.dead_letters = [shard for shard in self.dead_letters if shard.partition is not partition]
+        return gone
+
+    def cut(self, partition: Partition, keep: int) -> Received | None:
+        """Take out what a blocked partition has beyond its first `keep` messages (order "partition" only), None where
+        there is nothing.
+        """
+        shard = self._shards.get(partition, {}).get(None)
+        if shard is None or len(shard) <= keep:
+            return None
+        kept = shard.take(keep)
+        beyond = Received.joined([*shard.queue])
+        shard.queue.clear()
+        shard.queue.append(kept)
+        return beyond
+
+    # What may run
+
+    def take(self, batch_size: int, room: int | None = None) -> Work | None:
+        """The next work, of at most `batch_size` messages and `room` (None is without a limit); None when none may run.
+
+        Its shards are at work until `release`.
+        """
+        if room is not None and room <= 0:
+            return None
+        self._wake()
+        if not self._turns:
+            return None
+        partition = self._turns.popleft()
+        shards = self._runnable[partition]
+        limit = batch_size if room is None else min(batch_size, room)
+        chosen: list[Shard] = []
+        parts: list[Received] = []
+        while shards and limit > 0:
+            if chosen and shards[0].isolating:
+                break
+            shard = shards.popleft()
+            alone = bool(shard.isolating)
+            most = 1 if alone else limit
+            if self.order != "partition" and not self.batches:
+                most = min(most, MESSAGES_OF_A_KEY)
+            part = shard.take(most)
+            shard.in_work = True
+            chosen.append(shard)
+            parts.append(part)
+            limit -= len(part)
+            if alone or not self.batches or self.order == "partition":
+                break
+        if shards:
+            self._turns.append(partition)
+        else:
+            del self._runnable[partition]
+        return Work(partition, chosen, parts)
+
+    def release(self, work: Work) -> None:
+        """Put back what a finished work has not handled. Its shards run again with `resume`, or are blocked."""
+        for shard, part in zip(work.shards, work.parts, strict=True):
+            shard.in_work = False
+            done = min(len(part), work.handled) if len(work.shards) == 1 else (len(part) if work.handled else 0)
+            if done:
+                shard.forget_failures()
+                shard.isolating = max(0, shard.isolating - done)
+            if done < len(part):
+                shard.queue.appendleft(part.part(done) if done else part)
+
+    def resume(self, shard: Shard) -> None:
+        """Let a shard run that was released; it is forgotten where it has nothing left."""
+        if shard.queue:
+            self._run(shard)
+        elif shard.key is not None:
+            self._shards.get(shard.partition, {}).pop(shard.key, None)
+
+    def block(self, shard: Shard, until: float) -> None:
+        """Let a shard that was released run at `until` (time.monotonic), not before."""
+        shard.retry_at = until
+        heapq.heappush(self._retries, (until, next(self._numbers), shard))
+
+    def condemn(self, shard: Shard, error: Exception) -> None:
+        """Hold a shard that was released until its first message is in the dead-letter topic."""
+        shard.error = error
+        self.dead_letters.append(shard)
+
+    def absolve(self, shard: Shard) -> Received:
+        """The first message of a condemned shard is in the dead-letter topic: take it out and go on behind it."""
+        self.dead_letters.remove(shard)
+        first = shard.take(1)
+        shard.error = shard.dead_letter = None
+        shard.forget_failures()
+        shard.isolating = max(0, shard.isolating - 1)
+        self.resume(shard)
+        return first
+
+    # What others ask
+
+    def next_retry_s(self) -> float | None:
+        """Seconds until a blocked shard may run again, None where none is."""
+        return max(0.0, self._retries[0][0] - time.monotonic()) if self._retries else None
+
+    @property
+    def runnable(self) -> bool:
+        """Whether a work could be taken now."""
+        self._wake()
+        return bool(self._turns)
+
+    def waiting_shards(self) -> int:
+        """How many shards could run now."""
+        return sum(map(len, self._runnable.values()))
+
+    def shards(self) -> int:
+        """How many shards have messages or are at work, without those of keyless messages."""
+        return sum(map(len, self._shards.values()))
+
+    def blocked_shards(self) -> int:
+        """How many shards wait for a retry or for their dead letter."""
+        return len(self._retries) + len(self.dead_letters)
+
+    def blocks(self, partition: Partition) -> bool:
+        """Whether the partition as a whole waits for a retry or a dead letter (order "partition" only)."""
+        if self.order != "partition":
+            return False
+        shard = self._shards.get(partition, {}).get(None)
+        return shard is not None and shard.blocked
+
+    def _shard(self, partition: Partition, key: bytes | None) -> Shard:
+        shards = self._shards.setdefault(partition, {})
+        shard = shards.get(key)
+        if shard is None:
+            shard = shards[key] = Shard(partition, key)
+        return shard
+
+    def _append(self, shard: Shard, received: Received) -> None:
+        was_empty = not shard.queue
+        shard.queue.append(received)
+        if was_empty and not shard.in_work and not shard.blocked:
+            self._run(shard)
+
+    def _run(self, shard: Shard) -> None:
+        shards = self._runnable.get(shard.partition)
+        if shards is None:
+            shards = self._runnable[shard.partition] = deque()
+            self._turns.append(shard.partition)
+        shards.append(shard)
+
+    def _wake(self) -> None:
+        """Let those run whose pause is over."""
+        now = time.monotonic()
+        while self._retries and self._retries[0][0] <= now:
+            shard = heapq.heappop(self._retries)[2]
+            if shard.error is None:
+                self._run(shard)

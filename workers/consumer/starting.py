@@ -1,0 +1,205 @@
+"""Where a partition begins: at what the group has committed, and what to do where that is not in the log.
+
+librdkafka's own `auto.offset.reset` moves on without a word. Here each case is decided, counted and said:
+
+- The group has committed nothing for it: at its beginning, or with --from-end at its end. A partition that was added
+  after the group had begun to commit is read from its beginning, so that nothing of it is skipped.
+- Retention has deleted messages before they were handled: they are counted, and it goes on at the new beginning, or the
+  worker stops (--on-deleted).
+- The log is shorter than what was read, or its topic is another one of the same name: it begins anew.
+
+Called by the loop's thread, in part from inside `poll`.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
+
+from workers.config import ClientConfig
+from workers.consumer.assignment import Key, PartitionState
+from workers.errors import WorkerError
+
+log = logging.getLogger(__name__)
+
+# Committed offsets are asked for when partitions are assigned; without an answer librdkafka asks again by itself.
+COMMITTED_TIMEOUT_S = 5.0
+# While a partition waits for its beginning the others go on, so a broker that hangs may not hold up the loop.
+ASK_TIMEOUT_S = 1.0
+ASK_AGAIN_S = 0.5
+
+_POLICIES = {
+    "earliest": "earliest", "smallest": "earliest", "beginning": "earliest",
+    "latest": "latest", "largest": "latest", "end": "latest",
+    "error": "error",
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Need:
+    """A partition whose offset is not in the log; `truncated_at` is where librdkafka has seen it diverge."""
+
+    state: PartitionState
+    reason: str
+    truncated_at: int | None
+    anew: bool = False
+    ask_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a partition goes on. `anew` says that its log has other messages now, so what was received is dropped."""
+
+    state: PartitionState
+    offset: int
+    anew: bool
+    commit: bool = False
+
+
+class Starts:
+    """Decides where partitions begin, and goes on asking the brokers until it can."""
+
+    def __init__(self, config: ClientConfig, *, stop_on_deleted: bool) -> None:
+        self._policy = _POLICIES.get(config.get("auto.offset.reset", "earliest"), "earliest")
+        self._stop_on_deleted = stop_on_deleted
+        # Of each topic when the worker began.
+        self.partition_counts: Mapping[str, int] = {}
+        self._needs: dict[Key, Need] = {}
+
+    def at_assignment(
+        self, client: Any, partitions: list[TopicPartition]
+    ) -> tuple[list[TopicPartition], list[TopicPartition]]:
+        """The partitions with the offsets where they begin, and those of them that are to be committed at once.
+
+        An offset that could not be decided in time is OFFSET_INVALID: librdkafka asks for the committed one, and says
+        so where there is none (`need`).
+        """
+        try:
+            assigned: list[TopicPartition] = client.committed(partitions, timeout=COMMITTED_TIMEOUT_S)
+        except KafkaException as error:
+            log.warning("committed offsets are not known yet: %s", error)
+            return partitions, []
+        begins = []
+        until = time.monotonic() + COMMITTED_TIMEOUT_S
+        for each in assigned:
+            if each.error is not None:
+                each.offset = OFFSET_INVALID
+            elif each.offset < 0 and self._policy == "earliest":
+                each.offset = OFFSET_BEGINNING
+            elif each.offset < 0 and self._policy == "latest":
+                try:
+                    each.offset = self._first_offset(client, each, max(0.1, until - time.monotonic()))
+                    begins.append(TopicPartition(each.topic, each.partition, each.offset))
+                except KafkaException as error:
+                    log.warning("%s[%d]: where it begins is not known yet: %s", each.topic, each.partition, error)
+                    each.offset = OFFSET_INVALID
+        return assigned, begins
+
+    def _first_offset(self, client: Any, place: TopicPartition, timeout_s: float) -> int:
+        """Where a partition without a committed offset begins under --from-end: at its end if the group is new to the
+        topic, else at its beginning. Raises KafkaException when the brokers do not answer.
+        """
+        low, high = client.get_watermark_offsets(TopicPartition(place.topic, place.partition), timeout=timeout_s)
+        # list_topics would be the right question; in a rebalance callback the binding's (2.16) crashes the process.
+        count = max(self.partition_counts.get(place.topic, 0), place.partition + 1)
+        everywhere = client.committed(
+            [TopicPartition(place.topic, number) for number in range(count)], timeout=timeout_s
+        )
+        errors = [each.error for each in everywhere if each.error is not None]
+        if errors:
+            raise KafkaException(errors[0])
+        known = any(each.offset >= 0 for each in everywhere)
+        if known:
+            log.info(
+                "%s[%d] was added after the group began: it is read from its beginning", place.topic, place.partition
+            )
+        return int(low if known else high)
+
+    def need(self, state: PartitionState, error: KafkaError, offset: int | None) -> None:
+        """A partition cannot be fetched where it is, as librdkafka's _AUTO_OFFSET_RESET event says."""
+        reason = error.str()
+        truncated = offset if offset is not None and offset >= 0 and "truncat" in reason.lower() else None
+        self._needs[state.key] = Need(state, reason, truncated)
+
+    def other_topic(self, state: PartitionState) -> None:
+        """The topic was deleted and created again: none of the offsets known mean anything in it."""
+        self._needs.setdefault(state.key, Need(state, "the topic was created again", None, anew=True))
+
+    def forget(self, state: PartitionState) -> None:
+        self._needs.pop(state.key, None)
+
+    def decided(self, client: Any) -> Iterator[Start]:
+        """Where partitions in need go on, as soon as the brokers have said what they hold.
+
+        Raises WorkerError where the user has chosen to stop.
+        """
+        now = time.monotonic()
+        for need in [*self._needs.values()]:
+            if need.ask_at > now:
+                continue
+            place = need.state.topic_partition()
+            try:
+                low, high = client.get_watermark_offsets(place, timeout=ASK_TIMEOUT_S)
+                start = self._decide(client, need, low, high)
+            except KafkaException as error:
+                need.ask_at = time.monotonic() + ASK_AGAIN_S
+                log.debug("%s: where it begins is not known yet: %s", need.state, error)
+                continue
+            self._needs.pop(need.state.key, None)
+            yield start
+
+    def _decide(self, client: Any, need: Need, low: int, high: int) -> Start:
+        state, position = need.state, need.state.position
+        if position is None and not need.anew:
+            return self._decide_first(client, need, low)
+        if self._policy == "error":
+            raise WorkerError(
+                f"{state}: offset {position} cannot be read ({need.reason}), the log has {low} to {high}, and "
+                "auto.offset.reset is error; choose where the group begins, or set auto.offset.reset to earliest"
+            )
+        if position is None or need.anew:
+            log.warning("%s: %s; it is read from its beginning, offset %d", state, need.reason, low)
+            return Start(state, low, anew=True)
+        if need.truncated_at is not None and low <= need.truncated_at <= high:
+            offset = min(need.truncated_at, position if state.next_offset is None else state.next_offset)
+            log.warning("%s: its log was truncated at offset %d; going on at %d", state, need.truncated_at, offset)
+            return Start(state, max(low, offset), anew=True)
+        if position < low:
+            return self._after_deletion(state, position, low)
+        if position > high:
+            log.warning(
+                "%s: offset %d is behind the end, %d: the topic was created again or its log truncated; reading it "
+                "from its beginning, offset %d", state, position, high, low,
+            )  # fmt: skip
+            return Start(state, low, anew=True)
+        return Start(state, position, anew=False)
+
+    def _decide_first(self, client: Any, need: Need, low: int) -> Start:
+        state = need.state
+        if self._policy == "error":
+            raise WorkerError(
+                f"{state}: the group has committed no offset, and auto.offset.reset is error; choose where the group "
+                "begins, or set auto.offset.reset to earliest or latest"
+            )
+        if self._policy == "latest":
+            return Start(
+                state, self._first_offset(client, state.topic_partition(), ASK_TIMEOUT_S), anew=True, commit=True
+            )
+        return Start(state, low, anew=True)
+
+    def _after_deletion(self, state: PartitionState, position: int, low: int) -> Start:
+        deleted = low - position
+        if self._stop_on_deleted:
+            raise WorkerError(
+                f"{state}: {deleted} messages, offsets {position} to {low - 1}, were deleted by retention before they "
+                "were handled, and --on-deleted is stop; --on-deleted continue goes on behind them"
+            )
+        state.topic.deleted += deleted
+        log.error(
+            "%s: %d messages, offsets %d to %d, were deleted by retention before they were handled; going on at %d",
+            state, deleted, position, low - 1, low,
+        )  # fmt: skip
+        return Start(state, low, anew=False)

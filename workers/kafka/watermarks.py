@@ -1,0 +1,127 @@
+"""Where partitions begin and end, as their brokers say, on a timer and independent of what is fetched.
+
+Statistics and fetched messages say that too, but not of a partition that is paused, or whose fetch hangs.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+from confluent_kafka import IsolationLevel, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from workers.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S = 5.0
+REQUEST_TIMEOUT_S = 4.0
+
+Key = tuple[str, int]
+
+
+class Watermark(NamedTuple):
+    """The offset of a partition's first message, and of the one that comes next; -1 where the broker did not say."""
+
+    begin: int
+    end: int
+
+
+class Watermarks:
+    """Asks for the watermarks of `wanted` every INTERVAL_S, in a thread of its own, with one request for all partitions
+    of a broker. `latest` is a new dictionary after each round, of the partitions that were answered for; `round` counts
+    the rounds, and the last one began at `asked_at` (time.monotonic).
+    """
+
+    def __init__(self, connect: Callable[[], AdminClient], isolation: IsolationLevel) -> None:
+        self.latest: dict[Key, Watermark] = {}
+        # Of the topics, by name; a topic that is created again has another.
+        self.topic_ids: dict[str, str] = {}
+        self.round = 0
+        self.asked_at = float("-inf")
+        # Written by the loop's thread.
+        self.wanted: tuple[Key, ...] = ()
+        self._connect = connect
+        self._isolation = isolation
+        self._admin: AdminClient | None = None
+        self._asked = threading.Event()
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name="watermarks", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def ask(self) -> None:
+        """Ask at once, and not only when the interval is over."""
+        self._asked.set()
+
+    def reconnect(self) -> None:
+        """Make a new client before the next round: credentials have changed."""
+        self._admin = None
+
+    def stop(self) -> None:
+        """End the thread; a request that is under way is left behind."""
+        self._ended = True
+        self._asked.set()
+
+    def _run(self) -> None:
+        while not self._ended:
+            wanted = self.wanted
+            if wanted:
+                asked_at = time.monotonic()
+                try:
+                    admin = self._client()
+                    self.latest = query(admin, wanted, self._isolation)
+                    # Asked afterwards: it goes to the controller, which can be away when the leaders are not.
+                    self.topic_ids = topic_ids(admin, {topic for topic, _ in wanted})
+                except (KafkaException, ConfigError) as error:
+                    self.latest = {}
+                    log.debug("the ends of partitions are not known: %s", error)
+                self.asked_at = asked_at
+                self.round += 1
+            self._asked.wait(INTERVAL_S)
+            self._asked.clear()
+
+    def _client(self) -> AdminClient:
+        if self._admin is None:
+            self._admin = self._connect()
+        return self._admin
+
+
+def query(admin: AdminClient, keys: Iterable[Key], isolation: IsolationLevel) -> dict[Key, Watermark]:
+    """The watermarks of partitions; those that were not answered for are left out. Raises KafkaException."""
+    partitions = [TopicPartition(*key) for key in keys]
+    begins, ends = (
+        admin.list_offsets(
+            dict.fromkeys(partitions, spec), isolation_level=isolation, request_timeout=REQUEST_TIMEOUT_S
+        )
+        for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
+    )
+    found = {}
+    for partition in partitions:
+        begin, end = _offset(begins[partition]), _offset(ends[partition])
+        if end >= 0:
+            found[partition.topic, partition.partition] = Watermark(begin, end)
+    return found
+
+
+def topic_ids(admin: AdminClient, topics: Iterable[str]) -> dict[str, str]:
+    """The ids of topics by their names; those that were not answered for are left out. Raises KafkaException."""
+    answers = admin.describe_topics(TopicCollection([*topics]), request_timeout=REQUEST_TIMEOUT_S)
+    found = {}
+    for name, answer in answers.items():
+        try:
+            found[name] = str(answer.result().topic_id)
+        except KafkaException as error:
+            log.debug("the id of topic %s is not known: %s", name, error)
+    return found
+
+
+def _offset(answer: "Future[Any]") -> int:
+    try:
+        return int(answer.result().offset)
+    except KafkaException:
+        return -1
