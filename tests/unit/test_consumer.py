@@ -472,6 +472,47 @@ def test_messages_that_retention_deleted_before_they_were_handled_are_counted_ex
     assert broker.offset() == 100
 
 
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_what_retention_deletes_ahead_of_a_slow_member_is_counted_exactly(
+    broker: FakeBroker, group: Group, concurrency: int
+) -> None:
+    broker.produce(numbers(0, 20_000), key=lambda value: value[-1:])
+    handled = Handled(lambda message: group.gate.wait(20) if (message.offset() or 0) >= 100 else None)
+    order = "partition" if concurrency == 1 else "key"
+    member = group.member(handled, idle_timeout_s=0.5, concurrency=concurrency, order=order).start()
+    group.until(lambda: member.consumer.status.waiting > 1000, "it has received some")
+    broker.delete_before(15_000)
+    group.gate.set()
+    member.finish()
+
+    received = [offset for offset in handled.offsets if offset < 15_000]
+    assert sorted(handled.offsets) == [*range(len(received)), *range(15_000, 20_000)]
+    assert member.consumer.status.topics["t"].deleted == 15_000 - len(received) > 0
+    assert broker.offset() == 20_000
+
+
+@pytest.mark.parametrize("strategy", ["cooperative-sticky", "range"])
+def test_a_partition_that_begins_anew_leaves_the_others_where_they_are(
+    broker: FakeBroker, group: Group, strategy: str
+) -> None:
+    broker.add_partition("t")
+    broker.produce(numbers(0, 100))
+    broker.produce(numbers(0, 50), partition=1)
+    handled = Handled()
+    properties = {"partition.assignment.strategy": strategy}
+    member = group.member(handled, properties=properties).start()
+    group.until(lambda: (broker.offset(0), broker.offset(1)) == (100, 50), "all are committed")
+    with broker.lock:
+        broker.truncate(90)
+        broker.produce(numbers(90, 95))
+    group.until(lambda: broker.offset(0) == 95, "the new ones are committed")
+    broker.produce(numbers(50, 60), partition=1)
+    group.until(lambda: broker.offset(1) == 60, "the other partition goes on")
+    member.stop()
+
+    assert [offset for partition, offset, _ in handled.messages if partition == 1] == [*range(60)]
+
+
 def test_a_member_can_be_told_to_stop_when_messages_were_deleted(broker: FakeBroker, group: Group) -> None:
     broker.produce(numbers(0, 100))
     group.member(Handled(), max_messages=10).finish()
@@ -959,7 +1000,7 @@ def test_messages_without_a_time_have_the_lag_for_which_they_wait(
 def test_a_handler_that_hangs_is_given_no_more_bytes_than_fit(
     broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.consumer.loop.MAX_WAITING_BYTES", 1_000_000)
+    monkeypatch.setattr("workers.consumer.flow.MAX_WAITING_BYTES", 1_000_000)
     broker.produce([bytes(100_000)] * 100)
     handled = Handled(lambda _: group.gate.wait(20))
     member = group.member(handled).start()

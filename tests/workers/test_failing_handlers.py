@@ -356,7 +356,7 @@ def test_messages_do_not_pile_up_behind_a_handler_that_takes_long(
 def test_what_a_blocked_partition_gives_back_to_the_client_is_read_again_in_order(
     processes: Processes, topic: str, group: str, bootstrap_servers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.consumer.loop.MAX_WAITING_BYTES", 30_000)
+    monkeypatch.setattr("workers.consumer.flow.MAX_WAITING_BYTES", 30_000)
     given_back: list[int] = []
     failed: set[tuple[int | None, int | None]] = set()
     processes.produce(topic, "--count", "3000")

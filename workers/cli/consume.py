@@ -115,7 +115,7 @@ def _show_consumed(consumer: Consumer, form: str) -> None:
             "deleted": topic.deleted,
             **asdict(topic.order),
         }
-        for topic in consumer.assignment.topics.values()
+        for topic in consumer.status.topics.values()
     }
     if form == "json":
         click.echo(json.dumps({"group": consumer.group_id, "topics": topics}), err=True)

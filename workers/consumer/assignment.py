@@ -16,8 +16,12 @@ from workers.accounting.offset_metadata import OffsetMetadata, decode, encode, r
 from workers.accounting.order import OrderCounts, OrderLedger
 from workers.consumer.offsets import OffsetTracker
 from workers.consumer.received import Received
+from workers.kafka.statistics import PartitionStatistics
 
 Key = tuple[str, int]
+
+# Statistics are made once a second; those from before a partition began are not newer than this.
+STALE_S = 2.0
 
 
 class TopicCounts:
@@ -129,6 +133,8 @@ class Assignment:
         self.topics = {name: TopicCounts(name) for name in topics}
         self.partitions: dict[Key, PartitionState] = {}
         self.handled = 0
+        # When a message was handled last, or the handler was given one after it had none.
+        self.progress_at = time.monotonic()
         self._in_order = in_order
 
     # Rebalances
@@ -251,6 +257,15 @@ class Assignment:
                 state.topic_id = current
         return others
 
+    def note_ends(self, seen: Mapping[Key, PartitionStatistics], now: float) -> None:
+        """Take the ends of partitions that the client's statistics tell; those of paused ones stand still there."""
+        for key, statistics in seen.items():
+            state = self.partitions.get(key)
+            # The last entry of a partition that began anew since is of its old log.
+            if state is None or state.paused or statistics.end_offset < 0 or now - state.started_at < STALE_S:
+                continue
+            state.update_end_offset(statistics.end_offset)
+
     # What was handled
 
     def complete(
@@ -265,7 +280,7 @@ class Assignment:
         last = received.messages[end - 1]
         self.handled += count
         state.topic.handled += count
-        state.progress_at = time.monotonic()
+        self.progress_at = state.progress_at = time.monotonic()
         timestamp_ms = last.timestamp()[1] or 0
         if timestamp_ms > 0:
             state.topic.latencies.add(time.time() - timestamp_ms / 1000)

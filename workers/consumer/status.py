@@ -4,7 +4,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from workers.consumer.assignment import TopicCounts
+from workers.consumer.assignment import PartitionState, TopicCounts
+from workers.consumer.membership import Membership
+from workers.consumer.parts import Parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +54,65 @@ class ConsumerStatus:
         if still_s > stall_timeout_s:
             return f"the poll loop has not turned for {still_s:.0f} s"
         return self.stuck
+
+
+class Publisher:
+    """Takes the pictures, in the loop's thread."""
+
+    def __init__(self, parts: Parts, membership: Membership, stall_timeout_s: float) -> None:
+        self._parts = parts
+        self._membership = membership
+        self._stall_timeout_s = stall_timeout_s
+
+    def take(self, now: float, *, may_begin: bool) -> ConsumerStatus:
+        """The picture of now; `may_begin` says that --max-messages lets more messages be begun."""
+        parts, states = self._parts, self._parts.assignment.partitions.values()
+        in_flight = parts.executor.in_flight
+        begun = [work.begun_at for work in in_flight if work.begun_at is not None]
+        return ConsumerStatus(
+            at=now,
+            joined=self._membership.joined,
+            stuck=self._stuck(now, may_begin),
+            partitions=tuple(self._partition(state, now) for state in states),
+            topics=parts.assignment.topics,
+            handled=parts.assignment.handled,
+            rebalances=dict(self._membership.rebalances),
+            commits={"success": parts.committer.successes, "failure": parts.committer.failures},
+            fetch_recoveries=dict(parts.fetching.recoveries),
+            in_flight=min(len(in_flight), parts.executor.concurrency),
+            waiting=sum(state.count for state in states),
+            buffered_bytes=sum(state.bytes for state in states),
+            shards=parts.scheduler.shards(),
+            blocked_shards=parts.scheduler.blocked_shards(),
+            oldest_in_flight_s=now - min(begun) if begun else 0.0,
+            event_loop_lag_s=parts.executor.loop_lag_s,
+        )
+
+    def _partition(self, state: PartitionState, now: float) -> PartitionStatus:
+        handled = state.next_offset
+        if handled is None:
+            known = (
+                self._parts.client_state.statistics.partitions
+                if self._parts.client_state.statistics is not None
+                else {}
+            )
+            handled = known[state.key].fetch_offset if state.key in known else -1
+        messages = max(0, state.end_offset - handled) if state.end_offset >= 0 and handled >= 0 else None
+        seconds = None if messages is None else state.age_s() if messages else 0.0
+        stalled_s = self._parts.fetching.stalled_s(state.key, now)
+        return PartitionStatus(*state.key, messages, seconds, state.tracker.distance, stalled_s)
+
+    def _stuck(self, now: float, may_begin: bool) -> str | None:
+        """What has made no progress for longer than the stall timeout, or None."""
+        for work in self._parts.executor.in_flight:
+            if work.begun_at is not None and now - max(work.begun_at, work.progress_at) > self._stall_timeout_s:
+                return (
+                    f"{work.partition} has made no progress for {now - max(work.begun_at, work.progress_at):.0f} s at "
+                    f"offset {work.received.offset(min(work.handled, len(work) - 1))}: the handler has not returned"
+                )
+        waits = not self._parts.executor.in_flight and self._parts.scheduler.runnable and may_begin
+        if waits and now - self._parts.assignment.progress_at > self._stall_timeout_s:
+            return (
+                f"messages wait, and none was given to the handler for {now - self._parts.assignment.progress_at:.0f} s"
+            )
+        return self._parts.fetching.stuck(self._parts.assignment.partitions, now)

@@ -1,0 +1,149 @@
+"""Carries out what is decided about messages whose handler raised: retries, dead letters, stops. Called by the loop's
+thread.
+"""
+
+import logging
+import random
+import time
+
+from workers.consumer.assignment import PartitionState
+from workers.consumer.failures import ErrorPolicy, Isolate, RetryLater, SendDeadLetter, decide
+from workers.consumer.flow import FlowControl
+from workers.consumer.parts import Parts
+from workers.consumer.scheduling import Shard, Work
+from workers.deadletters.writer import DeadLetter, DeadLetters
+from workers.errors import WorkerError
+from workers.handlers import OutputClosedError, OutputError, Retry
+from workers.loading import named
+
+log = logging.getLogger(__name__)
+
+# How long a stop waits for dead letters that are under way.
+DEAD_LETTERS_TIMEOUT_S = 5.0
+
+
+class FailedMessages:
+    """Messages that wait for a retry or for their dead letter, of which the scheduler keeps the shards."""
+
+    def __init__(self, parts: Parts, flow: FlowControl, policy: ErrorPolicy, dead_letters: DeadLetters) -> None:
+        self._parts = parts
+        self._flow = flow
+        self._policy = policy
+        self._dead_letters = dead_letters
+
+    def on_failure(self, work: Work, error: Exception) -> None:
+        """Decide what becomes of the messages for which the handler raised: the first that was not handled, or all of a
+        batch.
+        """
+        if isinstance(error, OutputClosedError):
+            self._parts.shutdown.request()
+            return
+        if isinstance(error, OutputError):
+            raise WorkerError(f"standard output cannot be written: {error}; what was not printed is redelivered")
+        state = work.partition
+        assert isinstance(state, PartitionState)
+        work.received.part(work.handled).restore(state.topic.name)
+        messages = len(work) if self._parts.executor.batch else 1
+        isolated = False
+        for shard, part in zip(work.shards, work.parts, strict=True):
+            shard.backoff_step += 1
+            shard.attempts += not isinstance(error, Retry)
+            decision = decide(
+                self._policy,
+                error,
+                messages=messages,
+                attempts=shard.attempts,
+                backoff_step=shard.backoff_step,
+                jitter=random.random(),  # noqa: S311  (not a secret)
+            )
+            where = f"{state} offset {work.received.offset(work.handled)}"
+            if isinstance(decision, Isolate):
+                # The batch's failure is nobody's own yet.
+                shard.forget_failures()
+                shard.isolating = len(part)
+                self._parts.scheduler.resume(shard)
+                isolated = True
+            elif isinstance(decision, RetryLater):
+                state.topic.retried += 1
+                log.warning(
+                    "%s: attempt %d failed, next in %.1f s: %s",
+                    where,
+                    shard.backoff_step,
+                    decision.pause_s,
+                    named(error),
+                )
+                self._block(state, shard, decision.pause_s)
+            elif isinstance(decision, SendDeadLetter):
+                log.warning("%s: to the dead-letter topic after %d attempts: %s", where, shard.attempts, named(error))
+                self._parts.scheduler.condemn(shard, error)
+                self._send(state, shard)
+            else:
+                raise WorkerError(
+                    f"stopping as --on-error says: handler failed at {where}, attempt {shard.attempts}: {named(error)}"
+                )
+        if isolated:
+            log.info("%s: a batch of %d failed (%s), trying its messages one by one", state, messages, named(error))
+
+    def _block(self, state: PartitionState, shard: Shard, pause_s: float) -> None:
+        self._parts.scheduler.block(shard, time.monotonic() + pause_s)
+        if state.in_order:
+            self._flow.pause([state])
+            self._flow.give_back(state)
+
+    def _send(self, state: PartitionState, shard: Shard) -> None:
+        assert shard.error is not None
+        if state.in_order:
+            self._flow.pause([state])
+        shard.dead_letter = self._dead_letters.send(shard.queue[0].messages[0], shard.error, shard.attempts)
+
+    def look_after_dead_letters(self) -> None:
+        """Hear of dead letters that are under way, and send those again that were not written."""
+        self._dead_letters.poll(0)
+        for shard in [*self._parts.scheduler.dead_letters]:
+            state = shard.partition
+            assert isinstance(state, PartitionState)
+            if isinstance(shard.dead_letter, DeadLetter):
+                self._on_dead_letter(state, shard, shard.dead_letter)
+            elif shard.retry_at <= time.monotonic():
+                self._send(state, shard)
+
+    def _on_dead_letter(self, state: PartitionState, shard: Shard, letter: DeadLetter) -> None:
+        if letter.delivered is None:
+            return
+        shard.dead_letter = None
+        if letter.delivered:
+            first = self._parts.scheduler.absolve(shard)
+            state.topic.dead_lettered += 1
+            self._parts.assignment.complete(state, first, 0, 1)
+            return
+        message = shard.queue[0].messages[0]
+        topic = self._dead_letters.topic_for(message)
+        if letter.too_large:
+            raise WorkerError(
+                f"stopping at {state} offset {message.offset()}, as nothing is skipped: topic {topic} takes no dead "
+                f"letter of that size, raise its max.message.bytes: {letter.error}"
+            )
+        shard.backoff_step += 1
+        pause_s = self._policy.pause_s(shard.backoff_step, random.random())  # noqa: S311  (not a secret)
+        log.error(
+            "%s offset %s: not written to the dead-letter topic %s, next try in %.1f s, nothing is skipped: %s",
+            state, message.offset(), topic, pause_s, letter.error,
+        )  # fmt: skip
+        shard.retry_at = time.monotonic() + pause_s
+        if state.in_order:
+            self._flow.give_back(state)
+
+    def await_dead_letters(self) -> None:
+        """A dead letter that is under way is written all the same, so its message shall not be redelivered."""
+        until = time.monotonic() + min(DEAD_LETTERS_TIMEOUT_S, self._parts.shutdown.remaining_s())
+        while self._under_way() and time.monotonic() < until and self._parts.client_state.fatal is None:
+            self._dead_letters.poll(0.05)
+        for shard in [*self._parts.scheduler.dead_letters]:
+            state = shard.partition
+            assert isinstance(state, PartitionState)
+            if isinstance(shard.dead_letter, DeadLetter) and shard.dead_letter.delivered:
+                self._on_dead_letter(state, shard, shard.dead_letter)
+
+    def _under_way(self) -> bool:
+        letters = [shard.dead_letter for shard in self._parts.scheduler.dead_letters]
+        return any(isinstance(letter, DeadLetter) and letter.delivered is None for letter in letters)

@@ -1,0 +1,86 @@
+"""How much is received: what waits for the handler is bounded in messages and bytes. Called by the loop's thread."""
+
+import logging
+
+from confluent_kafka import KafkaException
+
+from workers.consumer.assignment import PartitionState
+from workers.consumer.parts import Parts
+
+log = logging.getLogger(__name__)
+
+BATCH_MESSAGES = 2000
+# So much may wait for the handler, about.
+MAX_WAITING_BYTES = 64 * 1024 * 1024
+# So far may the messages of a partition be ahead of its low-water mark, done or not.
+MAX_DISTANCE_MESSAGES = 10_000
+
+
+class FlowControl:
+    """Pauses partitions that hold too much, and resumes them. Only this changes `PartitionState.paused`."""
+
+    def __init__(self, parts: Parts, max_distance: int) -> None:
+        self._parts = parts
+        self._max_distance = max_distance
+
+    def full(self) -> bool:
+        """Whether enough waits that the handler can be given, and does not have in its hands yet."""
+        ready = [
+            state for state in self._parts.assignment.partitions.values() if not self._parts.scheduler.blocks(state)
+        ]
+        in_hand = sum(len(work) - work.accounted for work in self._parts.executor.in_flight)
+        beyond = sum(state.tracker.distance for state in ready)
+        waiting = sum(state.count for state in ready) - in_hand - beyond
+        return waiting >= self._enough() or sum(state.bytes for state in ready) >= MAX_WAITING_BYTES
+
+    def _enough(self) -> int:
+        return (
+            BATCH_MESSAGES
+            if self._parts.executor.concurrency == 1
+            else max(BATCH_MESSAGES, 40 * self._parts.executor.concurrency)
+        )
+
+    def holds_too_much(self, state: PartitionState) -> bool:
+        most = 2 * BATCH_MESSAGES if state.in_order else self._max_distance
+        return state.count >= most or state.bytes >= self._share_bytes()
+
+    def _share_bytes(self) -> int:
+        return MAX_WAITING_BYTES // len(self._parts.assignment.partitions)
+
+    def pause(self, states: list[PartitionState]) -> None:
+        fetching = [state for state in states if not state.paused]
+        if fetching:
+            self._parts.client.pause([state.topic_partition() for state in fetching])
+            for state in fetching:
+                state.paused = True
+
+    def resume(self) -> None:
+        done = [state for state in self._parts.assignment.partitions.values() if state.paused and self._has_room(state)]
+        if done:
+            self._parts.client.resume([state.topic_partition() for state in done])
+            for state in done:
+                state.paused = False
+
+    def _has_room(self, state: PartitionState) -> bool:
+        """Whether a paused partition may be fetched again."""
+        if state.in_order:
+            return state.count == 0 and not self._parts.scheduler.blocks(state)
+        return state.count < self._max_distance // 2 and state.bytes < self._share_bytes() // 2
+
+    def give_back(self, state: PartitionState) -> None:
+        """Leave to the client what is beyond a blocked partition's share, to be received again: other partitions go on,
+        and fail in their turn when it is what the handler needs that is away.
+        """
+        fit = max(1, state.count * self._share_bytes() // max(1, state.bytes))
+        if fit >= state.count:
+            return
+        beyond = self._parts.scheduler.cut(state, fit)
+        if beyond is None:
+            return
+        try:
+            self._parts.client.seek(state.topic_partition(beyond.offset(0)))
+        except KafkaException as error:
+            log.debug("%s: kept, and not left to the client: %s", state, error)
+            self._parts.scheduler.add(state, beyond)
+            return
+        self._parts.assignment.give_back(state, beyond)

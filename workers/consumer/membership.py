@@ -1,0 +1,221 @@
+"""Membership in the group: joining, rebalances, leaving. The callbacks run inside `poll` and `close`."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from confluent_kafka import OFFSET_INVALID, TopicPartition
+
+from workers.config import ClientConfig
+from workers.consumer.assignment import PartitionState, names
+from workers.consumer.parts import Parts
+from workers.consumer.scheduling import Work
+from workers.errors import ConfigError, WorkerError
+from workers.kafka.credentials import CredentialsWatch
+from workers.kafka.statistics import Statistics
+from workers.lifecycle import call_with_timeout
+
+log = logging.getLogger(__name__)
+
+# How long a rebalance waits for the messages at hand; then they are redelivered to the next owner.
+REVOKE_WAIT_S = 10.0
+
+
+class Membership:
+    """A member of its group. `account` accounts for a work that is waited for while its partition is revoked."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        config: ClientConfig,
+        topics: Sequence[str],
+        credentials: CredentialsWatch,
+        *,
+        connect: Callable[[], Any],
+        account: Callable[[Work, bool], None],
+    ) -> None:
+        self.joined = False
+        self.rebalances = {"assign": 0, "revoke": 0, "lost": 0}
+        # When something was assigned last.
+        self.assigned_at = time.monotonic()
+        self._parts = parts
+        self._config = config
+        self._topics = list(topics)
+        self._credentials = credentials
+        self._connect = connect
+        self._account = account
+        self._broker_assigns = config.get("group.protocol") == "consumer"
+        # Strategies other than cooperative-sticky take everything away in a rebalance and give it back.
+        strategy = config.get("partition.assignment.strategy", "cooperative-sticky")
+        self._eager = not self._broker_assigns and strategy != "cooperative-sticky"
+
+    def join(self) -> None:
+        self._parts.client.subscribe(
+            self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+
+    def note(self, statistics: Statistics) -> None:
+        """See from the statistics whether the group is joined."""
+        if statistics.coordinator_up and not self.joined:
+            # A KIP-848 member that never owned a partition stays in the join state "init".
+            self.joined = statistics.group_steady or self._broker_assigns
+
+    def rejoin(self) -> None:
+        """Join again with the same client: the group does not know this member any more."""
+        log.warning("group %s does not know this member any more, joining again", self._config.get("group.id"))
+        self._parts.client.unsubscribe()
+        self.join()
+
+    def restart_partitions(self) -> None:
+        """Have partitions whose offset is not in the log any more begin where `Starts` says."""
+        for start in self._parts.starts.decided(self._parts.client):
+            state = start.state
+            if start.anew:
+                if state.paused:
+                    # librdkafka would keep the pause.
+                    self._parts.client.resume([state.topic_partition()])
+                self._parts.scheduler.drop(state)
+                state = self._parts.assignment.reset(state, start.offset)
+            else:
+                self._parts.assignment.skip_to(state, start.offset)
+            self._reassign(state, start.offset)
+            if start.commit:
+                self._parts.committer.commit([state.to_commit()])
+            self._parts.committer.stage([state], now=True)
+
+    def _reassign(self, state: PartitionState, offset: int) -> None:
+        """Begin to fetch anew: a partition without a valid offset cannot be sought."""
+        place = state.topic_partition(offset)
+        if self._eager:
+            others = [
+                each.topic_partition(each.position if each.position is not None else OFFSET_INVALID)
+                for each in self._parts.assignment.partitions.values()
+                if each is not state
+            ]
+            self._parts.client.assign([place, *others])
+            return
+        self._parts.client.incremental_unassign([place])
+        self._parts.client.incremental_assign([place])
+
+    def renew(self) -> None:
+        """Leave the group cleanly, make a new client and join again: for credentials that have changed, and for a fetch
+        that hangs. Called by the loop's thread. What is at hand is waited for as at a rebalance.
+        """
+        try:
+            fresh = self._connect()
+        except ConfigError as error:
+            self._credentials.postpone(error)
+            return
+        self._parts.executor.interrupt()
+        if not call_with_timeout(self.close_client, REVOKE_WAIT_S):
+            raise WorkerError("the group was not left in time to join it anew; a restart joins it")
+        self._parts.client = fresh
+        # Where brokers do not answer, closing has called back for nothing.
+        self._take_away([state.topic_partition() for state in self._parts.assignment.partitions.values()])
+        self.joined = False
+        self._renewed()
+        self.join()
+
+    def refreshed(self) -> Any:
+        """The client to begin with: another one when its certificates have changed meanwhile."""
+        if self._credentials.refresh(self._parts.client):
+            try:
+                fresh = self._connect()
+            except ConfigError as error:
+                self._credentials.postpone(error)
+                return self._parts.client
+            call_with_timeout(self._parts.client.close, 0.0)
+            self._parts.client = fresh
+            self._renewed()
+        return self._parts.client
+
+    def _renewed(self) -> None:
+        self._credentials.renewed()
+        self._parts.watermarks.reconnect()
+
+    def close_client(self) -> None:
+        # With cooperative-sticky, close() of librdkafka 2.16 sends no LeaveGroup for a member without partitions:
+        # the group would wait for it until its session times out.
+        try:
+            self._parts.client.unsubscribe()
+        finally:
+            self._parts.client.close()
+
+    def _on_assign(self, client: Any, partitions: list[TopicPartition]) -> None:
+        self.rebalances["assign"] += 1
+        self.assigned_at = time.monotonic()
+        self._parts.committer.forgotten_since = None
+        assigned, begins = self._parts.starts.at_assignment(client, partitions) if partitions else ([], [])
+        self._parts.assignment.assign(assigned)
+        places = [*map(_without_metadata, assigned)]
+        if self._eager:
+            client.assign(places)
+        else:
+            client.incremental_assign(places)
+        if begins:
+            self._parts.committer.commit(begins)
+        self._parts.watermarks.wanted = tuple(self._parts.assignment.partitions)
+        self._parts.watermarks.ask()
+        log.info("assigned %s", names(partitions) or "nothing: idle")
+
+    def _on_revoke(self, client: Any, partitions: list[TopicPartition]) -> None:
+        """Store what is handled by now. Unassigning commits it, and librdkafka joins again only after that.
+
+        A commit of our own would block this thread, and signals with it, for as long as the coordinator is away
+        (rd_kafka_assignment_serve_removals in librdkafka's rdkafka_assignment.c).
+        """
+        self.rebalances["revoke"] += 1
+        revoked = self._take_away(partitions)
+        self._await_works(revoked)
+        self._parts.committer.stage(revoked, now=True)
+        self._unassign(client, partitions)
+        log.info("revoked %s", names(partitions))
+
+    def _await_works(self, states: Sequence[PartitionState]) -> None:
+        """Wait for the messages at hand of some partitions, bounded, and account for them; no other is begun."""
+        until = time.monotonic() + min(REVOKE_WAIT_S, max(0.5, self._parts.shutdown.remaining_s()))
+        works = [work for work in self._parts.executor.in_flight if work.partition in states]
+        late = []
+        for work in works:
+            # One that has not begun does not begin any more.
+            while work.begun_at is not None and not work.finished and time.monotonic() < until:
+                time.sleep(0.005)
+            self._account(work, True)
+            if work.begun_at is not None and not work.finished:
+                late.append(work)
+        if late:
+            self._parts.executor.forsake(late)
+
+    def _on_lost(self, client: Any, partitions: list[TopicPartition]) -> None:
+        """Others may own them already, so nothing is committed: what was handled since is redelivered there."""
+        self.rebalances["lost"] += 1
+        gone = self._take_away(partitions)
+        self._parts.executor.forsake([work for work in self._parts.executor.in_flight if work.partition in gone])
+        self._unassign(client, partitions)
+        log.warning("lost %s: this member did not answer its group in time", names(partitions))
+
+    def _take_away(self, partitions: list[TopicPartition]) -> list[PartitionState]:
+        gone = self._parts.assignment.remove(partitions)
+        for state in gone:
+            self._parts.scheduler.drop(state)
+            self._parts.starts.forget(state)
+        paused = [state.topic_partition() for state in gone if state.paused]
+        if paused:
+            # librdkafka keeps the pause of a partition that leaves: if it came back, nothing would be fetched from it.
+            self._parts.client.resume(paused)
+        return gone
+
+    def _unassign(self, client: Any, partitions: list[TopicPartition]) -> None:
+        if self._eager:
+            client.unassign()
+        else:
+            client.incremental_unassign(partitions)
+
+
+def _without_metadata(each: TopicPartition) -> TopicPartition:
+    """The same place for an assignment. With metadata librdkafka 2.16 leaks that at every commit, as it puts the stored
+    offset's in its place (rd_kafka_topic_partition_list_set_offsets in rdkafka_partition.c).
+    """
+    epoch = -1 if each.leader_epoch is None else each.leader_epoch  # type: ignore[redundant-expr]  # it can be None
+    return TopicPartition(each.topic, each.partition, each.offset, leader_epoch=epoch)

@@ -1,0 +1,35 @@
+"""The parts of one consumer, which its loop puts together. Each has one owner of its state; all are used by the loop's
+thread.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from workers.consumer.assignment import Assignment
+from workers.consumer.committing import StoredOffsets
+from workers.consumer.execution import Executor
+from workers.consumer.fetching import FetchWatch
+from workers.consumer.scheduling import Scheduler
+from workers.consumer.starting import Starts
+from workers.kafka.client import ClientState
+from workers.kafka.watermarks import Watermarks
+from workers.lifecycle import Shutdown
+
+
+@dataclass(slots=True)
+class Parts:
+    """What the loop, its flow control, its membership and its handling of failures share.
+
+    `client` is confluent-kafka's Consumer, replaced when the group is joined anew.
+    """
+
+    client: Any
+    client_state: ClientState
+    assignment: Assignment
+    scheduler: Scheduler
+    executor: Executor
+    committer: StoredOffsets
+    starts: Starts
+    fetching: FetchWatch
+    watermarks: Watermarks
+    shutdown: Shutdown
