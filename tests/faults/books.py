@@ -10,6 +10,8 @@ from workers.accounting.verify import Observations
 
 # A longer time without an acknowledgement counts as unavailable.
 UNAVAILABLE_S = 1.0
+# Stands for the key of a message that has none.
+NO_KEY = b"-"
 
 
 class Tail:
@@ -68,7 +70,8 @@ class Acknowledged:
 class Handled:
     """What the handlers of one group wrote down, in the order of each member.
 
-    `by_key` says which messages have to be handled in order: those of one key, or all of a partition.
+    `by_key` says which messages have to be handled in order: those of one key, or all of a partition. By key, those
+    without one may be handled in any order.
     """
 
     def __init__(self, by_key: bool = False) -> None:
@@ -102,6 +105,8 @@ class Handled:
             return
         self._early[partition][offset] = stamp
         self._advance(partition)
+        if self._by_key and key == NO_KEY:
+            return
         unit = partition, key if self._by_key else b""
         highest, by, look = self._highest.get(unit, (-1, member, 0))
         if offset > highest:

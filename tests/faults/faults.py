@@ -8,12 +8,15 @@ import resource
 import signal
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 
-from confluent_kafka import KafkaError
-from confluent_kafka.admin import NewPartitions
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import NewPartitions, OffsetSpec
 
+from tests.faults.compressible import RATIO
 from tests.faults.field import SETUPS, Fault, Field
-from tests.faults.load import Load
+from tests.faults.load import Load, Setup
 from workers.local.cluster import finish
 
 FAULTS: list[Fault] = []
@@ -190,6 +193,23 @@ def stop_during_a_rebalance(field: Field) -> Generator[None]:
     _settle(field)
 
 
+@fault("rebalance storm", "a member of each group joins or leaves every two seconds, six times", hold_s=0)
+def rebalance_storm(field: Field) -> Generator[None]:
+    for _ in range(3):
+        for load in field.loads:
+            load.scale(3)
+        field.wait(2.0)
+        leaving = [(load, load.members[-1]) for load in field.loads]
+        for load, member in leaving:
+            member.says("metrics on port")
+            load.ask_to_stop(member)
+        field.wait(2.0)
+        for load, member in leaving:
+            load.await_stopped(member)
+    yield
+    _settle(field)
+
+
 def _settle(field: Field) -> None:
     field.until(lambda: all(load.settled() for load in field.loads), "every partition has an owner")
 
@@ -229,6 +249,116 @@ def topic_recreated(field: Field) -> Generator[None]:
         ends = load.ends()
         field.until(lambda: load.caught_up(ends), "the group handles the new topic from its beginning")
         assert load.committed_too_far() == 0
+
+
+# In each partition, so that the new topic is shorter when its messages are read first.
+OLD_END = 1500
+# Committed on a timer of one second; and what is in the hands of the handler, or was handled since a late timer.
+REDELIVERED_S = 3.0
+
+
+@fault(
+    "truncation",
+    "unclean election of a replica that lacks what a group has handled; then SIGTERM, or SIGKILL",
+    hold_s=0,
+)
+def truncation(field: Field) -> Generator[None]:
+    behind, ahead = field.random.sample(range(3), 2)
+    # With one replica in sync "all" replicas acknowledge, and its messages go when another one is elected.
+    setup = replace(
+        SETUPS[0], members=1, replicas=((ahead, behind),), partitions=1,
+        topic_config={"min.insync.replicas": "1", "unclean.leader.election.enable": "true"},
+    )  # fmt: skip
+    with ExitStack() as stack:
+        loads = [stack.enter_context(field.another_load(setup)) for _ in range(2)]
+        for load in loads:
+            load.stop_producer()
+        field.cluster.kill_broker(behind)
+        field.until(lambda: all(_in_sync(field, load) == [ahead] for load in loads), "one replica is in sync")
+        for load in loads:
+            load.burst(3 * OLD_END)
+        field.until(lambda: all(load.all_committed() for load in loads), "all of it is committed")
+        field.cluster.kill_broker(ahead)
+        field.cluster.start_broker(behind)
+        field.until(lambda: all(_leads(field, load, behind) for load in loads), "the replica that lacks it is elected")
+        for load in loads:
+            load.truncate(0, _log_end(field, load))
+            load.start_producer()
+        yield
+        field.cluster.start_broker(ahead)
+        _handled_by_the_next_member(field, loads, killed=(False, True))
+
+
+def _handled_by_the_next_member(field: Field, loads: list[Load], killed: tuple[bool, ...]) -> None:
+    """Ends the one member of each load while its log is shorter than what was committed, lets it grow beyond that, and
+    starts the next member: it has to handle all of the rest, and little of what was handled.
+    """
+    begin = [sum(load.ends().values()) for load in loads]
+    wanted = 4 * loads[0].setup.rate
+    field.until(
+        lambda: all(sum(load.handled.next.values()) > at + wanted for load, at in zip(loads, begin, strict=True)),
+        "the groups handle the shorter logs under steady traffic",
+    )
+    for load, kill in zip(loads, killed, strict=True):
+        if kill:
+            load.kill_member()
+        else:
+            load.stop_member(load.members[0])
+        load.stop_producer()
+        redelivered = load.handled.redelivered
+        load.burst(OLD_END * 3 + load.setup.partitions)
+        load.scale(1)
+        ends = load.ends()
+        field.until(partial(load.caught_up, ends), f"all of {load.topic} is handled")
+        redelivered = load.handled.redelivered - redelivered
+        assert redelivered <= REDELIVERED_S * load.setup.rate * kill, f"{redelivered} redelivered, killed: {kill}"
+        assert load.committed_too_far() == 0
+        assert load.handled.reordered == load.handled.duplicated == 0
+
+
+def _in_sync(field: Field, load: Load) -> list[int]:
+    return list(field.admin.list_topics(load.topic, timeout=10).topics[load.topic].partitions[0].isrs)
+
+
+def _leads(field: Field, load: Load, broker: int) -> bool:
+    try:
+        return field.leader(load) == broker
+    except (KafkaException, KeyError):
+        return False
+
+
+def _log_end(field: Field, load: Load) -> int:
+    place = TopicPartition(load.topic, 0)
+    # A client that is thrown away before its answer is there never gives it.
+    admin = field.cluster.admin()
+    return int(admin.list_offsets({place: OffsetSpec.latest()}, request_timeout=30)[place].result().offset)
+
+
+# The chart's limit; and what each partition holds, compressed: more than a fetch may bring.
+MEMORY_MIB = 256
+COMPRESSED = Setup(
+    "compressed", "classic", "batches", "50 partitions of JSON", partitions=50, members=1, by_key=True, rate=100,
+    produce=("--source", "tests.faults.compressible:messages", "--stamp", "--property", "compression.type=zstd",
+             "--property", "batch.size=1000000", "--property", "linger.ms=100"),
+)  # fmt: skip
+
+
+@fault(
+    "compressed topics",
+    f"a backlog of JSON compressed {RATIO}:1 in 50 partitions, read within {MEMORY_MIB} MiB",
+    hold_s=0,
+)
+def compressed_topics(field: Field) -> Generator[None]:
+    with field.another_load(COMPRESSED) as load:
+        load.stop_producer()
+        load.stop_member(load.members[0])
+        load.burst(200_000)
+        load.scale(1)
+        yield
+        ends = load.ends()
+        field.until(lambda: load.caught_up(ends), "the backlog is handled")
+        peak = load.members[0].peak_rss_mib
+        assert peak < MEMORY_MIB, f"the consumer needed {peak:.0f} MiB"
 
 
 # Time

@@ -138,8 +138,8 @@ class Load:
     def produce(self, *arguments: str) -> Process:
         """Starts a producer, of which every delivery is booked."""
         producer = self._processes.start(
-            "produce", "--topic", self.topic, "--verbose", "--summary", "json", *PROPERTIES, *arguments,
-            *self.setup.produce, env={**IMAGE_ENVIRONMENT, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)},
+            "produce", "--topic", self.topic, "--verbose", "--summary", "json", *PROPERTIES, *self.setup.produce,
+            *arguments, env={**IMAGE_ENVIRONMENT, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         self._watch(producer)
         self._tails.append((None, Tail(producer.out)))

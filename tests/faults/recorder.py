@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.faults.books import NO_KEY
 from workers import batch, lifespan
 from workers.accounting.stamps import STAMP_BYTES
 from workers.handlers import Handler, Message
@@ -60,19 +61,6 @@ def each() -> Iterator[Handler]:
     os.close(descriptor)
 
 
-@lifespan
-def slow() -> Iterator[Handler]:
-    """Needs 5 ms for a message, so that its partitions have a backlog."""
-    descriptor = _open()
-
-    def write(message: Message) -> None:
-        time.sleep(0.005)
-        _write(descriptor, [message])
-
-    yield write
-    os.close(descriptor)
-
-
 def _open() -> int:
     threading.Thread(target=_look_at_heap, args=(Path(os.environ[FILE] + HEAP_SUFFIX),), daemon=True).start()
     return os.open(os.environ[FILE], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -103,6 +91,6 @@ def _write(descriptor: int, messages: list[Message]) -> None:
 
 def _line(message: Message) -> bytes:
     stamp = (raw_stamp_of(message, message.value()) or b"")[:STAMP_BYTES]
-    key = message.key() or b"-"
+    key = message.key() or NO_KEY
     assert isinstance(key, bytes)
     return b"%d %d %b %b\n" % (message.partition() or 0, message.offset() or 0, key, stamp)
