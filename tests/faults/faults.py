@@ -4,6 +4,7 @@ Brokers end by signals, so what they wrote stays in the page cache of a machine 
 them.
 """
 
+import json
 import resource
 import signal
 from collections.abc import Callable, Generator
@@ -148,6 +149,39 @@ def connections_reset(field: Field) -> Generator[None]:
     yield
 
 
+# The proxy swallows what it gets at once; a client hears of it when its request times out (socket.timeout.ms).
+SEEN_WITHIN_S = 25.0
+HEALED_WITHIN_S = 90.0
+
+
+@fault(
+    "fetches swallowed",
+    "the proxy swallows the fetches of every connection there is, twice; the rest goes through",
+    hold_s=0,
+)
+def fetches_swallowed(field: Field) -> Generator[None]:
+    for _ in range(2):
+        field.proxy.hang_fetches()
+        field.until(lambda: all(_hangs(load) for load in field.loads), "every group has a fetch that hangs")
+        assert field.proxy.hung() >= len(field.loads)
+        field.until(lambda: all(load.metric("kafka_consumer_lag_messages") > load.setup.rate for load in field.loads),
+                    "the lag grows though nothing is fetched", SEEN_WITHIN_S)  # fmt: skip
+        _heals(field)
+    yield
+
+
+def _heals(field: Field) -> None:
+    """Waits until what hung is handled; no worker was started again for it."""
+    ends = [load.ends() for load in field.loads]
+    field.until(lambda: all(map(Load.caught_up, field.loads, ends)), "what hung is handled", HEALED_WITHIN_S)
+    for member in [member for load in field.loads for member in load.members]:
+        assert member.get("/livez")[0] == 200, f"{member.name}: a restart would not help"
+
+
+def _hangs(load: Load) -> bool:
+    return load.backlog() > load.setup.rate
+
+
 # The workers
 
 
@@ -258,6 +292,44 @@ REDELIVERED_S = 3.0
 
 
 @fault(
+    "topic recreated with messages",
+    "third topics deleted and created again, with messages before their clients look; then SIGTERM, or SIGKILL",
+    hold_s=0,
+)
+def topic_recreated_with_messages(field: Field) -> Generator[None]:
+    # A member that its group has given up begins anew, and shows nothing of this: it is frozen for a moment.
+    alone = replace(SETUPS[0], members=1, consume=("--property", "session.timeout.ms=20000"))
+    from_end = replace(alone, name="from-end", consume=(*alone.consume, "--from-end"))
+    # The end of the old topic is not committed yet when its client looks at the new one.
+    uncommitted = replace(alone, consume=(*alone.consume, "--property", "auto.commit.interval.ms=30000"))
+    with ExitStack() as stack:
+        loads = [stack.enter_context(field.another_load(setup)) for setup in (uncommitted, alone, from_end)]
+        for load in loads:
+            load.stop_producer()
+            load.burst(OLD_END * load.setup.partitions)
+        for load in loads:
+            field.until(partial(load.caught_up, load.ends()), "all of the old topics is handled")
+        for load in loads[1:]:
+            field.until(load.all_committed, "all of the old topics is committed")
+        for load in loads:
+            load.members[0].popen.send_signal(signal.SIGSTOP)
+        admin = field.cluster.admin()
+        for deleted in admin.delete_topics([load.topic for load in loads]).values():
+            finish(deleted, KafkaError.UNKNOWN_TOPIC_OR_PART)
+        for load in loads:
+            load.forget()
+            field.create_topic(load)
+            load.start_producer()
+        field.until(
+            lambda: all(min(_ends(load)) >= 50 for load in loads), "every partition of the new topics has messages"
+        )
+        for load in loads:
+            load.members[0].popen.send_signal(signal.SIGCONT)
+        yield
+        _handled_by_the_next_member(field, loads, killed=(False, True, True))
+
+
+@fault(
     "truncation",
     "unclean election of a replica that lacks what a group has handled; then SIGTERM, or SIGKILL",
     hold_s=0,
@@ -316,6 +388,10 @@ def _handled_by_the_next_member(field: Field, loads: list[Load], killed: tuple[b
         assert load.handled.reordered == load.handled.duplicated == 0
 
 
+def _ends(load: Load) -> list[int]:
+    return [load.ends().get(partition, 0) for partition in range(load.setup.partitions)]
+
+
 def _in_sync(field: Field, load: Load) -> list[int]:
     return list(field.admin.list_topics(load.topic, timeout=10).topics[load.topic].partitions[0].isrs)
 
@@ -332,6 +408,47 @@ def _log_end(field: Field, load: Load) -> int:
     # A client that is thrown away before its answer is there never gives it.
     admin = field.cluster.admin()
     return int(admin.list_offsets({place: OffsetSpec.latest()}, request_timeout=30)[place].result().offset)
+
+
+@fault("retention overtakes", "records deleted past the position of a slow group, and of one that is stopped", hold_s=0)
+def retention_overtakes(field: Field) -> Generator[None]:
+    # Small batches and fetches, and a short queue: most of the backlog is still in the log when it is deleted.
+    setup = replace(
+        SETUPS[0], handler="held", members=1, produce=("--property", "batch.num.messages=50"),
+        consume=("--property", "queued.min.messages=10", "--property", "fetch.message.max.bytes=20000"),
+    )  # fmt: skip
+    with field.another_load(setup) as load:
+        load.stop_producer()
+        with load.held():
+            load.burst(12 * OLD_END)
+            _delete_most(field, load)
+        yield
+        counted = _counted_as_deleted(field, load)
+        load.stop_member(load.members[0])
+        account = json.loads(load.retired[-1].stderr.splitlines()[-1])["topics"][load.topic]
+        assert account["deleted"] == counted
+        load.burst(3 * OLD_END)
+        _delete_most(field, load)
+        load.scale(1)
+        _counted_as_deleted(field, load, counted)
+
+
+def _delete_most(field: Field, load: Load) -> None:
+    """Deletes all but the last messages of each partition, as retention does."""
+    places = [TopicPartition(load.topic, partition, end - 100) for partition, end in load.ends().items()]
+    for place, answer in field.admin.delete_records(places).items():
+        load.forgive(place.partition, answer.result().low_watermark)
+
+
+def _counted_as_deleted(field: Field, load: Load, before: int = 0) -> int:
+    """Waits until the rest is handled; how many messages the member has counted as deleted, which has to be exact."""
+    ends = load.ends()
+    field.until(lambda: load.caught_up(ends), "what was not deleted is handled")
+    never = load.never_handled(ends) - before
+    assert never > 0, "retention has deleted nothing that was not handled"
+    field.until(lambda: load.metric("kafka_consumer_deleted_messages_total") > 0, "deleted messages are counted", 30)
+    assert load.metric("kafka_consumer_deleted_messages_total") == never
+    return never
 
 
 # The chart's limit; and what each partition holds, compressed: more than a fetch may bring.

@@ -21,11 +21,16 @@ from tests.faults.proxy import Proxy
 from tests.processes import Processes
 from workers.local.cluster import Cluster, finish
 
-# Each fault meets both group protocols.
+# Each fault meets both group protocols, with one call at a time and with many.
+KEYED = ("--source", "tests.faults.keyed:messages", "--stamp")
 SETUPS = (
     Setup("classic", "classic", "batches", "group protocol classic, a handler of batches"),
     Setup("kip848", "consumer", "each", "group protocol consumer, a handler of one message"),
-)
+    Setup("threads", "classic", "threads", "group protocol classic, `--concurrency 32`, a plain handler in threads",
+          by_key=True, produce=KEYED, consume=("--concurrency", "32")),
+    Setup("async", "consumer", "coroutines", "group protocol consumer, `--concurrency 64`, an `async` handler",
+          by_key=True, produce=KEYED, consume=("--concurrency", "64")),
+)  # fmt: skip
 KAFKA_YAML = ROOT / "k8s" / "kafka" / "kafka.yaml"
 # Brokers that are started over and over: compile less, start sooner.
 JAVA_OPTIONS = ("-XX:TieredStopAtLevel=1",)

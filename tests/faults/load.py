@@ -5,7 +5,8 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from tests.faults.books import Acknowledged, Handled, Tail
-from tests.faults.recorder import FILE, HEAP_SUFFIX
+from tests.faults.recorder import FILE, HEAP_SUFFIX, HOLD
 from tests.processes import Process, Processes, eventually
 from workers.local.cluster import Cluster
 
@@ -170,6 +171,14 @@ class Load:
         """SIGKILL for the youngest member."""
         self.membership_changes += 1
         self.members.pop().kill()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Has the handler `held` handle nothing meanwhile."""
+        hold = self._processes.directory / HOLD
+        hold.touch()
+        yield
+        hold.unlink()
 
     def look(self) -> None:
         """Reads what the processes have written since the last look."""

@@ -3,6 +3,7 @@
 Beside it stands how much memory their process has allocated: resident memory has in it what the heap holds free.
 """
 
+import asyncio
 import ctypes
 import os
 import random
@@ -19,10 +20,13 @@ from workers.kafka.messages import raw_stamp_of
 
 # Environment variable that names the file.
 FILE = "RECORDER_FILE"
+HOLD = "hold"
 # Of the calls, so that retries and paused partitions meet every fault.
 FAILING = 0.01
 HEAP_SUFFIX = ".heap"
 LOOK_S = 1.0
+# Of a call of a handler that has company, at most.
+CALL_S = 0.02
 
 
 class MallInfo(ctypes.Structure):
@@ -55,6 +59,49 @@ def each() -> Iterator[Handler]:
 
     def write(message: Message) -> None:
         _fail_at_times()
+        _write(descriptor, [message])
+
+    yield write
+    os.close(descriptor)
+
+
+@lifespan
+def threads() -> Iterator[Handler]:
+    """For many threads: a call takes as long as one of a database, so that others overtake it."""
+    descriptor = _open()
+
+    def write(message: Message) -> None:
+        _fail_at_times()
+        time.sleep(random.random() * CALL_S)
+        _write(descriptor, [message])
+
+    yield write
+    os.close(descriptor)
+
+
+@lifespan
+def coroutines() -> Iterator[Handler]:
+    """The same for an event loop."""
+    descriptor = _open()
+
+    async def write(message: Message) -> None:
+        _fail_at_times()
+        await asyncio.sleep(random.random() * CALL_S)
+        _write(descriptor, [message])
+
+    yield write
+    os.close(descriptor)
+
+
+@lifespan
+def held() -> Iterator[Handler]:
+    """Handles nothing while there is a file HOLD beside its own."""
+    descriptor = _open()
+    hold = Path(os.environ[FILE]).with_name(HOLD)
+
+    def write(message: Message) -> None:
+        while hold.exists():
+            time.sleep(0.05)
         _write(descriptor, [message])
 
     yield write
