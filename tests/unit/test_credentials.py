@@ -8,6 +8,7 @@ import pytest
 import trustme
 from confluent_kafka import KafkaError, Producer
 
+from tests.mounted import Secret, pem
 from workers.config import ClientConfig, Precedence, Setting
 from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.kafka.client import ClientState, create_client
@@ -34,27 +35,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return moved
 
 
-class Secret:
-    """A Secret as kubelet mounts it: each file is a link through `..data`, which is swapped."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._versions = 0
-        directory.mkdir()
-
-    def write(self, **files: bytes) -> None:
-        self._versions += 1
-        version = self.directory / f"..{self._versions}"
-        version.mkdir()
-        for name, content in files.items():
-            key = name.replace("_", ".")
-            (version / key).write_bytes(content)
-            if not (self.directory / key).is_symlink():
-                (self.directory / key).symlink_to(f"..data/{key}")
-        (self.directory / "..new").symlink_to(version.name)
-        (self.directory / "..new").rename(self.directory / "..data")
-
-
 class Client:
     """A client that notes the passwords that it is given."""
 
@@ -75,10 +55,6 @@ def config(protocol: str = "ssl", *, password: Path | None = None, **values: obj
     return ClientConfig([], settings)
 
 
-def pem(authority: trustme.CA) -> bytes:
-    return authority.cert_pem.bytes()
-
-
 def pair() -> tuple[bytes, bytes]:
     """A client's certificate and its key."""
     issued = trustme.CA().issue_cert("me")
@@ -88,7 +64,7 @@ def pair() -> tuple[bytes, bytes]:
 def test_every_certificate_of_a_mounted_secret_is_trusted(tmp_path: Path) -> None:
     new, old = trustme.CA(), trustme.CA()
     secret = Secret(tmp_path / "ca")
-    secret.write(ca_crt=pem(new), ca_password=b"x", **{"ca-2026-11-24_crt": pem(old), "ca_p12": b"\x00"})
+    secret.write({"ca.crt": pem(new), "ca.password": b"x", "ca-2026-11-24.crt": pem(old), "ca.p12": b"\x00"})
     ca = read_credentials(config(ssl_ca_location=secret.directory)).ca
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -140,11 +116,11 @@ def test_files_that_the_protocol_does_not_need_are_not_read() -> None:
 
 def test_a_changed_password_is_set_on_the_living_client(tmp_path: Path, clock: Clock) -> None:
     secret = Secret(tmp_path / "user")
-    secret.write(password=b"old")
+    secret.write({"password": b"old"})
     client, state = Client(), ClientState()
     password = secret.directory / "password"
     watch = CredentialsWatch(config("sasl_plaintext", password=password, sasl_username="me"), state)
-    secret.write(password=b"new\n")
+    secret.write({"password": b"new\n"})
     assert watch.refresh(client) is False
     assert client.passwords == []
 
@@ -172,10 +148,10 @@ def test_a_password_file_that_is_being_written_changes_nothing(tmp_path: Path, c
 def test_a_swapped_link_asks_for_a_new_client_until_there_is_one(tmp_path: Path, clock: Clock) -> None:
     authorities = [trustme.CA(), trustme.CA()]
     secret = Secret(tmp_path / "ca")
-    secret.write(ca_crt=pem(authorities[0]))
+    secret.write({"ca.crt": pem(authorities[0])})
     state = ClientState()
     watch = CredentialsWatch(config(ssl_ca_location=secret.directory), state)
-    secret.write(ca_crt=pem(authorities[1]), **{"ca-old_crt": pem(authorities[0])})
+    secret.write({"ca.crt": pem(authorities[1]), "ca-old.crt": pem(authorities[0])})
 
     for _ in range(2):
         clock.now += 5
@@ -185,6 +161,18 @@ def test_a_swapped_link_asks_for_a_new_client_until_there_is_one(tmp_path: Path,
     clock.now += 5
     assert watch.refresh(Client()) is False
     assert state.renewals == {"ca": 1, "certificate": 0, "password": 0}
+
+
+def test_a_new_client_with_the_same_credentials_is_no_renewal(tmp_path: Path) -> None:
+    """A consumer makes one too when its fetch hangs."""
+    path = tmp_path / "ca.crt"
+    path.write_bytes(pem(trustme.CA()))
+    state = ClientState()
+    state.on_error(refusal())
+    CredentialsWatch(config(ssl_ca_location=path), state).renewed()
+
+    assert state.renewals == {"ca": 0, "certificate": 0, "password": 0}
+    assert state.refusing_brokers == 1
 
 
 def test_a_half_written_pair_leaves_the_old_one_in_use(
@@ -222,7 +210,7 @@ def test_a_file_that_is_away_for_a_moment_changes_nothing(tmp_path: Path, clock:
 
 def test_only_what_kubelet_mounts_and_renews_counts_as_mounted(tmp_path: Path) -> None:
     secret = Secret(tmp_path / "ca")
-    secret.write(ca_crt=pem(trustme.CA()))
+    secret.write({"ca.crt": pem(trustme.CA())})
     plain = tmp_path / "ca.crt"
     plain.write_bytes(pem(trustme.CA()))
 
@@ -265,7 +253,7 @@ def test_a_refused_password_that_cannot_change_ends_the_first_start_at_once() ->
 
 def test_a_refused_password_of_a_mounted_file_is_tried_on_until_the_bound(tmp_path: Path, clock: Clock) -> None:
     secret = Secret(tmp_path / "user")
-    secret.write(password=b"old")
+    secret.write({"password": b"old"})
     state = ClientState(config("sasl_ssl", password=secret.directory / "password"), 180)
     state.on_error(refusal())
     clock.now += 179

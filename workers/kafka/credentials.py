@@ -146,14 +146,15 @@ class CredentialsWatch:
             return False
         return bool(changed)
 
-    def postpone(self, error: ConfigError) -> None:
+    def postpone(self, error: ConfigError | str) -> None:
         """Log, once, why the credentials of now cannot be used: the old ones stay in use."""
-        if str(error) != self._trouble:
-            self._trouble = str(error)
-            log.warning("changed credentials cannot be used, looking again in %g s: %s", INTERVAL_S, error)
+        reason = str(error)
+        if reason != self._trouble:
+            self._trouble = reason
+            log.warning("changed credentials cannot be used, looking again in %g s: %s", INTERVAL_S, reason)
 
     def renewed(self) -> None:
-        """Note that the client uses `credentials`."""
+        """Note that the client uses `credentials`; nothing is counted where they are the same as before."""
         changed = self.credentials.changed_since(self._used)
         if changed:
             self._client_state.on_renewal(changed)
