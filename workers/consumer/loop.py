@@ -166,12 +166,15 @@ class Consumer:
         partition.
         """
         statistics = self.client_state.statistics
+        refused = self.client_state.refused()
         if statistics is None:
-            return "no statistics yet"
+            return refused or "no statistics yet"
         if time.time() - statistics.timestamp_s > STATISTICS_AGE_S:
             return "the poll loop is not turning"
         if not statistics.brokers_up:
-            return self.client_state.refused() or "no broker can be reached"
+            return refused or "no broker can be reached"
+        if refused is not None:
+            return refused
         if not self.status.joined:
             return f"has not joined group {self.group_id} yet"
         return None
@@ -349,8 +352,11 @@ class Consumer:
 
     def _maintain(self) -> None:
         self.client_state.check()
+        passwords = self.client_state.renewals["password"]
         if self._credentials.refresh(self._parts.client):
             self._membership.renew()
+        elif self.client_state.renewals["password"] != passwords:
+            self._parts.watermarks.reconnect()
         self._failed.look_after_dead_letters()
         self._membership.restart_partitions()
         self._flow.resume()

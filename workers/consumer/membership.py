@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from confluent_kafka import OFFSET_INVALID, TopicPartition
+from confluent_kafka import OFFSET_INVALID, KafkaException, TopicPartition
 
 from workers.config import ClientConfig
 from workers.consumer.assignment import PartitionState, names
 from workers.consumer.parts import Parts
 from workers.consumer.scheduling import Work
-from workers.errors import ConfigError, WorkerError
+from workers.errors import ConfigError
 from workers.kafka.credentials import CredentialsWatch
 from workers.kafka.statistics import Statistics
 from workers.lifecycle import call_with_timeout
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 # How long a rebalance waits for the messages at hand; then they are redelivered to the next owner.
 REVOKE_WAIT_S = 10.0
+# The loop waits so long for brokers to accept a new client; they hear nothing of this member meanwhile.
+CONNECT_TIMEOUT_S = 2.0
 
 
 class Membership:
@@ -104,12 +106,17 @@ class Membership:
         """
         try:
             fresh = self._connect()
+            # Connected before the old one is given up: brokers take the credentials, and the pause is short.
+            fresh.list_topics(self._topics[0], timeout=CONNECT_TIMEOUT_S)
         except ConfigError as error:
             self._credentials.postpone(error)
             return
+        except KafkaException as error:
+            self._credentials.postpone(f"no broker has accepted them yet: {error.args[0].str()}")
+            return
         self._parts.executor.interrupt()
         if not call_with_timeout(self.close_client, REVOKE_WAIT_S):
-            raise WorkerError("the group was not left in time to join it anew; a restart joins it")
+            log.warning("the group was not left in time: its session with the old client has to time out")
         self._parts.client = fresh
         # Where brokers do not answer, closing has called back for nothing.
         self._take_away([state.topic_partition() for state in self._parts.assignment.partitions.values()])
@@ -137,10 +144,11 @@ class Membership:
     def close_client(self) -> None:
         # With cooperative-sticky, close() of librdkafka 2.16 sends no LeaveGroup for a member without partitions:
         # the group would wait for it until its session times out.
+        client = self._parts.client
         try:
-            self._parts.client.unsubscribe()
+            client.unsubscribe()
         finally:
-            self._parts.client.close()
+            client.close()
 
     def _on_assign(self, client: Any, partitions: list[TopicPartition]) -> None:
         self.rebalances["assign"] += 1
@@ -165,6 +173,10 @@ class Membership:
         A commit of our own would block this thread, and signals with it, for as long as the coordinator is away
         (rd_kafka_assignment_serve_removals in librdkafka's rdkafka_assignment.c).
         """
+        if client is not self._parts.client:
+            # One that was given up, and is still closing.
+            self._unassign(client, partitions)
+            return
         self.rebalances["revoke"] += 1
         revoked = self._take_away(partitions)
         self._await_works(revoked)
@@ -189,6 +201,10 @@ class Membership:
 
     def _on_lost(self, client: Any, partitions: list[TopicPartition]) -> None:
         """Others may own them already, so nothing is committed: what was handled since is redelivered there."""
+        if client is not self._parts.client:
+            # One that was given up, and is still closing.
+            self._unassign(client, partitions)
+            return
         self.rebalances["lost"] += 1
         gone = self._take_away(partitions)
         self._parts.executor.forsake([work for work in self._parts.executor.in_flight if work.partition in gone])

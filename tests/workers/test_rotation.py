@@ -1,0 +1,305 @@
+"""Credentials that change under load: the CA, the brokers' and the client's certificates, and the password.
+
+On a cluster of its own, whose listener asks for TLS with a certificate of the client's and for SCRAM, and has each
+connection authenticate again every few seconds.
+"""
+
+import itertools
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import (
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
+
+from tests.conftest import PASSWORD, USER
+from tests.mounted import Secret, broker_store, client_pair, pem
+from tests.processes import Process, Processes, eventually
+from workers.local.cluster import Cluster
+
+AGAIN_MS = 5000
+# kubelet brings a new file so long after the brokers refuse the old password.
+LATE_S = 5.0
+RATE = 300
+PARTITIONS = 3
+# The longest a partition may be without a message when nothing but the credentials changes. Documented: see README.
+PAUSE_S = 10.0
+
+
+class Stand:
+    """A cluster whose certificates and users are changed by hand, and the Secrets of a client."""
+
+    def __init__(self, directory: Path) -> None:
+        self.brokers_ca, self.clients_ca = trustme.CA(), trustme.CA()
+        self._stores = 0
+        self._store = directory / "broker.pem"
+        self._store.write_bytes(broker_store(self.brokers_ca))
+        self._clients = directory / "clients-ca.pem"
+        self._clients.write_bytes(pem(self.clients_ca))
+        self.ca, self.user, self.password = (Secret(directory / name) for name in ("ca", "user", "password"))
+        self.ca.write({"ca.crt": pem(self.brokers_ca), "ca.password": b"x", "ca.p12": b"\x00"})
+        self.user.write(client_pair(self.clients_ca))
+        self.password.write({"password": PASSWORD.encode()})
+        listener = "listener.name.secure"
+        # One broker: what is tested are connections, and a cluster of its own costs less so.
+        self.cluster = Cluster(
+            1,
+            properties={
+                f"{listener}.sasl.enabled.mechanisms": "SCRAM-SHA-512",
+                "sasl.enabled.mechanisms": "SCRAM-SHA-512",
+                f"{listener}.scram-sha-512.sasl.jaas.config": (
+                    "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+                ),
+                f"{listener}.scram-sha-512.connections.max.reauth.ms": str(AGAIN_MS),
+                "ssl.keystore.type": "PEM",
+                "ssl.keystore.location": str(self._store),
+                "ssl.truststore.type": "PEM",
+                "ssl.truststore.location": str(self._clients),
+                f"{listener}.ssl.client.auth": "required",
+            },
+            scram_users={USER: PASSWORD},
+        )
+
+    def environment(self) -> dict[str, str]:
+        """What the chart tells a worker."""
+        return {
+            "KAFKA_BOOTSTRAP_SERVERS": self.cluster.secure_bootstrap_servers,
+            "KAFKA_SECURITY_PROTOCOL": "sasl_ssl",
+            "KAFKA_SASL_MECHANISM": "SCRAM-SHA-512",
+            "KAFKA_SASL_USERNAME": USER,
+            "KAFKA_SASL_PASSWORD_FILE": str(self.password.directory / "password"),
+            "KAFKA_SSL_CA_LOCATION": str(self.ca.directory),
+            "KAFKA_SSL_CERTIFICATE_LOCATION": str(self.user.directory / "user.crt"),
+            "KAFKA_SSL_KEY_LOCATION": str(self.user.directory / "user.key"),
+        }
+
+    def replace_brokers_certificate(self, authority: trustme.CA) -> None:
+        """Give the brokers another certificate, which connections that are made from now on meet."""
+        self._stores += 1
+        store = self._store.with_name(f"broker-{self._stores}.pem")
+        store.write_bytes(broker_store(authority))
+        admin = self.cluster.admin()
+        for broker in self.cluster.brokers:
+            entry = ConfigEntry("listener.name.secure.ssl.keystore.location", str(store))
+            entry.incremental_operation = AlterConfigOpType.SET
+            resource = ConfigResource(ConfigResource.Type.BROKER, str(broker.node_id), incremental_configs=[entry])
+            admin.incremental_alter_configs([resource])[resource].result()
+
+    def set_password(self, password: str) -> None:
+        """Change the password in Kafka; connections with the old one live until they authenticate again."""
+        change = UserScramCredentialUpsertion(
+            USER, ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096), password.encode()
+        )
+        admin = self.cluster.admin()
+        admin.alter_user_scram_credentials([change])[USER].result()
+
+
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    made = Stand(tmp_path_factory.mktemp("stand"))
+    with made.cluster:
+        yield made
+
+
+def grows(count: Callable[[], float], what: str) -> None:
+    """Wait until a count has grown by a second's load."""
+    before = count()
+    eventually(lambda: count() > before + RATE, f"{what} go on")
+
+
+def renewals(workers: list[Process], kind: str) -> float:
+    """The fewest renewals that one of the workers has made."""
+    return min(each.metric("kafka_client_credentials_renewals_total", kind=kind) or 0 for each in workers)
+
+
+def rotate(stand: Stand, workers: list[Process], flowing: Callable[[], None]) -> dict[str, float]:
+    """Rotate everything once; return when each step began, as Unix time. `flowing` waits for the next messages."""
+    begins = {"steady": time.time()}
+    time.sleep(3)
+
+    begins["both CAs trusted"] = time.time()
+    old, new = stand.brokers_ca, trustme.CA()
+    stand.ca.write({"ca.crt": pem(new), "ca-2026-11-24T00-00-00Z.crt": pem(old)})
+    eventually(lambda: renewals(workers, "ca") == 1, "both CAs are trusted")
+
+    # Clients meet it when they have to connect again: when the brokers refuse the old password.
+    begins["brokers' certificate"] = time.time()
+    stand.replace_brokers_certificate(new)
+    stand.brokers_ca = new
+
+    begins["password"] = time.time()
+    stand.set_password("battery-staple")
+    for each in workers:
+        each.says("authentication has failed")
+    assert [each.get("/readyz")[0] for each in workers] == [503] * len(workers)
+    assert all("authentication" in each.get("/readyz")[1] for each in workers)
+    time.sleep(LATE_S)
+    begins["password file"] = time.time()
+    stand.password.write({"password": b"battery-staple"})
+    eventually(lambda: renewals(workers, "password") == 1, "the password is renewed")
+    eventually(lambda: all(each.get("/readyz")[0] == 200 for each in workers), "all are ready again")
+    flowing()
+
+    begins["new CA only"] = time.time()
+    stand.ca.write({"ca.crt": pem(new)})
+    eventually(lambda: renewals(workers, "ca") == 2, "only the new CA is trusted")
+
+    begins["client certificate"] = time.time()
+    fresh = client_pair(stand.clients_ca)
+    stand.user.write({"user.crt": fresh["user.crt"], "user.key": client_pair(stand.clients_ca)["user.key"]})
+    for each in workers:
+        each.says("cannot be used together")
+    stand.user.write(fresh)
+    eventually(lambda: renewals(workers, "certificate") == 1, "the client's certificate is renewed")
+
+    begins["steady again"] = time.time()
+    time.sleep(AGAIN_MS / 1000 + 1)
+    begins["end"] = time.time()
+    assert [each.running for each in workers] == [True] * len(workers)
+    return begins
+
+
+def written(stand: Stand, topic: str) -> dict[int, list[float]]:
+    """When the brokers wrote the messages of each partition, as Unix time."""
+    reader = Consumer({"bootstrap.servers": stand.cluster.bootstrap_servers, "group.id": "reader"})
+    places = [TopicPartition(topic, number, 0) for number in range(PARTITIONS)]
+    ends = {each.partition: reader.get_watermark_offsets(each, timeout=10)[1] for each in places}
+    reader.assign(places)
+    times: dict[int, list[float]] = defaultdict(list)
+    while sum(map(len, times.values())) < sum(ends.values()):
+        for message in reader.consume(5000, 10):
+            assert message.error() is None
+            times[message.partition() or 0].append(message.timestamp()[1] / 1000)
+    reader.close()
+    return times
+
+
+def longest_pauses(times: dict[int, list[float]], begins: dict[str, float]) -> dict[str, float]:
+    """The longest time that a partition was without a message, by the step in which it began."""
+    longest = dict.fromkeys(begins, 0.0)
+    steps = sorted(begins.items(), key=lambda each: each[1])
+    for moments in times.values():
+        for before, after in itertools.pairwise(moments):
+            step = next((name for name, begin in reversed(steps) if begin <= before), steps[0][0])
+            longest[step] = max(longest[step], after - before)
+    return {name: round(seconds, 2) for name, seconds in longest.items() if name != "end"}
+
+
+def check_pauses(pauses: dict[str, float]) -> None:
+    for step in ("both CAs trusted", "new CA only", "client certificate"):
+        assert pauses[step] < PAUSE_S, pauses
+    # Refused until the file comes; then up to 3 s until it is looked at, and 2 s until the client connects again.
+    assert pauses["password"] < LATE_S + 5 + PAUSE_S, pauses
+
+
+@pytest.mark.timeout(600)
+def test_a_producer_goes_on_while_all_its_credentials_are_rotated(
+    stand: Stand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    topic = "rotated"
+    stand.cluster.create_topic(topic, PARTITIONS, **{"message.timestamp.type": "LogAppendTime"})
+    processes = Processes(stand.cluster.bootstrap_servers, tmp_path)
+    try:
+        arguments = ["--topic", topic, "--forever", "--rate", str(RATE), "--summary", "json"]
+        producer = processes.start("produce", *arguments, env=stand.environment())
+
+        def sent() -> float:
+            return producer.metric("kafka_producer_deliveries_total", outcome="success") or 0
+
+        eventually(lambda: sent() > RATE, "load")
+        begins = rotate(stand, [producer], lambda: grows(sent, "deliveries"))
+        code = producer.stop()
+        account = json.loads(producer.lines[-1])
+        processes.write("account.json", producer.lines[-1])
+        verified = processes.run("verify", "--topic", topic, "--account", str(tmp_path / "account.json"))
+        pauses = longest_pauses(written(stand, topic), begins)
+    finally:
+        processes.kill_all()
+    with capsys.disabled():
+        print(f"\nproducer: longest pause of a partition in seconds: {pauses}; {account['acknowledged']} messages")
+
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    # librdkafka fails the requests that wait in a connection whose authentication is refused when it is repeated.
+    assert set(account["errors"]) <= {"_AUTHENTICATION"}, account
+    assert account["failed"] == 0
+    assert account["unknown"] < RATE
+    assert code == (1 if account["unknown"] else 0), producer.stderr
+    check_pauses(pauses)
+
+
+HANDLER = """
+import os, time
+
+seen = open(os.environ["SEEN"], "a", buffering=1)
+
+def handle(message):
+    seen.write(f"{message.partition()} {message.offset()} {time.time()}\\n")
+"""
+
+
+def handled(paths: list[Path]) -> list[tuple[int, int, float]]:
+    """What consumers have handled: partition, offset, and when."""
+    lines = [line.split() for path in paths if path.exists() for line in path.read_text().splitlines()]
+    return [(int(line[0]), int(line[1]), float(line[2])) for line in lines if len(line) == 3]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_consumers_go_on_while_all_their_credentials_are_rotated(
+    stand: Stand, tmp_path: Path, capsys: pytest.CaptureFixture[str], protocol: str
+) -> None:
+    topic = f"consumed-{protocol}"
+    stand.cluster.create_topic(topic, PARTITIONS)
+    stand.set_password(PASSWORD)
+    stand.password.write({"password": PASSWORD.encode()})
+    processes = Processes(stand.cluster.bootstrap_servers, tmp_path)
+    processes.write("noting.py", HANDLER)
+    seen = [tmp_path / f"seen-{number}" for number in range(2)]
+    try:
+        producer = processes.start("produce", "--topic", topic, "--forever", "--rate", str(RATE), "--summary", "json")
+        arguments = ["--handler", "noting:handle", "--group-protocol", protocol]
+        members = [
+            processes.consume(topic, topic, *arguments, env={**stand.environment(), "SEEN": str(path)}) for path in seen
+        ]
+        eventually(lambda: all(path.exists() and path.stat().st_size for path in seen), "both members handle messages")
+        begins = rotate(stand, members, lambda: grows(lambda: len(handled(seen)), "handlers"))
+        assert producer.stop() == 0, producer.stderr
+        sent = json.loads(producer.lines[-1])["acknowledged"]
+        eventually(lambda: len(handled(seen)) >= sent, "all is handled")
+        assert [each.stop() for each in members] == [0, 0], [each.stderr for each in members]
+    finally:
+        processes.kill_all()
+    all_handled = handled(seen)
+    times: dict[int, list[float]] = defaultdict(list)
+    for partition, _, at in sorted(all_handled, key=lambda each: each[2]):
+        times[partition].append(at)
+    pauses = longest_pauses(times, begins)
+    with capsys.disabled():
+        print(f"\nconsumers, {protocol}: longest pause of a partition in seconds: {pauses}; {sent} messages")
+
+    # Nothing is lost. A member commits what it has handled before it leaves, so nothing comes twice, except what is
+    # handled while the coordinator refuses the password: nothing can be committed then, and the session times out.
+    # A coordinator of KIP-848 refuses the last commit where another rebalance is under way.
+    first: dict[tuple[int, int], float] = {}
+    again = set()
+    for partition, offset, at in sorted(all_handled, key=lambda each: each[2]):
+        if first.setdefault((partition, offset), at) != at:
+            again.add((partition, offset))
+    assert len(first) == sent
+    if protocol == "classic":
+        committed_s = 2.0
+        assert [
+            each for each in again if not begins["password"] - committed_s < first[each] < begins["new CA only"]
+        ] == []
+    check_pauses(pauses)
