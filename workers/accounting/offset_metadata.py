@@ -19,7 +19,7 @@ MAX_BYTES = 4096
 MAX_RANGES_BYTES = 1536
 _RANGE = r"\d{1,19}-\d{1,19}"
 _ENVELOPE = re.compile(
-    rf"kw1\|([A-Za-z0-9_-]{{0,36}})\|(-?\d{{1,10}})\|(\d{{1,16}})\|((?:{_RANGE}(?:,{_RANGE})*)?)\|(.*)",
+    rf"kw1\|([A-Za-z0-9+/=_-]{{0,36}})\|(-?\d{{1,10}})\|(\d{{1,16}})\|((?:{_RANGE}(?:,{_RANGE})*)?)\|(.*)",
     re.ASCII | re.DOTALL,
 )
 _OTHER_VERSION = re.compile(r"kw\d+\|")
