@@ -24,7 +24,7 @@ STEPS = st.builds(
     st.lists(st.tuples(st.integers(1, 10**9), st.integers(1, 10**9)), max_size=4),
     st.integers(0, 100),
 )
-TOPIC_IDS = st.from_regex(r"[A-Za-z0-9_-]{0,36}", fullmatch=True)
+TOPIC_IDS = st.from_regex(r"[A-Za-z0-9+/=_-]{0,36}", fullmatch=True)
 
 
 def ranges_of(offsets: set[int]) -> tuple[tuple[int, int], ...]:
