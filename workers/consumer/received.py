@@ -65,13 +65,15 @@ class Received:
     @classmethod
     def joined(cls, parts: Sequence["Received"]) -> "Received":
         """All messages of `parts`, each of which follows the one before."""
+        if len(parts) == 1:
+            return parts[0]
         headers = None
         if any(part.headers is not None for part in parts):
             headers = [*chain.from_iterable(part.headers or [None] * len(part) for part in parts)]
         messages = [*chain.from_iterable(part.messages for part in parts)]
         values = [*chain.from_iterable(part.values for part in parts)]
         keys = [*chain.from_iterable(part.keys for part in parts)]
-        return cls._with(messages, values, keys, headers)
+        return cls._with(messages, values, keys, headers, sum(part.bytes for part in parts))
 
     def offset(self, place: int) -> int:
         """The offset of a message; a handler cannot change it."""
@@ -102,11 +104,16 @@ class Received:
 
     @classmethod
     def _with(
-        cls, messages: list[Message], values: list[Any], keys: list[Any], headers: list[Any] | None
+        cls,
+        messages: list[Message],
+        values: list[Any],
+        keys: list[Any],
+        headers: list[Any] | None,
+        size: int | None = None,
     ) -> "Received":
         made = cls.__new__(cls)
         made.messages, made.values, made.keys, made.headers = messages, values, keys, headers
-        made.bytes = _bytes(values, keys, headers)
+        made.bytes = _bytes(values, keys, headers) if size is None else size
         return made
 
 
@@ -121,7 +128,11 @@ def _headers(messages: list[Message]) -> list[Any] | None:
 
 
 def _bytes(values: list[Any], keys: list[Any], headers: list[Any] | None) -> int:
-    size = sum(map(len, filter(None, values))) + sum(map(len, filter(None, keys)))
+    try:
+        size = sum(map(len, values))
+    except TypeError:  # one is None
+        size = sum(map(len, filter(None, values)))
+    size += sum(map(len, filter(None, keys)))
     return size if headers is None else size + sum(map(_size, filter(None, headers)))
 
 

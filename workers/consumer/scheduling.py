@@ -68,22 +68,19 @@ class Shard:
         return sum(map(len, self.queue))
 
     def take(self, limit: int) -> Received:
-        """At most `limit` of its messages, from the first on; the queue is not empty."""
+        """At most `limit` of its messages, from the first on; the queue is not empty.
+
+        What arrived together is cut only where it is too many: to cut it copies it.
+        """
         first = self.queue.popleft()
         if len(first) > limit:
             self.queue.appendleft(first.part(limit))
             return first.part(0, limit)
-        if len(first) == limit or not self.queue:
-            return first
         parts = [first]
         room = limit - len(first)
-        while self.queue and room:
-            part = self.queue.popleft()
-            if len(part) > room:
-                self.queue.appendleft(part.part(room))
-                part = part.part(0, room)
-            parts.append(part)
-            room -= len(part)
+        while self.queue and len(self.queue[0]) <= room:
+            parts.append(self.queue.popleft())
+            room -= len(parts[-1])
         return Received.joined(parts)
 
     def forget_failures(self) -> None:
