@@ -105,10 +105,11 @@ def test_promtool_can_read_the_queries_of_the_dashboard(promtool: str, tmp_path:
 
 def test_every_metric_of_a_worker_is_on_the_dashboard_or_told_why_not() -> None:
     shown = "\n".join(queries_of_the_dashboard())
-    # Facts, moments and what another panel says already.
+    # Facts, moments, offsets, of which the lag is made, and what another panel says already.
     left_out = {
         "kafka_client_info", "kafka_consumer_stats_timestamp_seconds", "kafka_producer_last_success_timestamp_seconds",
-        "kafka_producer_messages_enqueued_total",
+        "kafka_producer_messages_enqueued_total", "kafka_group_info", "kafka_group_committed_offset",
+        "kafka_topic_beginning_offset", "kafka_topic_end_offset", "kafka_lag_exporter_rounds_total",
     }  # fmt: skip
-    names = {definition.name for definition in (*PRODUCER, *CONSUMER, *CLIENT)}
+    names = {definition.name for definition in (*PRODUCER, *CONSUMER, *LAG, *CLIENT)}
     assert {name for name in names if name not in shown} == left_out
