@@ -13,6 +13,7 @@ from confluent_kafka import KafkaError, Message, TopicPartition
 
 from tests.fakes import FakeBroker, FakeClient, FakeDeadLetters, FakeWatermarks
 from tests.processes import eventually
+from workers.accounting.offset_metadata import OffsetMetadata, encode
 from workers.config import CONSUMER_DEFAULTS, ClientConfig, Precedence, Setting
 from workers.consumer.failures import ErrorPolicy
 from workers.consumer.loop import Consumer
@@ -580,6 +581,20 @@ def test_a_partition_that_was_added_to_a_known_topic_is_read_from_its_beginning(
     group.member(handled, properties=FROM_END, idle_timeout_s=0.5).finish()
 
     assert handled.messages == [(1, each, b"%d" % each) for each in range(5)]
+
+
+def test_members_of_a_new_group_all_begin_at_the_end(broker: FakeBroker, group: Group) -> None:
+    """Also those that are slower than the first to say where it begins."""
+    broker.add_partition("t")
+    broker.produce(numbers(0, 10), partition=0)
+    broker.produce(numbers(0, 10), partition=1)
+    broker.elsewhere = {("t", 0)}
+    begin = encode(10, OffsetMetadata(partitions=2))
+    broker.committed[("t", 0)] = TopicPartition("t", 0, 10, begin)
+    handled = Handled()
+    group.member(handled, properties=FROM_END, idle_timeout_s=0.5).finish()
+
+    assert handled.values == []
 
 
 def test_a_group_without_offsets_that_may_not_choose_them_is_a_clear_error(broker: FakeBroker, group: Group) -> None:

@@ -114,14 +114,22 @@ def absolute(offset: int, steps: list[tuple[int, int]]) -> tuple[tuple[int, int]
     return tuple(ranges)
 
 
-@given(OFFSETS, TOPIC_IDS, st.integers(-1, 2**31 - 1), st.integers(0, 10**16 - 1), STEPS, st.text(max_size=50))
+@given(
+    OFFSETS,
+    TOPIC_IDS,
+    st.integers(0, 10**6),
+    st.integers(-1, 2**31 - 1),
+    st.integers(0, 10**16 - 1),
+    STEPS,
+    st.text(max_size=50),
+)
 def test_metadata_comes_back_as_it_was_committed_but_for_the_furthest_ranges(
-    offset: int, topic_id: str, epoch: int, time_ms: int, steps: list[tuple[int, int]], ledger: str
+    offset: int, topic_id: str, partitions: int, epoch: int, time_ms: int, steps: list[tuple[int, int]], ledger: str
 ) -> None:
     ahead = absolute(offset, steps)
-    found = decode(offset, encode(offset, OffsetMetadata(topic_id, ahead, epoch, time_ms, ledger)))
+    found = decode(offset, encode(offset, OffsetMetadata(topic_id, partitions, ahead, epoch, time_ms, ledger)))
 
-    assert found == OffsetMetadata(topic_id, ahead[: len(found.ahead)], epoch, time_ms, ledger)
+    assert found == OffsetMetadata(topic_id, partitions, ahead[: len(found.ahead)], epoch, time_ms, ledger)
     if len(found.ahead) < len(ahead):
         # Only for want of room.
         relative = [f"{begin - offset}-{end - offset}" for begin, end in ahead[: len(found.ahead) + 1]]
@@ -141,7 +149,7 @@ def crowded_ledger(streams: int, gaps: int) -> OrderLedger:
 def test_metadata_with_its_ledger_is_never_larger_than_brokers_take_and_keeps_every_stream(
     offset: int, topic_id: str, steps: list[tuple[int, int]], streams: int, gaps: int
 ) -> None:
-    metadata = OffsetMetadata(topic_id, absolute(offset, steps), 2**31 - 1, 10**16 - 1)
+    metadata = OffsetMetadata(topic_id, 10**9, absolute(offset, steps), 2**31 - 1, 10**16 - 1)
     ledger = crowded_ledger(streams, gaps).as_text(room_for_ledger(metadata, offset))
     text = encode(offset, metadata._replace(ledger=ledger))
 
@@ -191,17 +199,17 @@ def test_whatever_text_was_committed_a_start_takes_it_and_commits_what_brokers_t
         "somebody else's",
         '{"leader_epoch": 3}',
         "kw1|",
-        "kw1|id|3|100|5-7",
-        "kw1|id|3|100|5-7,|",
-        "kw1|id|3|100|7-5|",
-        "kw1|id|3|100|5-7,6-9|",
-        "kw1|id|3|100|5-7,7-9|",
-        "kw1|id|3|100|0-2|",
-        "kw1|id|3|100|-3-2|",
+        "kw1|id|0|3|100|5-7",
+        "kw1|id|0|3|100|5-7,|",
+        "kw1|id|0|3|100|7-5|",
+        "kw1|id|0|3|100|5-7,6-9|",
+        "kw1|id|0|3|100|5-7,7-9|",
+        "kw1|id|0|3|100|0-2|",
+        "kw1|id|0|3|100|-3-2|",
         "kw2|id|3|100|5-7|a ledger",
         "kw10|5-7",
-        "kw1|id|3|100|" + "9" * 20 + "-" + "9" * 21 + "|",
-        "kw1|id|3|100|\u0665-\u0667|",
+        "kw1|id|0|3|100|" + "9" * 20 + "-" + "9" * 21 + "|",
+        "kw1|id|0|3|100|\u0665-\u0667|",
         "\x00\uffff",
     ],
 )

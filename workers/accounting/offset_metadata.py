@@ -2,9 +2,10 @@
 
 Kafka keeps at most `offset.metadata.max.bytes` (4,096) with a committed offset. The text is an envelope with a version:
 
-    kw1|TOPIC_ID|EPOCH|TIME_MS|RANGES|LEDGER
+    kw1|TOPIC_ID|PARTITIONS|EPOCH|TIME_MS|RANGES|LEDGER
 
-TOPIC_ID is the id of the topic, empty where it is not known: a topic that is created again has another. EPOCH is the
+TOPIC_ID is the id of the topic, empty where it is not known: a topic that is created again has another. PARTITIONS is
+how many the topic had when a group with --from-end began, 0 for any other: later ones were added. EPOCH is the
 highest leader epoch of the offsets in RANGES, TIME_MS when they were done (Unix time). RANGES are
 half-open and relative to the committed offset: `3-7,9-10`. Metadata of anybody else, or of another version, is no
 envelope; a ledger without an envelope is what kafka-workers 0.1 wrote.
@@ -19,7 +20,7 @@ MAX_BYTES = 4096
 MAX_RANGES_BYTES = 1536
 _RANGE = r"\d{1,19}-\d{1,19}"
 _ENVELOPE = re.compile(
-    rf"kw1\|([A-Za-z0-9+/=_-]{{0,36}})\|(-?\d{{1,10}})\|(\d{{1,16}})\|((?:{_RANGE}(?:,{_RANGE})*)?)\|(.*)",
+    rf"kw1\|([A-Za-z0-9+/=_-]{{0,36}})\|(\d{{1,10}})\|(-?\d{{1,10}})\|(\d{{1,16}})\|((?:{_RANGE}(?:,{_RANGE})*)?)\|(.*)",
     re.ASCII | re.DOTALL,
 )
 _OTHER_VERSION = re.compile(r"kw\d+\|")
@@ -29,6 +30,7 @@ class OffsetMetadata(NamedTuple):
     """Decoded metadata. `ahead` are half-open ranges of absolute offsets, in order, all above the committed one."""
 
     topic_id: str = ""
+    partitions: int = 0
     ahead: tuple[tuple[int, int], ...] = ()
     leader_epoch: int = -1
     time_ms: int = 0
@@ -51,9 +53,15 @@ def encode(offset: int, metadata: OffsetMetadata) -> str:
         if room < 0:
             break
         ranges.append(text)
-    return (
-        f"{VERSION}|{metadata.topic_id}|{metadata.leader_epoch}|{metadata.time_ms}|{','.join(ranges)}|{metadata.ledger}"
+    fields = (
+        VERSION,
+        metadata.topic_id,
+        metadata.partitions,
+        metadata.leader_epoch,
+        metadata.time_ms,
+        ",".join(ranges),
     )
+    return "|".join(map(str, (*fields, metadata.ledger)))
 
 
 def decode(offset: int, text: str | None) -> OffsetMetadata:
@@ -61,16 +69,16 @@ def decode(offset: int, text: str | None) -> OffsetMetadata:
     found = _ENVELOPE.fullmatch(text or "")
     if found is None:
         return OffsetMetadata(ledger="" if _OTHER_VERSION.match(text or "") else text or "")
-    topic_id, epoch, time_ms, ranges, ledger = found.groups()
+    topic_id, partitions, epoch, time_ms, ranges, ledger = found.groups()
     ahead = []
     last = 0
     for each in ranges.split(",") if ranges else ():
         begin, end = map(int, each.split("-"))
         if not last < begin < end:
-            return OffsetMetadata(topic_id, ledger=ledger)
+            return OffsetMetadata(topic_id, int(partitions), ledger=ledger)
         ahead.append((offset + begin, offset + end))
         last = end
-    return OffsetMetadata(topic_id, tuple(ahead), int(epoch), int(time_ms), ledger)
+    return OffsetMetadata(topic_id, int(partitions), tuple(ahead), int(epoch), int(time_ms), ledger)
 
 
 def room_for_ledger(metadata: OffsetMetadata, offset: int) -> int:

@@ -53,6 +53,8 @@ class PartitionState:
         self.topic = topic
         # Of the topic that the offsets are of: a topic that is created again has its name, and another id.
         self.topic_id = metadata.topic_id
+        # How many partitions the topic had when the group began at its end, 0 where it did not.
+        self.partitions_at_begin = metadata.partitions
         self.number = number
         self.owned = True
         self.in_order = in_order
@@ -105,7 +107,7 @@ class PartitionState:
         """What is to be committed, with the metadata for the next owner; there is something."""
         offset = self.tracker.next_offset
         assert offset is not None
-        ahead = OffsetMetadata(self.topic_id)
+        ahead = OffsetMetadata(self.topic_id, self.partitions_at_begin)
         if self.tracker.distance:
             ahead = ahead._replace(
                 ahead=self.tracker.ahead(), leader_epoch=self.completed_epoch, time_ms=int(time.time() * 1000)
@@ -166,6 +168,7 @@ class Assignment:
         state.owned = False
         fresh = PartitionState(state.topic, state.number, None, in_order=self._in_order)
         fresh.ledger = state.ledger
+        fresh.partitions_at_begin = state.partitions_at_begin
         fresh.position = offset
         fresh.tracker.advance_to(offset)
         fresh.rewound = state.rewound or (state.next_offset is not None and offset < state.next_offset)

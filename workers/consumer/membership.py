@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 # How long a rebalance waits for the messages at hand; then they are redelivered to the next owner.
 REVOKE_WAIT_S = 10.0
+# How long leaving the group may take besides.
+LEAVE_S = 5.0
 # The loop waits so long for brokers to accept a new client; they hear nothing of this member meanwhile.
 CONNECT_TIMEOUT_S = 2.0
 
@@ -115,7 +117,8 @@ class Membership:
             self._credentials.postpone(f"no broker has accepted them yet: {error.args[0].str()}")
             return
         self._parts.executor.interrupt()
-        if not call_with_timeout(self.close_client, REVOKE_WAIT_S):
+        # Its callbacks wait for the messages at hand, and are to be over when the new client is in its place.
+        if not call_with_timeout(self.close_client, REVOKE_WAIT_S + LEAVE_S):
             log.warning("the group was not left in time: its session with the old client has to time out")
         self._parts.client = fresh
         # Where brokers do not answer, closing has called back for nothing.

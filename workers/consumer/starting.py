@@ -19,6 +19,7 @@ from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
 
+from workers.accounting.offset_metadata import OffsetMetadata, decode, encode
 from workers.config import ClientConfig
 from workers.consumer.assignment import Key, PartitionState
 from workers.errors import WorkerError
@@ -84,23 +85,28 @@ class Starts:
             return partitions, []
         begins = []
         until = time.monotonic() + COMMITTED_TIMEOUT_S
-        for each in assigned:
+        for place, each in enumerate(assigned):
             if each.error is not None:
                 each.offset = OFFSET_INVALID
             elif each.offset < 0 and self._policy == "earliest":
                 each.offset = OFFSET_BEGINNING
             elif each.offset < 0 and self._policy == "latest":
                 try:
-                    each.offset = self._first_offset(client, each, max(0.1, until - time.monotonic()))
-                    begins.append(TopicPartition(each.topic, each.partition, each.offset))
+                    first, at_begin = self._first_offset(client, each, max(0.1, until - time.monotonic()))
+                    metadata = encode(first, OffsetMetadata(partitions=at_begin))
+                    assigned[place] = TopicPartition(each.topic, each.partition, first, metadata)
+                    begins.append(assigned[place])
                 except KafkaException as error:
                     log.warning("%s[%d]: where it begins is not known yet: %s", each.topic, each.partition, error)
                     each.offset = OFFSET_INVALID
         return assigned, begins
 
-    def _first_offset(self, client: Any, place: TopicPartition, timeout_s: float) -> int:
-        """Where a partition without a committed offset begins under --from-end: at its end if the group is new to the
-        topic, else at its beginning. Raises KafkaException when the brokers do not answer.
+    def _first_offset(self, client: Any, place: TopicPartition, timeout_s: float) -> tuple[int, int]:
+        """Where a partition without a committed offset begins under --from-end, and how many partitions the topic had
+        when the group began. Raises KafkaException when the brokers do not answer.
+
+        It begins at its end if the group is new to the topic, or if other members of a new group were only quicker to
+        commit where theirs begin; at its beginning if it was added since.
         """
         low, high = client.get_watermark_offsets(TopicPartition(place.topic, place.partition), timeout=timeout_s)
         # list_topics would be the right question; in a rebalance callback the binding's (2.16) crashes the process.
@@ -111,12 +117,12 @@ class Starts:
         errors = [each.error for each in everywhere if each.error is not None]
         if errors:
             raise KafkaException(errors[0])
-        known = any(each.offset >= 0 for each in everywhere)
-        if known:
-            log.info(
-                "%s[%d] was added after the group began: it is read from its beginning", place.topic, place.partition
-            )
-        return int(low if known else high)
+        known = [decode(each.offset, each.metadata) for each in everywhere if each.offset >= 0]
+        at_begin = max((metadata.partitions for metadata in known), default=count)
+        was_added = place.partition >= at_begin
+        if was_added:
+            log.info("%s[%d] was added after the group began; reading it all", place.topic, place.partition)
+        return int(low if was_added else high), at_begin
 
     def need(self, state: PartitionState, error: KafkaError, offset: int | None) -> None:
         """A partition cannot be fetched where it is, as librdkafka's _AUTO_OFFSET_RESET event says."""
@@ -185,9 +191,8 @@ class Starts:
                 "begins, or set auto.offset.reset to earliest or latest"
             )
         if self._policy == "latest":
-            return Start(
-                state, self._first_offset(client, state.topic_partition(), ASK_TIMEOUT_S), anew=True, commit=True
-            )
+            first, state.partitions_at_begin = self._first_offset(client, state.topic_partition(), ASK_TIMEOUT_S)
+            return Start(state, first, anew=True, commit=True)
         return Start(state, low, anew=True)
 
     def _after_deletion(self, state: PartitionState, position: int, low: int) -> Start:
