@@ -492,7 +492,7 @@ class FakeClient:
             log = self._broker.logs.get((topic, number))
             topics.setdefault(topic, {"partitions": {}})["partitions"][str(number)] = {
                 # What a hung fetch has last seen does not move.
-                "ls_offset": -1 if log is None or (topic, number) in self._broker.hung else log.end,
+                "ls_offset": -1 if log is None else position if (topic, number) in self._broker.hung else log.end,
                 "next_offset": position,
                 "desired": True,
                 "fetch_state": "active",

@@ -833,6 +833,26 @@ def test_a_dead_letter_can_tell_of_any_error() -> None:
 # What is stuck, and what is not
 
 
+def test_the_lag_of_a_partition_whose_fetch_hangs_stays_true(broker: FakeBroker, group: Group) -> None:
+    """The client's statistics go on to tell the end that it saw last."""
+    broker.produce(numbers(0, 5))
+    member = group.member(Handled()).start()
+    group.until(lambda: broker.offset() == 5, "it has begun")
+    broker.hung["t", 0] = "for ever"
+    broker.produce(numbers(5, 10))
+
+    def lag() -> int:
+        return sum(each.lag_messages or 0 for each in member.consumer.status.partitions)
+
+    group.until(lambda: lag() == 5, "the lag grows")
+    for _ in range(3):
+        before = member.consumer.client_state.statistics
+        group.until(lambda: member.consumer.client_state.statistics is not before, "other statistics")  # noqa: B023
+        published = member.consumer.status
+        group.until(lambda: member.consumer.status is not published, "another status")  # noqa: B023
+        assert lag() == 5
+
+
 def test_a_fetch_that_hangs_is_healed_by_seeking(
     broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -261,13 +261,17 @@ class Assignment:
         return others
 
     def note_ends(self, seen: Mapping[Key, PartitionStatistics], now: float) -> None:
-        """Take the ends of partitions that the client's statistics tell; those of paused ones stand still there."""
+        """Take the ends of partitions that the client's statistics tell.
+
+        They stand still there while a partition is paused, or its fetch hangs: what the brokers said may be later.
+        """
         for key, statistics in seen.items():
             state = self.partitions.get(key)
             # The last entry of a partition that began anew since is of its old log.
-            if state is None or state.paused or statistics.end_offset < 0 or now - state.started_at < STALE_S:
+            if state is None or now - state.started_at < STALE_S:
                 continue
-            state.update_end_offset(statistics.end_offset)
+            if statistics.end_offset > state.end_offset:
+                state.update_end_offset(statistics.end_offset)
 
     # What was handled
 
