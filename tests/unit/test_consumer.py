@@ -833,8 +833,11 @@ def test_a_dead_letter_can_tell_of_any_error() -> None:
 # What is stuck, and what is not
 
 
-def test_the_lag_of_a_partition_whose_fetch_hangs_stays_true(broker: FakeBroker, group: Group) -> None:
+def test_the_lag_of_a_partition_whose_fetch_hangs_stays_true(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The client's statistics go on to tell the end that it saw last."""
+    monkeypatch.setattr("workers.consumer.assignment.STALE_S", 0.0)
     broker.produce(numbers(0, 5))
     member = group.member(Handled()).start()
     group.until(lambda: broker.offset() == 5, "it has begun")
@@ -845,6 +848,7 @@ def test_the_lag_of_a_partition_whose_fetch_hangs_stays_true(broker: FakeBroker,
         return sum(each.lag_messages or 0 for each in member.consumer.status.partitions)
 
     group.until(lambda: lag() == 5, "the lag grows")
+    monkeypatch.setattr("tests.fakes.WATERMARKS_S", 60.0)
     for _ in range(3):
         before = member.consumer.client_state.statistics
         group.until(lambda: member.consumer.client_state.statistics is not before, "other statistics")  # noqa: B023
