@@ -33,7 +33,7 @@ KAFKA_JARS = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simpl
 CLUSTER_ID = "a2Fma2Etd29ya2Vycy1sYQ"
 # Resolving cached jars takes half a second.
 CACHED_WITHIN_S = 3.0
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 150.0
 STOP_TIMEOUT_S = 15.0
 # What differs from Kafka's own defaults, and why.
 BROKER_PROPERTIES: Mapping[str, str] = {
