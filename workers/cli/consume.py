@@ -24,7 +24,7 @@ from workers.consumer.printer import printer
 from workers.deadletters.writer import DeadLetters
 from workers.errors import WorkerError
 from workers.handlers import load_handler
-from workers.kafka.client import LIBRDKAFKA, create_client
+from workers.kafka.client import UNPOLLED, create_client
 from workers.kafka.watermarks import Watermarks
 from workers.lifecycle import Shutdown, Stopped, settle_memory
 from workers.monitoring.metrics import ConsumerCollector
@@ -50,7 +50,7 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
     admin_config = context.client_config(COMMON_DEFAULTS)
     committed_only = config.get("isolation.level", "read_committed") == "read_committed"
     watermarks = Watermarks(
-        lambda: create_client(AdminClient, admin_config, {"logger": LIBRDKAFKA}),
+        lambda: create_client(AdminClient, admin_config, UNPOLLED),
         IsolationLevel.READ_COMMITTED if committed_only else IsolationLevel.READ_UNCOMMITTED,
     )
     consumer = Consumer(

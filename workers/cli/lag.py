@@ -36,7 +36,8 @@ def lag(options: LagOptions, context: Context, shutdown: Shutdown) -> None:
             click.echo(groups.as_table(group))
         until = time.monotonic() + options.interval
         while options.watch and not shutdown.requested and time.monotonic() < until:
-            time.sleep(0.1)
+            # Also serves the statistics, which would pile up.
+            admin.poll(0.1)
         if not options.watch or shutdown.requested:
             break
     if options.max_lag is not None:

@@ -68,6 +68,10 @@ class Refusal:
     reason: str
 
 
+# For a client that nobody polls: its statistics and log lines would wait for that for ever, 26 KB a second and more.
+UNPOLLED = {"statistics.interval.ms": 0, "log_level": 0}
+
+
 class ClientState:
     """What librdkafka said last: its statistics, whether brokers answer, and what ends the worker.
 
