@@ -336,7 +336,9 @@ class FakeClient:
             return self._reset(key, position, "no previously committed offset available")
         truncated_at = log.truncated_at
         if self._epochs[key] < log.epoch and truncated_at is not None and position > truncated_at:
-            return self._reset(key, truncated_at, "Partition log truncation detected")
+            # As librdkafka 2.16 says it: without an offset.
+            told = f"detected at offset {position} (leader epoch 0): broker end offset is {truncated_at} (offset leader"
+            return self._reset(key, None, f"Partition log truncation {told} epoch 0). Reset to INVALID.")
         if not log.begin <= position <= log.end:
             return self._reset(key, position, "fetch failed due to requested offset not available on the broker")
         self._assigned[key] = position

@@ -407,7 +407,20 @@ def _log_end(field: Field, load: Load) -> int:
     place = TopicPartition(load.topic, 0)
     # A client that is thrown away before its answer is there never gives it.
     admin = field.cluster.admin()
-    return int(admin.list_offsets({place: OffsetSpec.latest()}, request_timeout=30)[place].result().offset)
+    ends: list[int] = []
+
+    def answers() -> bool:
+        try:
+            ends.append(
+                int(admin.list_offsets({place: OffsetSpec.latest()}, request_timeout=30)[place].result().offset)
+            )
+        except KafkaException:
+            # The leader that was just elected is not known to all brokers yet.
+            return False
+        return ends[-1] >= 0
+
+    field.until(answers, "the new leader says where the log ends")
+    return ends[-1]
 
 
 @fault("retention overtakes", "records deleted past the position of a slow group, and of one that is stopped", hold_s=0)

@@ -26,6 +26,7 @@ class Partition:
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.key = ("t", number)
         self.next_offset = 0
 
 

@@ -68,7 +68,11 @@ class PartitionState:
         self.window_place = 0
         # Offsets that an earlier owner has completed beyond what it had committed.
         self.completed_earlier = metadata if metadata.ahead else None
-        self.leader_epoch = -1
+        # Of the message before `next_offset`; committed with that, and wrong for any other offset.
+        epoch = committed.leader_epoch if committed is not None and known else None
+        self.leader_epoch = -1 if epoch is None else epoch
+        # Whether what the group has committed is not known yet: what is received meanwhile is not handled.
+        self.awaits_committed = committed is not None and committed.offset == OFFSET_INVALID
         # The highest of what was completed, in any order.
         self.completed_epoch = metadata.leader_epoch if metadata.ahead else -1
         self.paused = False
@@ -100,8 +104,13 @@ class PartitionState:
         """The offset to commit: the low-water mark."""
         return self.tracker.next_offset
 
-    def topic_partition(self, offset: int = OFFSET_INVALID, metadata: str = "") -> TopicPartition:
-        return TopicPartition(self.topic.name, self.number, offset, metadata, self.leader_epoch)
+    def commit_explicitly(self) -> None:
+        """Have the offset and its metadata committed, also where the offset stays the same."""
+        self.dirty = self.rewound = True
+
+    def topic_partition(self, offset: int = OFFSET_INVALID) -> TopicPartition:
+        """The partition for the client, without a leader epoch: that of the low-water mark is not what was received."""
+        return TopicPartition(self.topic.name, self.number, offset)
 
     def to_commit(self) -> TopicPartition:
         """What is to be committed, with the metadata for the next owner; there is something."""
@@ -112,8 +121,10 @@ class PartitionState:
             ahead = ahead._replace(
                 ahead=self.tracker.ahead(), leader_epoch=self.completed_epoch, time_ms=int(time.time() * 1000)
             )
+        if self.completed_earlier is not None:
+            ahead = _with_rest(ahead, self.completed_earlier, max(offset + 1, self.position or 0))
         metadata = ahead._replace(ledger=self.ledger.as_text(room_for_ledger(ahead, offset)))
-        return self.topic_partition(offset, encode(offset, metadata))
+        return TopicPartition(self.topic.name, self.number, offset, encode(offset, metadata), self.leader_epoch)
 
     def age_s(self) -> float:
         """How old its oldest message is that was not handled yet, in seconds."""
@@ -141,14 +152,21 @@ class Assignment:
 
     # Rebalances
 
-    def assign(self, partitions: Iterable[TopicPartition]) -> None:
-        """Own partitions, which begin at their offsets where these are committed ones; None where not known."""
-        for each in partitions:
-            topic = self.topics.setdefault(each.topic, TopicCounts(each.topic))
-            known = each if each.error is None else None
-            self.partitions[each.topic, each.partition] = PartitionState(
-                topic, each.partition, known, in_order=self._in_order
-            )
+    def assign(self, partitions: Iterable[TopicPartition]) -> list[PartitionState]:
+        """Own partitions, which begin at their offsets where these are committed ones; OFFSET_INVALID says that it is
+        not known what is committed.
+        """
+        return [self.adopt(each) for each in partitions]
+
+    def adopt(self, place: TopicPartition) -> PartitionState:
+        """Own a partition from `place` on; the state that it had before, if any, is not owned any more."""
+        topic = self.topics.setdefault(place.topic, TopicCounts(place.topic))
+        before = self.partitions.get((place.topic, place.partition))
+        if before is not None:
+            before.owned = False
+        state = PartitionState(topic, place.partition, place, in_order=self._in_order)
+        self.partitions[state.key] = state
+        return state
 
     def remove(self, partitions: Iterable[TopicPartition]) -> list[PartitionState]:
         """Own them no more; return their last states. Work that is under way for them is not counted afterwards,
@@ -185,7 +203,7 @@ class Assignment:
         """Take messages without errors, and return them by partition, without those that an earlier owner completed."""
         for run in _runs(messages, len(self.topics) == 1):
             state = self.find(run[0])
-            if state is not None:
+            if state is not None and not state.awaits_committed:
                 received = self._receive(state, run)
                 if received is not None:
                     yield state, received
@@ -226,6 +244,8 @@ class Assignment:
         """All before `offset` was delivered. What lies before it and was not received is no message: the marker of a
         transaction, or what one has aborted.
         """
+        if state.awaits_committed:
+            return
         state.position = max(state.position or 0, offset)
         if not state.count and offset > (state.next_offset or 0):
             state.tracker.advance_to(offset)
@@ -251,13 +271,16 @@ class Assignment:
         others = []
         for state in self.partitions.values():
             current = topic_ids.get(state.topic.name)
-            if current is None or current == state.topic_id or state.started_at > asked_at:
+            if current is None or current == state.topic_id or state.started_at > asked_at or state.awaits_committed:
                 continue
             if state.topic_id:
                 # The id stays with the offsets: a crash before they are new must not pass them off as the new topic's.
                 others.append(state)
             else:
                 state.topic_id = current
+                if state.next_offset is not None:
+                    # The brokers must have it before the topic can be another one.
+                    state.commit_explicitly()
         return others
 
     def note_ends(self, seen: Mapping[Key, PartitionStatistics], now: float) -> None:
@@ -347,6 +370,23 @@ class Assignment:
         if not state.count and state.position is not None and (state.next_offset or 0) < state.position:
             # What lies between the last message and the end that the client has reached is no message.
             state.tracker.advance_to(state.position)
+
+
+def _with_rest(ahead: OffsetMetadata, earlier: OffsetMetadata, begin: int) -> OffsetMetadata:
+    """What was completed, with what an earlier owner had completed from `begin` on, which was not received yet.
+
+    One epoch and one time stand for all: the lower ones, with which fewer messages are skipped.
+    """
+    rest = tuple((max(begin, first), end) for first, end in earlier.ahead if end > begin)
+    if not rest:
+        return ahead
+    if not ahead.ahead:
+        return ahead._replace(ahead=rest, leader_epoch=earlier.leader_epoch, time_ms=earlier.time_ms)
+    return ahead._replace(
+        ahead=ahead.ahead + rest,
+        leader_epoch=min(ahead.leader_epoch, earlier.leader_epoch),
+        time_ms=min(ahead.time_ms, earlier.time_ms),
+    )
 
 
 def _epoch(message: Message) -> int:

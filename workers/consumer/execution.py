@@ -144,8 +144,8 @@ class Executor:
 
     def forsake(self, works: list[Work]) -> None:
         """Cancel calls of an `async` handler for works whose partition has gone; threads cannot be cancelled."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._cancel, set(works))
+        if works and self._loop is not None:
+            self._call(self._cancel, set(works))
 
     def warn_if_blocked(self) -> None:
         """Name the handler, and where it stands, when it keeps its event loop from turning."""

@@ -22,6 +22,8 @@ class FlowControl:
     def __init__(self, parts: Parts, max_distance: int) -> None:
         self._parts = parts
         self._max_distance = max_distance
+        # Nothing was handled for long and enough waits: partitions stay paused until that is over.
+        self.hangs = False
 
     def full(self) -> bool:
         """Whether enough waits that the handler can be given, and does not have in its hands yet."""
@@ -55,6 +57,8 @@ class FlowControl:
                 state.paused = True
 
     def resume(self) -> None:
+        if self.hangs:
+            return
         done = [state for state in self._parts.assignment.partitions.values() if state.paused and self._has_room(state)]
         if done:
             self._parts.client.resume([state.topic_partition() for state in done])

@@ -16,7 +16,7 @@ import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from workers.config import ClientConfig
-from workers.consumer.assignment import Assignment, PartitionState
+from workers.consumer.assignment import Assignment, Key, PartitionState
 from workers.consumer.batching import BatchSize
 from workers.consumer.committing import StoredOffsets
 from workers.consumer.execution import Executor
@@ -251,7 +251,7 @@ class Consumer:
                 self._parts.assignment.end_of_partition(state, message.offset() or 0)
         elif error.code() == KafkaError._AUTO_OFFSET_RESET:
             if state is not None:
-                self._parts.starts.need(state, error, message.offset())
+                self._parts.starts.need(state, error)
         else:
             self.client_state.on_error(error)
 
@@ -262,8 +262,13 @@ class Consumer:
         wait = self._parts.executor.concurrency == 1 or not self._free_slots() or not self._parts.scheduler.runnable
         timeout_s = KEEP_ALIVE_S if wait and not self._active() else 0.0
         # Those that were not handled yet are first again: their partitions have waited while the others' were.
-        for work in sorted(self._parts.executor.collect(timeout_s), key=lambda work: work.handled > 0):
+        finished = self._parts.executor.collect(timeout_s)
+        for work in finished:
+            # All of them first: what one has failed with may end the worker.
+            self._account(work)
+        for work in sorted(finished, key=lambda work: work.handled > 0):
             self._settle(work)
+        self._flow.hangs = False
         if self._parts.executor.in_flight:
             self._keep_alive()
 
@@ -272,8 +277,7 @@ class Consumer:
         return self._parts.executor.concurrency > 1 and self._free_slots() > 0 and not self._flow.full()
 
     def _settle(self, work: Work) -> None:
-        """Account for a finished work, and decide about what failed."""
-        self._account(work)
+        """Let the shards of a finished work run again, or decide about what failed."""
         self._parts.scheduler.release(work)
         if self._parts.executor.batch and work.begun_at is not None and work.error is None:
             self._batch_size.took(len(work), time.monotonic() - work.begun_at)
@@ -302,9 +306,13 @@ class Consumer:
             self._account(work)
             if work.begun_at is not None and now - work.begun_at > SLICE_S:
                 work.interrupted = True
-        hangs = now - self._parts.assignment.progress_at > PAUSE_AFTER_S and self._flow.full()
+        self._flow.hangs = now - self._parts.assignment.progress_at > PAUSE_AFTER_S and self._flow.full()
         self._flow.pause(
-            [state for state in self._parts.assignment.partitions.values() if hangs or self._flow.holds_too_much(state)]
+            [
+                state
+                for state in self._parts.assignment.partitions.values()
+                if self._flow.hangs or self._flow.holds_too_much(state)
+            ]
         )
         self._parts.executor.warn_if_blocked()
         if self._parts.shutdown.requested:
@@ -315,8 +323,9 @@ class Consumer:
         works: list[Work] = []
         room = self._room()
         size = self._work_size()
+        held = self._held()
         for _ in range(self._free_slots()):
-            work = self._parts.scheduler.take(size, room)
+            work = self._parts.scheduler.take(size, room, held)
             if work is None:
                 break
             works.append(work)
@@ -326,6 +335,13 @@ class Consumer:
             if not self._parts.executor.in_flight:
                 self._parts.assignment.progress_at = time.monotonic()
             self._parts.executor.submit(works)
+
+    def _held(self) -> set[Key]:
+        """Partitions that went and came back while a message of theirs is still in the handler's hands: it must not be
+        handled a second time beside that.
+        """
+        works = self._parts.executor.in_flight
+        return {work.partition.key for work in works if not work.partition.owned and work.begun_at is not None}
 
     def _work_size(self) -> int:
         """How many messages a work may have."""

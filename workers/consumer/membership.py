@@ -72,7 +72,7 @@ class Membership:
         self.join()
 
     def restart_partitions(self) -> None:
-        """Have partitions whose offset is not in the log any more begin where `Starts` says."""
+        """Have partitions whose offset was not known, or is not in the log any more, begin where `Starts` says."""
         for start in self._parts.starts.decided(self._parts.client):
             state = start.state
             if start.anew:
@@ -80,12 +80,15 @@ class Membership:
                     # librdkafka would keep the pause.
                     self._parts.client.resume([state.topic_partition()])
                 self._parts.scheduler.drop(state)
-                state = self._parts.assignment.reset(state, start.offset)
+                if start.committed is not None:
+                    state = self._parts.assignment.adopt(start.committed)
+                else:
+                    state = self._parts.assignment.reset(state, start.offset)
             else:
                 self._parts.assignment.skip_to(state, start.offset)
             self._reassign(state, start.offset)
             if start.commit:
-                self._parts.committer.commit([state.to_commit()])
+                state.commit_explicitly()
             self._parts.committer.stage([state], now=True)
 
     def _reassign(self, state: PartitionState, offset: int) -> None:
@@ -158,14 +161,18 @@ class Membership:
         self.assigned_at = time.monotonic()
         self._parts.committer.forgotten_since = None
         assigned, begins = self._parts.starts.at_assignment(client, partitions) if partitions else ([], [])
-        self._parts.assignment.assign(assigned)
+        for state in self._parts.assignment.assign(assigned):
+            if state.awaits_committed:
+                self._parts.starts.await_committed(state)
         places = [*map(_without_metadata, assigned)]
         if self._eager:
             client.assign(places)
         else:
             client.incremental_assign(places)
-        if begins:
-            self._parts.committer.commit(begins)
+        for each in begins:
+            # Until the brokers have taken it: the next owner would begin at a later end.
+            self._parts.assignment.partitions[each.topic, each.partition].commit_explicitly()
+        self._parts.committer.stage(self._parts.assignment.partitions.values(), now=True)
         self._parts.watermarks.wanted = tuple(self._parts.assignment.partitions)
         self._parts.watermarks.ask()
         log.info("assigned %s", names(partitions) or "nothing: idle")

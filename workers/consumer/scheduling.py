@@ -9,6 +9,7 @@ import heapq
 import itertools
 import time
 from collections import deque
+from collections.abc import Collection
 from typing import Literal, Protocol
 
 from workers.consumer.received import Received
@@ -23,6 +24,9 @@ class Partition(Protocol):
     """The part of a partition's state that the scheduler and the executor look at."""
 
     owned: bool
+
+    @property
+    def key(self) -> tuple[str, int]: ...
 
 
 class Shard:
@@ -177,24 +181,29 @@ class Scheduler:
         shard = self._shards.get(partition, {}).get(None)
         if shard is None or len(shard) <= keep:
             return None
-        kept = shard.take(keep)
-        beyond = Received.joined([*shard.queue])
+        waiting = Received.joined([*shard.queue])
         shard.queue.clear()
-        shard.queue.append(kept)
-        return beyond
+        shard.queue.append(waiting.part(0, keep))
+        return waiting.part(keep)
 
     # What may run
 
-    def take(self, batch_size: int, room: int | None = None) -> Work | None:
+    def take(self, batch_size: int, room: int | None = None, held: Collection[tuple[str, int]] = ()) -> Work | None:
         """The next work, of at most `batch_size` messages and `room` (None is without a limit); None when none may run.
 
-        Its shards are at work until `release`.
+        Nothing is taken of partitions in `held`. Its shards are at work until `release`.
         """
         if room is not None and room <= 0:
             return None
         self._wake()
         if not self._turns:
             return None
+        if held:
+            free = next((each for each in self._turns if each.key not in held), None)
+            if free is None:
+                return None
+            self._turns.remove(free)
+            self._turns.appendleft(free)
         partition = self._turns.popleft()
         shards = self._runnable[partition]
         limit = batch_size if room is None else min(batch_size, room)

@@ -12,6 +12,7 @@ Called by the loop's thread, in part from inside `poll`.
 """
 
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ COMMITTED_TIMEOUT_S = 5.0
 ASK_TIMEOUT_S = 1.0
 ASK_AGAIN_S = 0.5
 
+_TRUNCATED = re.compile(r"truncation detected at .*broker end offset is (\d+)")
 _POLICIES = {
     "earliest": "earliest", "smallest": "earliest", "beginning": "earliest",
     "latest": "latest", "largest": "latest", "end": "latest",
@@ -52,12 +54,15 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a partition goes on. `anew` says that its log has other messages now, so what was received is dropped."""
+    """Where a partition goes on. `anew` says that its log has other messages now, so what was received is dropped;
+    `committed` is what the group has committed where that was not known before.
+    """
 
     state: PartitionState
     offset: int
     anew: bool
     commit: bool = False
+    committed: TopicPartition | None = None
 
 
 class Starts:
@@ -124,11 +129,20 @@ class Starts:
             log.info("%s[%d] was added after the group began; reading it all", place.topic, place.partition)
         return int(low if was_added else high), at_begin
 
-    def need(self, state: PartitionState, error: KafkaError, offset: int | None) -> None:
+    def need(self, state: PartitionState, error: KafkaError) -> None:
         """A partition cannot be fetched where it is, as librdkafka's _AUTO_OFFSET_RESET event says."""
+        if state.awaits_committed:
+            # It is assigned anew as soon as the committed offset is known.
+            return
         reason = error.str()
-        truncated = offset if offset is not None and offset >= 0 and "truncat" in reason.lower() else None
-        self._needs[state.key] = Need(state, reason, truncated)
+        # Only the text says where (rd_kafka_toppar_handle_OffsetForLeaderEpoch in librdkafka's rdkafka_offset.c).
+        cut = _TRUNCATED.search(reason)
+        diverged = "truncat" in reason.lower() and cut is None
+        self._needs[state.key] = Need(state, reason, int(cut[1]) if cut else None, anew=diverged)
+
+    def await_committed(self, state: PartitionState) -> None:
+        """What the group has committed for a partition was not answered in time: go on asking."""
+        self._needs[state.key] = Need(state, "the committed offset is not known", None)
 
     def other_topic(self, state: PartitionState) -> None:
         """The topic was deleted and created again: none of the offsets known mean anything in it."""
@@ -148,6 +162,14 @@ class Starts:
                 continue
             place = need.state.topic_partition()
             try:
+                if need.state.awaits_committed:
+                    [committed] = client.committed([place], timeout=ASK_TIMEOUT_S)
+                    if committed.error is not None:
+                        raise KafkaException(committed.error)
+                    if committed.offset >= 0:
+                        self._needs.pop(need.state.key, None)
+                        yield Start(need.state, committed.offset, anew=True, committed=committed)
+                        continue
                 low, high = client.get_watermark_offsets(place, timeout=ASK_TIMEOUT_S)
                 start = self._decide(client, need, low, high)
             except KafkaException as error:
@@ -169,10 +191,11 @@ class Starts:
         if position is None or need.anew:
             log.warning("%s: %s; it is read from its beginning, offset %d", state, need.reason, low)
             return Start(state, low, anew=True)
-        if need.truncated_at is not None and low <= need.truncated_at <= high:
+        if need.truncated_at is not None:
             offset = min(need.truncated_at, position if state.next_offset is None else state.next_offset)
+            offset = offset if low <= offset <= high else low
             log.warning("%s: its log was truncated at offset %d; going on at %d", state, need.truncated_at, offset)
-            return Start(state, max(low, offset), anew=True)
+            return Start(state, offset, anew=True)
         if position < low:
             return self._after_deletion(state, position, low)
         if position > high:

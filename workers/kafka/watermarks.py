@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 from confluent_kafka import IsolationLevel, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from workers.errors import ConfigError
-
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 5.0
@@ -47,6 +45,8 @@ class Watermarks:
         self._connect = connect
         self._isolation = isolation
         self._admin: AdminClient | None = None
+        # Which client is wanted, and which there is.
+        self._generation = self._connected = 0
         self._asked = threading.Event()
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="watermarks", daemon=True)
@@ -60,7 +60,7 @@ class Watermarks:
 
     def reconnect(self) -> None:
         """Make a new client before the next round: credentials have changed."""
-        self._admin = None
+        self._generation += 1
 
     def stop(self) -> None:
         """End the thread; a request that is under way is left behind."""
@@ -77,8 +77,8 @@ class Watermarks:
                     self.latest = query(admin, wanted, self._isolation)
                     # Asked afterwards: it goes to the controller, which can be away when the leaders are not.
                     self.topic_ids = topic_ids(admin, {topic for topic, _ in wanted})
-                except (KafkaException, ConfigError) as error:
-                    self.latest = {}
+                except Exception as error:  # the thread must not end: whatever it is, the next round may go well
+                    self.latest, self.topic_ids = {}, {}
                     log.debug("the ends of partitions are not known: %s", error)
                 self.asked_at = asked_at
                 self.round += 1
@@ -86,8 +86,10 @@ class Watermarks:
             self._asked.clear()
 
     def _client(self) -> AdminClient:
-        if self._admin is None:
+        generation = self._generation
+        if self._admin is None or self._connected != generation:
             self._admin = self._connect()
+            self._connected = generation
         return self._admin
 
 
