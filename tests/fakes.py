@@ -273,7 +273,10 @@ class FakeClient:
         self._broken.discard(key)
         self._eof_at.pop(key, None)
         log = self._broker.logs.get(key)
-        self._epochs[key] = log.epoch if log is not None else 0
+        # Without an epoch librdkafka does not ask whether the log was cut.
+        epoch: int | None = place.leader_epoch
+        now = log.epoch if log is not None else 0
+        self._epochs[key] = now if epoch is None or epoch < 0 else epoch
 
     # Messages
 

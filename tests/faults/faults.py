@@ -411,12 +411,11 @@ def _log_end(field: Field, load: Load) -> int:
 
     def answers() -> bool:
         try:
-            ends.append(
-                int(admin.list_offsets({place: OffsetSpec.latest()}, request_timeout=30)[place].result().offset)
-            )
+            answer = admin.list_offsets({place: OffsetSpec.latest()}, request_timeout=30)[place].result()
         except KafkaException:
             # The leader that was just elected is not known to all brokers yet.
             return False
+        ends.append(int(answer.offset))
         return ends[-1] >= 0
 
     field.until(answers, "the new leader says where the log ends")

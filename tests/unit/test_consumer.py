@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError, Message, TopicPartition
 
 from tests.fakes import FakeBroker, FakeClient, FakeDeadLetters, FakeWatermarks
 from tests.processes import eventually
-from workers.accounting.offset_metadata import OffsetMetadata, encode
+from workers.accounting.offset_metadata import OffsetMetadata, decode, encode
 from workers.config import CONSUMER_DEFAULTS, ClientConfig, Precedence, Setting
 from workers.consumer.failures import ErrorPolicy
 from workers.consumer.loop import Consumer
@@ -1313,3 +1313,83 @@ def test_messages_in_no_order_are_all_handled_at_once(broker: FakeBroker, group:
 
     assert sorted(handled.offsets) == [*range(40)]
     assert broker.offset() == 40
+
+
+# What the brokers do not say in time, and what must reach them
+
+
+def test_a_log_that_was_cut_while_no_member_lived_is_read_from_the_cut(broker: FakeBroker, group: Group) -> None:
+    """Also when it is longer by now than what was committed."""
+    broker.produce(numbers(0, 100))
+    group.member(Handled(), max_messages=100).finish()
+    with broker.lock:
+        broker.truncate(60)
+        broker.produce([b"new %d" % each for each in range(80)])
+    handled = Handled()
+    group.member(handled, idle_timeout_s=0.5).finish()
+
+    assert handled.values == [b"new %d" % each for each in range(80)]
+
+
+@pytest.mark.parametrize("properties", [None, FROM_END])
+def test_a_committed_offset_that_is_not_answered_in_time_is_not_taken_for_none(
+    broker: FakeBroker, group: Group, properties: dict[str, str] | None
+) -> None:
+    broker.produce(numbers(0, 20))
+    group.member(Handled(), max_messages=20).finish()
+    broker.produce(numbers(20, 60))
+    broker.delete_before(30)
+    broker.committed_timeouts = 1
+    handled = Handled()
+    member = group.member(handled, properties=properties, idle_timeout_s=0.5).finish()
+
+    assert handled.values == numbers(30, 60)
+    assert member.consumer.status.topics["t"].deleted == 10
+
+
+def test_a_topic_that_was_created_again_is_known_for_another_though_the_committed_offset_came_late(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.produce(numbers(0, 20))
+    member = group.member(Handled()).start()
+    group.until(lambda: decode(20, broker.committed["t", 0].metadata).topic_id if broker.offset() == 20 else "", "id")
+    member.stop()
+    broker.create("t")
+    broker.produce(numbers(100, 140))
+    broker.committed_timeouts = 1
+    handled = Handled()
+    group.member(handled, idle_timeout_s=0.5).finish()
+
+    assert set(handled.values) == set(numbers(100, 140))
+
+
+def test_the_end_at_which_a_group_begins_is_committed_until_the_brokers_have_it(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.consumer.committing.REPEAT_S", 0.05)
+    broker.produce(numbers(0, 10))
+    broker.refuses_commits = KafkaError.REBALANCE_IN_PROGRESS
+    member = group.member(Handled(), properties=FROM_END).start()
+    group.until(lambda: member.consumer.status.commits.get("failure", 0) > 0, "a commit is refused")
+    assert broker.offset() is None
+    broker.refuses_commits = None
+
+    group.until(lambda: broker.offset() == 10, "it is committed without a message")
+
+
+def test_what_was_handled_is_committed_though_another_partition_ends_the_worker(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.add_partition("t")
+    broker.produce(numbers(0, 50), partition=0)
+    broker.produce([b"poison"], partition=1)
+
+    def handle(message: Message) -> None:
+        if message.value() == b"poison":
+            raise Reject("no")
+
+    with pytest.raises(WorkerError, match="stopping as --on-error says"):
+        group.member(handle, policy=ErrorPolicy("stop")).finish()
+
+    assert broker.offset() in (None, 50)
+    assert broker.offset() == 50 or group.members[0].consumer.status.handled == 0

@@ -74,6 +74,9 @@ class StoredOffsets:
         rewound = [state for state in states if state.rewound and state.next_offset is not None]
         if rewound and (now or at - self._repeated_at >= REPEAT_S):
             self._repeated_at = at
+            for state in rewound:
+                # What is stored later at this offset has other metadata at most: only an explicit commit takes that.
+                state.staged_offset = state.next_offset
             self.commit([state.to_commit() for state in rewound])
 
     def commit(self, places: list[TopicPartition]) -> None:

@@ -5,14 +5,14 @@ of what was received, so key, value and headers are taken before the handler see
 """
 
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, islice
 from operator import itemgetter
 from typing import Any
 
 from confluent_kafka import Message
 
 from workers.accounting.stamps import STAMP_HEADER
-from workers.kafka.messages import Headers, headers_of
+from workers.kafka.messages import Headers, drop_headers
 
 
 class Received:
@@ -118,11 +118,14 @@ class Received:
 
 
 def _headers(messages: list[Message]) -> list[Any] | None:
-    try:
-        found: list[Any] = [*map(Message.headers, messages)]
-    except SystemError:
-        # One has a name that is not UTF-8; `headers_of` empties the headers of that one.
-        found = [headers_of(message) or None for message in messages]
+    found: list[Any] = []
+    while len(found) < len(messages):
+        try:
+            # What came before an error stays in the list.
+            found.extend(map(Message.headers, islice(messages, len(found), None)))
+        except SystemError:
+            drop_headers(messages[len(found)])
+            found.append(None)
     # A message returns the same list each time, which a handler may change in place.
     return [headers and [*headers] for headers in found] if any(found) else None
 

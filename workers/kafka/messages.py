@@ -19,12 +19,19 @@ def headers_of(message: Message) -> Headers:
     try:
         headers = message.headers() or []
     except SystemError:
-        # What the binding raises for a name that is not UTF-8; it would hand out what it has broken off with next time.
-        message.set_headers([])
-        _tell_of_names(message.topic())
+        drop_headers(message)
         return []
     pairs = headers.items() if isinstance(headers, dict) else headers
     return [(name, value.encode() if isinstance(value, str) else value) for name, value in pairs]
+
+
+def drop_headers(message: Message) -> None:
+    """Empty the headers of a message for which the binding has raised SystemError: one has a name that is not UTF-8.
+
+    When asked again, the binding (2.16) hands out the list that it had broken off with, which crashes the process.
+    """
+    message.set_headers([])
+    _tell_of_names(message.topic())
 
 
 @cache
