@@ -378,9 +378,7 @@ class Consumer:
         self._flow.resume()
         self._parts.committer.stage(self._parts.assignment.partitions.values())
         if self._parts.committer.forgotten():
-            log.warning("group %s does not know this member any more, joining again", self.group_id)
-            self._parts.client.unsubscribe()
-            self._membership.join()
+            self._membership.rejoin()
 
     def _note_the_turn(self) -> None:
         """What the probes and the metrics ask for."""
