@@ -171,6 +171,7 @@ def test_a_wrong_password_is_said_in_one_line_beside_a_release_that_works(releas
         "--set", "strimzi.enabled=false,kafka.bootstrapServers=events-kafka-bootstrap:9093,kafka.tls.enabled=true",
         "--set", "kafka.tls.caSecret=events-cluster-ca-cert,kafka.sasl.mechanism=SCRAM-SHA-512",
         "--set", "kafka.sasl.username=consumer,kafka.sasl.passwordSecret=wrong-password,consumer.replicas=1",
+        "--set", "producer.options.auth-timeout=5",
     )  # fmt: skip
 
     def said() -> bool:

@@ -44,16 +44,17 @@ def test_a_consumer_that_is_killed_leaves_each_order_in_the_table_once(
     processes: Processes, topic: str, group: str, env: dict[str, str]
 ) -> None:
     shop = open_shop(env["SHOP_DATABASE"])
-    # It commits no offset before it is killed, so that all it has stored is delivered again.
+    # It commits once at most, when it knows the topic's id, so that much of what it has stored is delivered again.
     first = consume(processes, topic, group, env, "--property", "auto.commit.interval.ms=3600000")
     producer = processes.start("produce", "--topic", topic, "--source", "orders:outbox", "--rate", "200", env=env)
     eventually(lambda: len(stored(env["ORDERS_DATABASE"])) > 100, "a part is stored")
     first.kill()
     assert producer.wait() == 0, producer.stderr
-    second = consume(processes, topic, group, env, "--max-messages", str(ORDERS))
+    stored_before = len(stored(env["ORDERS_DATABASE"]))
+    second = consume(processes, topic, group, env, "--idle-timeout", "3")
 
     assert second.wait() == 0, second.stderr
-    assert json.loads(second.stderr.splitlines()[-1])["topics"][topic]["handled"] == ORDERS
+    assert json.loads(second.stderr.splitlines()[-1])["topics"][topic]["handled"] + stored_before >= ORDERS
     rows = stored(env["ORDERS_DATABASE"])
     assert sorted(rows, key=lambda row: int(row[0])) == [(str(number + 1), number / 100) for number in range(ORDERS)]
     assert shop.execute("select count(*) from outbox where delivered = 0").fetchone() == (0,)

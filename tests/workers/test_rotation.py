@@ -141,7 +141,7 @@ def rotate(stand: Stand, workers: list[Process], flowing: Callable[[], None]) ->
     begins["password"] = time.time()
     stand.set_password("battery-staple")
     for each in workers:
-        each.says("authentication has failed")
+        each.says("the brokers refuse us")
     assert [each.get("/readyz")[0] for each in workers] == [503] * len(workers)
     assert all("authentication" in each.get("/readyz")[1] for each in workers)
     time.sleep(LATE_S)

@@ -68,6 +68,7 @@ class Refusal:
     reason: str
 
 
+_CREDENTIALS = "check the password, the CA and the certificates"
 # For a client that nobody polls: its statistics and log lines would wait for that for ever, 26 KB a second and more.
 UNPOLLED = {"statistics.interval.ms": 0, "log_level": 0}
 
@@ -104,7 +105,7 @@ class ClientState:
         if not refusals:
             return None
         first = min(refusals, key=lambda each: each.since)
-        return f"authentication has failed for {time.monotonic() - first.since:.0f} s: {first.reason}"
+        return f"the brokers have refused us for {time.monotonic() - first.since:.0f} s: {first.reason}"
 
     def callbacks(self) -> dict[str, Any]:
         return {"error_cb": self.on_error, "stats_cb": self.on_statistics, "logger": LIBRDKAFKA}
@@ -152,13 +153,12 @@ class ClientState:
         for_s = time.monotonic() - first.since
         if for_s >= self._auth_timeout_s:
             code = ExitCode.FAILED if self._connected else ExitCode.USAGE
-            self.fatal = WorkerError(
-                f"the brokers refuse us, check the password, the CA and the certificates: {first.reason}", code
-            )
+            self.fatal = WorkerError(f"the brokers refuse us, {_CREDENTIALS}: {first.reason}", code)
         else:
             self.say(
                 "refused",
-                f"authentication has failed for {for_s:.0f} s, trying for {self._auth_timeout_s:g} s: {first.reason}",
+                f"the brokers refuse us, {_CREDENTIALS}; trying on for "
+                f"{self._auth_timeout_s - for_s:.0f} s: {first.reason}",
             )
 
     def say(self, name: str, reason: str) -> None:
