@@ -24,7 +24,7 @@ down: ## Remove the containers and their data
 	@docker compose --profile monitoring down --volumes
 
 test: $(READY) ## Run the tests on a real three-broker Kafka (ARGS=-k name, and so on)
-	PATH="$(LAB_BIN):$$PATH" $(BIN)/pytest --numprocesses $(or $(WORKERS),2) --dist loadgroup $(ARGS)
+	PATH="$(LAB_BIN):$$PATH" $(BIN)/pytest --numprocesses $(or $(WORKERS),2) --no-loadscope-reorder $(ARGS)
 
 soak: $(READY) ## Faults under load, over and over, for MINUTES (30); writes soak.json
 	$(BIN)/python -m tests.faults.soak --minutes $(or $(MINUTES),30) $(ARGS)

@@ -19,11 +19,25 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.processes import Processes
 from workers.local.cluster import Cluster, finish
 
 USER, PASSWORD = "worker", "correct-horse"
+
+
+class Files(LoadScopeScheduling):  # type: ignore[misc]  # the plugin has no types
+    """Tests of a file run in one process, and so do all that use the container engine."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "engine" if file.startswith(("tests/cluster/", "tests/compose/")) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Files:
+    """Called by the plugin that runs tests in several processes."""
+    return Files(config, log)
 
 
 class Certificates:

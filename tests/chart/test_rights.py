@@ -19,7 +19,6 @@ from tests.conftest import Certificates, secure
 from tests.processes import Processes, eventually
 from workers.local.cluster import Cluster
 
-pytestmark = pytest.mark.xdist_group("guarded cluster")
 USERS = ("producer", "consumer")
 BAD_HANDLER = "def handle(message):\n    raise ValueError('never')\n"
 

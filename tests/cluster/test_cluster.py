@@ -10,7 +10,7 @@ from tests.chart.rendering import second_release
 from tests.cluster.kind import CHART, CONTEXT, REPOSITORY, Release, found, kubectl, output, run
 from tests.processes import eventually
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("engine")]
+pytestmark = pytest.mark.timeout(600)
 
 # An idle fourth member must show itself this soon.
 SETTLE_S = 20.0

@@ -25,7 +25,7 @@ from tests.compose.engine import (
 )
 from tests.processes import Processes, eventually
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("engine")]
+pytestmark = pytest.mark.timeout(900)
 
 WORKERS = ("producer", "consumer")
 # For a container beside those of the stack.

@@ -10,7 +10,7 @@ import pytest
 import workers
 from tests.compose.engine import BASE_IMAGE, REPOSITORY, build, docker, output, there
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("engine")]
+pytestmark = pytest.mark.timeout(900)
 
 MEGABYTE = 1_000_000
 # Prints the modules of which no bytecode is there, or bytecode that would be compared with its source whenever it is

@@ -24,8 +24,10 @@ MEMBERS = 2
 IMAGE_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 # What the README promises for a stop of a worker that is not stuck.
 STOP_TIMEOUT_S = 15.0
-# The only property that is not as shipped: that partitions were added is seen after two seconds instead of a minute.
+# Not as shipped: that partitions were added is seen after two seconds instead of a minute.
 PROPERTIES = ["--property", "topic.metadata.refresh.interval.ms=2000"]
+# Not as shipped: a request for each message would take half of what two cores can do.
+LINGER = ["--property", "linger.ms=50"]
 # A failing call is tried again until it succeeds: a dead letter would not be handled.
 RETRIES = ["--on-error", "retry", "--retry-backoff", "0.05", "--retry-backoff-max", "1"]
 ORDER_METRICS = ("kafka_consumer_missing_total", "kafka_consumer_duplicates_total", "kafka_consumer_reordered_total")
@@ -139,8 +141,9 @@ class Load:
     def produce(self, *arguments: str) -> Process:
         """Starts a producer, of which every delivery is booked."""
         producer = self._processes.start(
-            "produce", "--topic", self.topic, "--verbose", "--summary", "json", *PROPERTIES, *self.setup.produce,
-            *arguments, env={**IMAGE_ENVIRONMENT, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)},
+            "produce", "--topic", self.topic, "--verbose", "--summary", "json", *PROPERTIES, *LINGER,
+            *self.setup.produce, *arguments,
+            env={**IMAGE_ENVIRONMENT, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         self._watch(producer)
         self._tails.append((None, Tail(producer.out)))

@@ -8,10 +8,8 @@ import pytest
 from tests.faults.faults import FAULTS
 from tests.faults.field import Fault, Field
 
+
 # One field for all: they share what the loads have seen.
-pytestmark = pytest.mark.xdist_group("faults")
-
-
 @pytest.fixture(scope="module")
 def field(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
     if "KAFKA_BOOTSTRAP_SERVERS" in os.environ:

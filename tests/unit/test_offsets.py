@@ -203,7 +203,7 @@ def test_whatever_text_was_committed_a_start_takes_it_and_commits_what_brokers_t
         "kw1|id|0|3|100|5-7,|",
         "kw1|id|0|3|100|7-5|",
         "kw1|id|0|3|100|5-7,6-9|",
-        "kw1|id|0|3|100|5-7,7-9|",
+        "kw1|id|0|3|100|5-8,7-9|",
         "kw1|id|0|3|100|0-2|",
         "kw1|id|0|3|100|-3-2|",
         "kw2|id|3|100|5-7|a ledger",

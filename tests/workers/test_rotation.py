@@ -28,7 +28,6 @@ from tests.mounted import Secret, broker_store, client_pair, pem
 from tests.processes import Process, Processes, eventually
 from workers.local.cluster import Cluster
 
-pytestmark = pytest.mark.xdist_group("rotation")
 AGAIN_MS = 5000
 # kubelet brings a new file so long after the brokers refuse the old password.
 LATE_S = 5.0

@@ -71,10 +71,10 @@ def decode(offset: int, text: str | None) -> OffsetMetadata:
         return OffsetMetadata(ledger="" if _OTHER_VERSION.match(text or "") else text or "")
     topic_id, partitions, epoch, time_ms, ranges, ledger = found.groups()
     ahead = []
-    last = 0
+    last = 1
     for each in ranges.split(",") if ranges else ():
         begin, end = map(int, each.split("-"))
-        if not last < begin < end:
+        if not last <= begin < end:
             return OffsetMetadata(topic_id, int(partitions), ledger=ledger)
         ahead.append((offset + begin, offset + end))
         last = end

@@ -22,6 +22,9 @@ class FlowControl:
     def __init__(self, parts: Parts, max_distance: int) -> None:
         self._parts = parts
         self._max_distance = max_distance
+        # How many messages may be received in one turn.
+        in_order = parts.scheduler.order == "partition"
+        self.receive_limit = BATCH_MESSAGES if in_order else max(1, min(BATCH_MESSAGES, max_distance // 4))
         # Nothing was handled for long and enough waits: partitions stay paused until that is over.
         self.hangs = False
 
@@ -43,7 +46,8 @@ class FlowControl:
         )
 
     def holds_too_much(self, state: PartitionState) -> bool:
-        most = 2 * BATCH_MESSAGES if state.in_order else self._max_distance
+        # The next turn may bring `receive_limit` more.
+        most = 2 * BATCH_MESSAGES if state.in_order else self._max_distance - self.receive_limit
         return state.count >= most or state.bytes >= self._share_bytes()
 
     def _share_bytes(self) -> int:

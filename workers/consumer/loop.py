@@ -208,7 +208,7 @@ class Consumer:
             self._take([first])
             return
         before = self._parts.assignment.find(first)
-        following = self._parts.client.consume(BATCH_MESSAGES - 1, 0)
+        following = self._parts.client.consume(self._flow.receive_limit - 1, 0)
         # A rebalance can happen in there. What a partition had before it comes again, if the partition comes again.
         self._take([first, *following] if self._parts.assignment.find(first) is before else following)
 
