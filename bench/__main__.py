@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from bench import behaviour, latency, profiles, throughput
+from bench import behaviour, concurrency, latency, profiles, throughput
 from bench.bed import Bed
 from bench.report import Results, Section, conditions, table
 from workers.local.cluster import Cluster
@@ -18,6 +18,7 @@ SECTIONS: dict[str, Callable[[Bed], Section]] = {
     "Producing": throughput.produce,
     "Consuming, batches": throughput.consume,
     "Consuming, one by one": throughput.consume_each,
+    "Many at once": concurrency.many_at_once,
     "Printing": throughput.print_messages,
     "Start-up": throughput.start_up,
     "Latency": latency.latency,

@@ -6,6 +6,7 @@ over partitions, so that what a comparison shows is our own code.
 
 import json
 import os
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -158,6 +159,22 @@ def spread(servers: str, topics: str, count: int, run: str) -> int:
     return count if producer.flush(60) == 0 else 0
 
 
+def spread_keys(servers: str, topic: str, count: int, size: int, keys: int) -> int:
+    """Fills a topic with stamped messages, each with one of so many keys by chance, the same ones in every run."""
+    producer = Producer(_any(producer_properties(servers)))
+    stream = stream_of("keys", 0, None)
+    names = [handlers.key_of(number) for number in range(keys)]
+    chance = random.Random(1)
+    for first in range(0, count, BATCH):
+        batch = encode_batch(stream, first, min(BATCH, count - first), time.time_ns() // 1000, size)
+        keyed = [{**each, "key": key} for each, key in zip(batch, chance.choices(names, k=len(batch)), strict=True)]
+        if producer.produce_batch(topic, keyed) != len(batch):
+            raise RuntimeError("the queue is full")
+        if len(producer) > QUEUE // 2:
+            producer.flush(60)
+    return count if producer.flush(60) == 0 else 0
+
+
 def _any(properties: dict[str, str]) -> dict[str, Any]:
     # librdkafka takes other types too, and a dictionary is invariant.
     return {**properties}
@@ -171,7 +188,8 @@ def _member(servers: str, topic: str, group: str) -> Consumer:
 
 
 PROGRAMS: dict[str, Callable[..., int]] = {
-    each.__name__: each for each in (produce, consume, consume_calls, consume_each, trickle, record, spread)
+    each.__name__: each
+    for each in (produce, consume, consume_calls, consume_each, trickle, record, spread, spread_keys)
 }
 
 if __name__ == "__main__":

@@ -66,6 +66,12 @@ class Bed:
         run(Program("filling a topic", lambda: self.producer(topic, "--count", str(count))))
         return topic
 
+    def filled_with_keys(self, count: int, keys: int, partitions: int = 3, size: int = SIZE) -> str:
+        """A topic with `count` stamped messages, each with one of `keys` keys by chance."""
+        topic = self.topic(partitions)
+        run(Program("filling a topic", lambda: self.bare("spread_keys", topic, count, str(size), str(keys))))
+        return topic
+
     def producer(self, topic: str, *options: str) -> list[str]:
         return [*self._worker("produce"), "--topic", topic, "--size", str(SIZE), *options]
 
@@ -77,6 +83,10 @@ class Bed:
 
     def bare(self, name: str, topic: str, count: int, *more: str) -> list[str]:
         return [PYTHON, "-m", "bench.bare", name, self.servers, topic, str(count), *more]
+
+    def async_peer(self, name: str, *arguments: str) -> list[str]:
+        """One of those that call a handler for many messages at once."""
+        return [PYTHON, "-m", "bench.peers", name, self.servers, *arguments]
 
     def peer(self, *arguments: str) -> list[str] | None:
         """The loop in C, None where there is no compiler."""

@@ -24,21 +24,30 @@ QUIET_LOAD = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One value of the bar, of every round: `limit` is the most its median may be, None where none is set."""
+    """One value of the bar, of every round: `limit` is the most its median may be, `least` the least; None where none
+    is set.
+    """
 
     what: str
     values: list[float]
     limit: float | None = None
     unit: str = "times"
+    least: float | None = None
+
+    @property
+    def is_bar(self) -> bool:
+        return self.limit is not None or self.least is not None
 
     def row(self) -> Row:
         middle = median(self.values)
+        met = (self.limit is None or middle <= self.limit) and (self.least is None or middle >= self.least)
+        bounds = [f"{sign} {bound:,g}" for sign, bound in (("≤", self.limit), ("≥", self.least)) if bound is not None]
         return {
             "what": self.what,
-            "median": f"{middle:.2f} {self.unit}",
-            "min-max": f"{min(self.values):.2f}-{max(self.values):.2f}",
-            "at most": "" if self.limit is None else f"{self.limit:g}",
-            "": "" if self.limit is None else ("ok" if middle <= self.limit else "**not met**"),
+            "median": f"{middle:,.2f} {self.unit}",
+            "min-max": f"{min(self.values):,.2f}-{max(self.values):,.2f}",
+            "bar": " ".join(bounds),
+            "": "" if not self.is_bar else "ok" if met else "**not met**",
         }
 
 
@@ -126,7 +135,7 @@ def _bar(sections: dict[str, Section]) -> list[str]:
         {"section": title, **judgement.row()}
         for title, section in sections.items()
         for judgement in section.judgements
-        if judgement.limit is not None
+        if judgement.is_bar
     ]
     note = "Ratios are medians of the ratios of each round, in which the two ran one after the other."
     return ["## The bar", "", note, "", *table(found), ""] if found else []

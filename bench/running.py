@@ -27,7 +27,7 @@ class Running:
         with self._log.open("w") as log:
             environment = {**os.environ, RECORD: str(self._notes)}
             self.process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=log)
-        stack.callback(self._kill)
+        stack.callback(self.kill)
 
     @property
     def log(self) -> str:
@@ -43,6 +43,16 @@ class Running:
         self.end()
         notes: Notes = json.loads(self._notes.read_text())
         return notes
+
+    @property
+    def record(self) -> list[str]:
+        """The lines that a handler has written so far."""
+        return self._notes.read_text().splitlines()
+
+    def kill(self) -> None:
+        """SIGKILL; returns when the process is gone."""
+        self.process.kill()
+        self.process.wait()
 
     def stop(self) -> None:
         self.process.terminate()
@@ -70,7 +80,3 @@ class Running:
             if time.monotonic() > deadline or self.process.poll() is not None:
                 raise AssertionError(f"no {what}: {self.log[-2000:]}")
             time.sleep(0.1)
-
-    def _kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
