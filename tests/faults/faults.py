@@ -14,10 +14,12 @@ from functools import partial
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import NewPartitions, OffsetSpec
+from trustme import CA
 
 from tests.faults.compressible import RATIO
 from tests.faults.field import SETUPS, Fault, Field
 from tests.faults.load import Load, Setup
+from tests.rotating import renewals
 from workers.local.cluster import finish
 
 FAULTS: list[Fault] = []
@@ -488,6 +490,50 @@ def compressed_topics(field: Field) -> Generator[None]:
         field.until(lambda: load.caught_up(ends), "the backlog is handled")
         peak = load.members[0].peak_rss_mib
         assert peak < MEMORY_MIB, f"the consumer needed {peak:.0f} MiB"
+
+
+# The credentials
+
+# kubelet brings a new file so long after the brokers refuse the old password.
+LATE_S = 5.0
+
+
+@fault(
+    "credentials rotated",
+    "of third topics over TLS and SCRAM: the CA, the brokers' certificate, the password while brokers are stopped in "
+    "turn, the client's certificate",
+    hold_s=0,
+)
+def credentials_rotated(field: Field) -> Generator[None]:
+    secrets, cluster = field.credentials, field.cluster
+    environment = secrets.environment(cluster)
+    with ExitStack() as stack:
+        loads = [stack.enter_context(field.another_load(replace(each, environment=environment))) for each in SETUPS[:2]]
+        workers = [worker for load in loads for worker in load.workers()]
+        new = CA()
+        secrets.trust_both(new)
+        field.until(lambda: renewals(workers, "ca") == 1, "both CAs are trusted")
+        secrets.replace_brokers_certificate(cluster, new)
+        password = f"password-{field.random.randrange(10**9)}"
+        secrets.set_password(cluster, password)
+        # Connections live on; those to a broker that was started again are refused.
+        for broker in cluster.brokers[:2]:
+            cluster.stop_broker(broker.node_id)
+            cluster.start_broker(broker.node_id)
+            field.until(field.whole, f"broker {broker.node_id} is in sync")
+        field.until(lambda: all("the brokers refuse us" in each.stderr for each in workers), "all are refused")
+        field.wait(LATE_S)
+        secrets.password.write({"password": password.encode()})
+        field.until(lambda: renewals(workers, "password") == 1, "the password is renewed")
+        secrets.trust_only(new)
+        field.until(lambda: renewals(workers, "ca") == 2, "only the new CA is trusted")
+        with secrets.another_client_certificate():
+            field.wait(1.0)
+        field.until(lambda: renewals(workers, "certificate") >= 1, "the client's certificate is renewed")
+        yield
+        for load in loads:
+            assert load.finish().breaches() == []
+            assert load.handled.duplicated == load.handled.reordered == 0
 
 
 # Time

@@ -19,6 +19,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from tests.faults.load import ROOT, Load, Setup
 from tests.faults.proxy import Proxy
 from tests.processes import Processes
+from tests.rotating import Rotating
 from workers.local.cluster import Cluster, finish
 
 # Each fault meets both group protocols, with one call at a time and with many.
@@ -116,8 +117,15 @@ class Field:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
+            self.credentials = Rotating(self.directory)
             self.cluster = stack.enter_context(
-                Cluster(properties=shipped_group_properties(), proxied=True, java_options=JAVA_OPTIONS, say=self._say)
+                Cluster(
+                    properties={**shipped_group_properties(), **self.credentials.properties},
+                    scram_users=self.credentials.scram_users,
+                    proxied=True,
+                    java_options=JAVA_OPTIONS,
+                    say=self._say,
+                )
             )
             self.proxy = stack.enter_context(Proxy(self.cluster.proxy_routes))
             self.admin: AdminClient = self.cluster.admin()

@@ -37,7 +37,8 @@ ORDER_METRICS = ("kafka_consumer_missing_total", "kafka_consumer_duplicates_tota
 class Setup:
     """How the workers of a load are set up. `by_key` says that the order is that of keys, and messages have one.
 
-    `replicas` are the brokers of each partition; without them a topic is on every broker.
+    `replicas` are the brokers of each partition; without them a topic is on every broker. `environment` is that of the
+    workers.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Setup:
     consume: tuple[str, ...] = ()
     topic_config: Mapping[str, str] = field(default_factory=dict)
     replicas: tuple[tuple[int, ...], ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -143,7 +145,7 @@ class Load:
         producer = self._processes.start(
             "produce", "--topic", self.topic, "--verbose", "--summary", "json", *PROPERTIES, *LINGER,
             *self.setup.produce, *arguments,
-            env={**IMAGE_ENVIRONMENT, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)},
+            env={**IMAGE_ENVIRONMENT, **self.setup.environment, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         self._watch(producer)
         self._tails.append((None, Tail(producer.out)))
@@ -228,6 +230,10 @@ class Load:
     def partitions(self) -> int:
         return len(self._cluster.admin().list_topics(self.topic, timeout=10).topics[self.topic].partitions)
 
+    def workers(self) -> list[Process]:
+        """The processes that live now."""
+        return [self.producer, *self.members]
+
     def metric(self, name: str) -> float:
         """The sum of a metric over the members; a counter's of those that were stopped or killed is not in it."""
         return sum(member.metric(name) or 0 for member in self.members)
@@ -285,7 +291,7 @@ class Load:
 
     def check(self) -> None:
         """Fails when a worker has ended that nobody stopped."""
-        for process in [*self.members] if self._rests else [self.producer, *self.members]:
+        for process in [*self.members] if self._rests else self.workers():
             assert process.running, f"{process.name} ended by itself: {process.stderr[-2000:]}"
 
     def memory_mib(self) -> dict[str, float]:
@@ -320,7 +326,7 @@ class Load:
         member = self._processes.consume(
             self.topic, self.group, "--handler", f"tests.faults.recorder:{self.setup.handler}", "--group-protocol",
             self.setup.group_protocol, "--summary", "json", *PROPERTIES, *RETRIES, *self.setup.consume,
-            env={**IMAGE_ENVIRONMENT, FILE: str(path), "PYTHONPATH": str(ROOT)},
+            env={**IMAGE_ENVIRONMENT, **self.setup.environment, FILE: str(path), "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         self._watch(member)
         self._tails.append((name, Tail(path)))

@@ -1,7 +1,6 @@
 """Credentials that change under load: the CA, the brokers' and the client's certificates, and the password.
 
-On a cluster of its own, whose listener asks for TLS with a certificate of the client's and for SCRAM, and has each
-connection authenticate again every few seconds.
+On a cluster of its own, whose listener asks for TLS with a client's certificate and for SCRAM.
 """
 
 import itertools
@@ -14,18 +13,10 @@ from pathlib import Path
 import pytest
 import trustme
 from confluent_kafka import Consumer, TopicPartition
-from confluent_kafka.admin import (
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
-    ScramCredentialInfo,
-    ScramMechanism,
-    UserScramCredentialUpsertion,
-)
 
-from tests.conftest import PASSWORD, USER
-from tests.mounted import Secret, broker_store, client_pair, pem
+from tests.conftest import PASSWORD
 from tests.processes import Process, Processes, eventually
+from tests.rotating import LISTENER, Rotating, renewals
 from workers.local.cluster import Cluster
 
 AGAIN_MS = 5000
@@ -37,72 +28,14 @@ PARTITIONS = 3
 PAUSE_S = 10.0
 
 
-class Stand:
-    """A cluster whose certificates and users are changed by hand, and the Secrets of a client."""
+class Stand(Rotating):
+    """A cluster of its own whose credentials are rotated; each connection authenticates again every few seconds."""
 
     def __init__(self, directory: Path) -> None:
-        self.brokers_ca, self.clients_ca = trustme.CA(), trustme.CA()
-        self._stores = 0
-        self._store = directory / "broker.pem"
-        self._store.write_bytes(broker_store(self.brokers_ca))
-        self._clients = directory / "clients-ca.pem"
-        self._clients.write_bytes(pem(self.clients_ca))
-        self.ca, self.user, self.password = (Secret(directory / name) for name in ("ca", "user", "password"))
-        self.ca.write({"ca.crt": pem(self.brokers_ca), "ca.password": b"x", "ca.p12": b"\x00"})
-        self.user.write(client_pair(self.clients_ca))
-        self.password.write({"password": PASSWORD.encode()})
-        listener = "listener.name.secure"
+        super().__init__(directory)
+        again = {f"{LISTENER}.scram-sha-512.connections.max.reauth.ms": str(AGAIN_MS)}
         # One broker: what is tested are connections, and a cluster of its own costs less so.
-        self.cluster = Cluster(
-            1,
-            properties={
-                f"{listener}.sasl.enabled.mechanisms": "SCRAM-SHA-512",
-                "sasl.enabled.mechanisms": "SCRAM-SHA-512",
-                f"{listener}.scram-sha-512.sasl.jaas.config": (
-                    "org.apache.kafka.common.security.scram.ScramLoginModule required;"
-                ),
-                f"{listener}.scram-sha-512.connections.max.reauth.ms": str(AGAIN_MS),
-                "ssl.keystore.type": "PEM",
-                "ssl.keystore.location": str(self._store),
-                "ssl.truststore.type": "PEM",
-                "ssl.truststore.location": str(self._clients),
-                f"{listener}.ssl.client.auth": "required",
-            },
-            scram_users={USER: PASSWORD},
-        )
-
-    def environment(self) -> dict[str, str]:
-        """What the chart tells a worker."""
-        return {
-            "KAFKA_BOOTSTRAP_SERVERS": self.cluster.secure_bootstrap_servers,
-            "KAFKA_SECURITY_PROTOCOL": "sasl_ssl",
-            "KAFKA_SASL_MECHANISM": "SCRAM-SHA-512",
-            "KAFKA_SASL_USERNAME": USER,
-            "KAFKA_SASL_PASSWORD_FILE": str(self.password.directory / "password"),
-            "KAFKA_SSL_CA_LOCATION": str(self.ca.directory),
-            "KAFKA_SSL_CERTIFICATE_LOCATION": str(self.user.directory / "user.crt"),
-            "KAFKA_SSL_KEY_LOCATION": str(self.user.directory / "user.key"),
-        }
-
-    def replace_brokers_certificate(self, authority: trustme.CA) -> None:
-        """Give the brokers another certificate, which connections that are made from now on meet."""
-        self._stores += 1
-        store = self._store.with_name(f"broker-{self._stores}.pem")
-        store.write_bytes(broker_store(authority))
-        admin = self.cluster.admin()
-        for broker in self.cluster.brokers:
-            entry = ConfigEntry("listener.name.secure.ssl.keystore.location", str(store))
-            entry.incremental_operation = AlterConfigOpType.SET
-            resource = ConfigResource(ConfigResource.Type.BROKER, str(broker.node_id), incremental_configs=[entry])
-            admin.incremental_alter_configs([resource])[resource].result()
-
-    def set_password(self, password: str) -> None:
-        """Change the password in Kafka; connections with the old one live until they authenticate again."""
-        change = UserScramCredentialUpsertion(
-            USER, ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096), password.encode()
-        )
-        admin = self.cluster.admin()
-        admin.alter_user_scram_credentials([change])[USER].result()
+        self.cluster = Cluster(1, properties={**self.properties, **again}, scram_users=self.scram_users)
 
 
 @pytest.fixture(scope="module")
@@ -118,28 +51,22 @@ def grows(count: Callable[[], float], what: str) -> None:
     eventually(lambda: count() > before + RATE, f"{what} go on")
 
 
-def renewals(workers: list[Process], kind: str) -> float:
-    """The fewest renewals that one of the workers has made."""
-    return min(each.metric("kafka_client_credentials_renewals_total", kind=kind) or 0 for each in workers)
-
-
 def rotate(stand: Stand, workers: list[Process], flowing: Callable[[], None]) -> dict[str, float]:
     """Rotate everything once; return when each step began, as Unix time. `flowing` waits for the next messages."""
     begins = {"steady": time.time()}
     time.sleep(3)
 
     begins["both CAs trusted"] = time.time()
-    old, new = stand.brokers_ca, trustme.CA()
-    stand.ca.write({"ca.crt": pem(new), "ca-2026-11-24T00-00-00Z.crt": pem(old)})
+    new = trustme.CA()
+    stand.trust_both(new)
     eventually(lambda: renewals(workers, "ca") == 1, "both CAs are trusted")
 
     # Clients meet it when they have to connect again: when the brokers refuse the old password.
     begins["brokers' certificate"] = time.time()
-    stand.replace_brokers_certificate(new)
-    stand.brokers_ca = new
+    stand.replace_brokers_certificate(stand.cluster, new)
 
     begins["password"] = time.time()
-    stand.set_password("battery-staple")
+    stand.set_password(stand.cluster, "battery-staple")
     for each in workers:
         each.says("the brokers refuse us")
     assert [each.get("/readyz")[0] for each in workers] == [503] * len(workers)
@@ -152,15 +79,13 @@ def rotate(stand: Stand, workers: list[Process], flowing: Callable[[], None]) ->
     flowing()
 
     begins["new CA only"] = time.time()
-    stand.ca.write({"ca.crt": pem(new)})
+    stand.trust_only(new)
     eventually(lambda: renewals(workers, "ca") == 2, "only the new CA is trusted")
 
     begins["client certificate"] = time.time()
-    fresh = client_pair(stand.clients_ca)
-    stand.user.write({"user.crt": fresh["user.crt"], "user.key": client_pair(stand.clients_ca)["user.key"]})
-    for each in workers:
-        each.says("cannot be used together")
-    stand.user.write(fresh)
+    with stand.another_client_certificate():
+        for each in workers:
+            each.says("cannot be used together")
     eventually(lambda: renewals(workers, "certificate") == 1, "the client's certificate is renewed")
 
     begins["steady again"] = time.time()
@@ -212,7 +137,7 @@ def test_a_producer_goes_on_while_all_its_credentials_are_rotated(
     processes = Processes(stand.cluster.bootstrap_servers, tmp_path)
     try:
         arguments = ["--topic", topic, "--forever", "--rate", str(RATE), "--summary", "json"]
-        producer = processes.start("produce", *arguments, env=stand.environment())
+        producer = processes.start("produce", *arguments, env=stand.environment(stand.cluster))
 
         def sent() -> float:
             return producer.metric("kafka_producer_deliveries_total", outcome="success") or 0
@@ -261,7 +186,7 @@ def test_consumers_go_on_while_all_their_credentials_are_rotated(
 ) -> None:
     topic = f"consumed-{protocol}"
     stand.cluster.create_topic(topic, PARTITIONS)
-    stand.set_password(PASSWORD)
+    stand.set_password(stand.cluster, PASSWORD)
     stand.password.write({"password": PASSWORD.encode()})
     processes = Processes(stand.cluster.bootstrap_servers, tmp_path)
     processes.write("noting.py", HANDLER)
@@ -270,7 +195,8 @@ def test_consumers_go_on_while_all_their_credentials_are_rotated(
         producer = processes.start("produce", "--topic", topic, "--forever", "--rate", str(RATE), "--summary", "json")
         arguments = ["--handler", "noting:handle", "--group-protocol", protocol]
         members = [
-            processes.consume(topic, topic, *arguments, env={**stand.environment(), "SEEN": str(path)}) for path in seen
+            processes.consume(topic, topic, *arguments, env={**stand.environment(stand.cluster), "SEEN": str(path)})
+            for path in seen
         ]
         eventually(lambda: all(path.exists() and path.stat().st_size for path in seen), "both members handle messages")
         begins = rotate(stand, members, lambda: grows(lambda: len(handled(seen)), "handlers"))
