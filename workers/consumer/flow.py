@@ -60,6 +60,11 @@ class FlowControl:
             for state in fetching:
                 state.paused = True
 
+    def pause_what_holds_too_much(self) -> None:
+        """Pause those, or all of them while the handler hangs."""
+        states = self._parts.assignment.partitions.values()
+        self.pause([state for state in states if self.hangs or self.holds_too_much(state)])
+
     def resume(self) -> None:
         if self.hangs:
             return

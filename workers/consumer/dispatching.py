@@ -1,0 +1,157 @@
+"""Between the scheduler and the executor: gives the handler what may be handled now, and accounts for what is done.
+Called by the loop's thread.
+"""
+
+import time
+
+from workers.consumer.assignment import Key, PartitionState
+from workers.consumer.batching import BatchSize
+from workers.consumer.failing import FailedMessages
+from workers.consumer.flow import BATCH_MESSAGES, FlowControl
+from workers.consumer.parts import Parts
+from workers.consumer.scheduling import Work
+
+# While the handler is busy the loop turns at this interval.
+KEEP_ALIVE_S = 0.1
+# After so long the handler is to come back when it is done with its message: a retry may be due, or other partitions.
+SLICE_S = 0.5
+# When nothing was handled for so long and enough waits, all partitions are paused: each turn takes a message from the
+# client, and these would pile up. Not sooner, as a client that pauses throws away what it has fetched.
+PAUSE_AFTER_S = 10.0
+
+
+class Dispatcher:
+    """Works on their way to the handler and back. `max_messages` (None is without a limit) ends what may be begun."""
+
+    def __init__(
+        self, parts: Parts, flow: FlowControl, failed: FailedMessages, *, batch_size: int, max_messages: int | None
+    ) -> None:
+        self._parts = parts
+        self._flow = flow
+        self._failed = failed
+        self._batch_size = BatchSize(batch_size)
+        self._max_messages = max_messages
+
+    # To the handler
+
+    def dispatch(self) -> None:
+        """Give the handler what may be handled now; it works while the loop goes on to receive."""
+        works: list[Work] = []
+        room = self._room()
+        size = self._work_size()
+        held = self._held()
+        for _ in range(self._free_slots()):
+            work = self._parts.scheduler.take(size, room, held)
+            if work is None:
+                break
+            works.append(work)
+            if room is not None:
+                room -= len(work)
+        if works:
+            if not self._parts.executor.in_flight:
+                self._parts.assignment.progress_at = time.monotonic()
+            self._parts.executor.submit(works)
+
+    def _held(self) -> set[Key]:
+        """Partitions that went and came back while a message of theirs is still in the handler's hands: it must not be
+        handled a second time beside that.
+        """
+        works = self._parts.executor.in_flight
+        return {work.partition.key for work in works if not work.partition.owned and work.begun_at is not None}
+
+    def _work_size(self) -> int:
+        """How many messages a work may have."""
+        if not self._parts.executor.batch:
+            return BATCH_MESSAGES
+        # Several batches at once share what waits.
+        waiting = sum(state.count for state in self._parts.assignment.partitions.values())
+        return max(1, min(self._batch_size.messages, -(-waiting // self._parts.executor.concurrency)))
+
+    def _free_slots(self) -> int:
+        """How many works the handler can be given: one for each partition to one thread, two for each call to more, so
+        that the next is there when one ends.
+        """
+        concurrency = self._parts.executor.concurrency
+        most = len(self._parts.assignment.partitions) if concurrency == 1 else 2 * concurrency
+        return max(0, most - len(self._parts.executor.in_flight))
+
+    def _room(self) -> int | None:
+        """How many messages may still be begun, None without a limit."""
+        if self._max_messages is None:
+            return None
+        begun = sum(len(work) - work.accounted for work in self._parts.executor.in_flight)
+        return self._max_messages - self._parts.assignment.handled - begun - len(self._parts.scheduler.dead_letters)
+
+    # What others ask
+
+    @property
+    def finished(self) -> bool:
+        """Whether as many messages were handled as may be."""
+        return self._max_messages is not None and self._parts.assignment.handled >= self._max_messages
+
+    @property
+    def may_begin(self) -> bool:
+        """Whether the limit lets another message be begun."""
+        return self._room() != 0
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether handlers are at work, and more could be."""
+        return self._parts.executor.concurrency > 1 and self._free_slots() > 0
+
+    # Back from the handler
+
+    def collect(self) -> None:
+        """Account for what the handler is done with; while it is busy, wait for it a moment."""
+        if not self._parts.executor.in_flight:
+            return
+        wait = self._parts.executor.concurrency == 1 or not self._free_slots() or not self._parts.scheduler.runnable
+        # Where more could be at work, messages are waited for, in `poll`, and not results.
+        polls = self.wants_more and not self._flow.full()
+        finished = self._parts.executor.collect(KEEP_ALIVE_S if wait and not polls else 0.0)
+        for work in finished:
+            # All of them first: what one has failed with may end the worker.
+            self.account(work)
+        # Those that were not handled yet are first again: their partitions have waited while the others' were.
+        for work in sorted(finished, key=lambda work: work.handled > 0):
+            self._settle(work)
+        self._flow.hangs = False
+        if self._parts.executor.in_flight:
+            self._keep_alive()
+
+    def account(self, work: Work, revoked: bool = False) -> None:
+        """Count what the handler has handled of `work` since the last call; `revoked` as for Assignment.complete."""
+        handled = work.handled
+        if handled == work.accounted:
+            return
+        work.progress_at = time.monotonic()
+        state = work.partition
+        assert isinstance(state, PartitionState)
+        self._parts.assignment.complete(state, work.received, work.accounted, handled, revoked=revoked)
+        work.accounted = handled
+
+    def _settle(self, work: Work) -> None:
+        """Let the shards of a finished work run again, or decide about what failed."""
+        self._parts.scheduler.release(work)
+        if self._parts.executor.batch and work.begun_at is not None and work.error is None:
+            self._batch_size.took(len(work), time.monotonic() - work.begun_at)
+        if not work.partition.owned:
+            return
+        if work.error is not None:
+            self._failed.on_failure(work, work.error)
+            return
+        for shard in work.shards:
+            self._parts.scheduler.resume(shard)
+
+    def _keep_alive(self) -> None:
+        """One turn while the handler is busy: progress is accounted for, and others get their turn."""
+        now = time.monotonic()
+        for work in self._parts.executor.in_flight:
+            self.account(work)
+            if work.begun_at is not None and now - work.begun_at > SLICE_S:
+                work.interrupted = True
+        self._flow.hangs = now - self._parts.assignment.progress_at > PAUSE_AFTER_S and self._flow.full()
+        self._flow.pause_what_holds_too_much()
+        self._parts.executor.warn_if_blocked()
+        if self._parts.shutdown.requested:
+            self._parts.executor.interrupt()

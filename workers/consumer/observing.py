@@ -1,0 +1,46 @@
+"""What the client and the brokers say of the partitions: their ends, and fetches that hang.
+
+Called by the loop's thread.
+"""
+
+import logging
+
+from confluent_kafka import KafkaException
+
+from workers.consumer.membership import Membership
+from workers.consumer.parts import Parts
+from workers.kafka.statistics import Statistics
+
+log = logging.getLogger(__name__)
+
+
+class Observer:
+    """Passes on what is said, and has partitions healed that are not fetched any more."""
+
+    def __init__(self, parts: Parts, membership: Membership) -> None:
+        self._parts = parts
+        self._membership = membership
+        self._noted: Statistics | None = None
+
+    def note_statistics(self, now: float) -> None:
+        """Pass on the client's statistics where they are new."""
+        statistics = self._parts.client_state.statistics
+        if statistics is not None and statistics is not self._noted:
+            self._noted = statistics
+            self._membership.note(statistics)
+            self._parts.assignment.note_ends(statistics.partitions, now)
+
+    def look_at_fetching(self, now: float) -> None:
+        """Note what brokers say of beginnings and ends; seek, or join again, where a fetch hangs."""
+        parts, partitions = self._parts, self._parts.assignment.partitions
+        parts.watermarks.wanted = tuple(partitions)
+        if parts.fetching.note(partitions, parts.watermarks):
+            for state in parts.assignment.of_other_topics(parts.watermarks.topic_ids, parts.watermarks.asked_at):
+                parts.starts.other_topic(state)
+        for state in parts.fetching.to_seek(partitions, now):
+            try:
+                parts.client.seek(state.topic_partition(state.position or 0))
+            except KafkaException as error:
+                log.warning("%s: not sought to offset %s: %s", state, state.position, error)
+        if parts.fetching.rejoin_due(partitions, now):
+            self._membership.renew()
