@@ -1,10 +1,11 @@
 """The lines of a file as messages."""
 
 import json
+import select
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO
@@ -29,7 +30,8 @@ class LineReader(Iterable[Record]):
     """The records of a stream's lines, each as soon as it is there; iterating raises SourceError naming the line.
 
     After `stop` a file ends at once: a line that was not sent is still in it. A pipe ends after the lines that were
-    read from it, so that none is lost and the next reader begins with a whole one.
+    read from it, so that none is lost and the next reader begins with a whole one. `waiting` says that it waits for the
+    writer of a pipe; it takes nothing from that after `stop`, so it can be left then.
     """
 
     def __init__(self, stream: BinaryIO, name: str, line_format: LineFormat) -> None:
@@ -37,6 +39,13 @@ class LineReader(Iterable[Record]):
         self._name = name
         self._format = line_format
         self._stopped = self._ends_at_once = False
+        self.waiting = False
+        self._poll: select.poll | None = None
+        # What has no descriptor is in memory and never waits.
+        with suppress(OSError):
+            descriptor = stream.fileno()
+            self._poll = select.poll()
+            self._poll.register(descriptor, select.POLLIN)
 
     def stop(self) -> None:
         """Read nothing more than the end of a line that has begun. For any thread."""
@@ -69,7 +78,7 @@ class LineReader(Iterable[Record]):
         held = 0
         number = 1
         read = getattr(self._stream, "read1", self._stream.read)
-        while not self._stopped and (chunk := read(1 << 16)):
+        while self._await_readable() and (chunk := read(1 << 16)):
             first, *lines = chunk.split(b"\n")
             pieces.append(first)
             held += len(first)
@@ -86,10 +95,23 @@ class LineReader(Iterable[Record]):
         if held:
             yield b"".join(pieces)
 
+    def _await_readable(self) -> bool:
+        """Whether to read on: `read` itself would take from a pipe what came after a stop."""
+        if self._poll is not None:
+            self.waiting = True
+            self._poll.poll()
+            self.waiting = False
+        return not self._stopped
+
     def _rest_of_line(self) -> bytes:
         """Byte by byte and past the buffer, which would take more out of a pipe than the line."""
         raw = getattr(self._stream, "raw", self._stream)
-        return b"".join(takewhile(lambda byte: byte not in (b"", b"\n"), iter(partial(raw.read, 1), None)))
+
+        def read() -> bytes:
+            self._await_readable()
+            return bytes(raw.read(1))
+
+        return b"".join(takewhile(lambda byte: byte not in (b"", b"\n"), iter(read, None)))
 
 
 def read_file(path: str, line_format: LineFormat) -> LineReader:

@@ -111,8 +111,10 @@ class ThreadedSource:
 
     def _leave(self) -> bool:
         """Whether the thread is left where it is: it has had its time, and has added nothing."""
+        # A reader of lines that does not wait for its writer has taken lines, which are nowhere else.
+        busy = isinstance(self._records, LineReader) and not self._records.waiting
         with self._leaving:
-            self._left = time.monotonic() >= self._leave_at and not self._buffer
+            self._left = time.monotonic() >= self._leave_at and not self._buffer and not busy
         return self._left
 
     def _read(self) -> None:
