@@ -27,12 +27,16 @@ from workers.local.cluster import Cluster, finish
 USER, PASSWORD = "worker", "correct-horse"
 
 
+# They wait for pods and for brokers that come back, under load: not beside each other.
+HEAVY = ("tests/cluster/", "tests/faults/")
+
+
 class Files(LoadScopeScheduling):  # type: ignore[misc]  # the plugin has no types
-    """Tests of a file run in one process, and so do all that use the container engine."""
+    """Tests of a file run in one process, one after the other, and so do those that are HEAVY."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
-        return "engine" if file.startswith(("tests/cluster/", "tests/compose/")) else file
+        return "heavy" if file.startswith(HEAVY) else "compose" if file.startswith("tests/compose/") else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Files:

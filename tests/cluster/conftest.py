@@ -32,7 +32,7 @@ def release(helm: str) -> Iterator[Release]:
     release = Release(helm)
     release.uninstall()
     try:
-        release.install("--wait", "--timeout", "60s")
+        release.install("--wait", "--timeout", "120s")
         yield release
     finally:
         release.uninstall()
