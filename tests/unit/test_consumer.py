@@ -18,7 +18,7 @@ from workers.config import CONSUMER_DEFAULTS, ClientConfig, Precedence, Setting
 from workers.consumer.failures import ErrorPolicy
 from workers.consumer.loop import Consumer
 from workers.consumer.status import PartitionStatus
-from workers.deadletters.headers import letter_headers
+from workers.deadletters.headers import dead_letter_headers
 from workers.errors import WorkerError
 from workers.handlers import Reject, Retry, batch
 from workers.lifecycle import Shutdown
@@ -818,7 +818,7 @@ def test_a_member_does_not_spin_while_a_dead_letter_waits(
 
 
 def test_a_dead_letter_can_tell_of_any_error() -> None:
-    headers = dict(letter_headers(Message(topic="t", partition=0, offset=0), "g", ValueError("no \ud83d"), 1))
+    headers = dict(dead_letter_headers(Message(topic="t", partition=0, offset=0), "g", ValueError("no \ud83d"), 1))
 
     assert headers["kafka-workers.error-message"] == b"no \\ud83d"
 
@@ -826,7 +826,7 @@ def test_a_dead_letter_can_tell_of_any_error() -> None:
         def __str__(self) -> str:
             raise RuntimeError
 
-    headers = dict(letter_headers(Message(topic="t", partition=0, offset=0), "g", MuteError(), 1))
+    headers = dict(dead_letter_headers(Message(topic="t", partition=0, offset=0), "g", MuteError(), 1))
     assert headers["kafka-workers.error-class"] == b"MuteError"
 
 

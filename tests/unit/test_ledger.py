@@ -110,7 +110,7 @@ def test_a_batch_is_judged_as_its_messages_one_by_one(
     ledger, reference = OrderLedger(whole), OrderLedger(single)
     for each in (ledger, reference):
         each.observe(values(list(range(start))))
-    if not ledger.follow(batch):
+    if not ledger.observe_consecutive(batch):
         ledger.observe(batch)
     reference.observe(batch)
 

@@ -605,8 +605,8 @@ def test_a_replay_that_fails_half_way_sends_nothing_twice_that_came_before(
     results = [processes.run("replay", "--topic", letters, *options) for _ in range(2)]
 
     assert [result.returncode for result in results] == [1, 1]
-    assert "1 of 3 letters were not acknowledged" in results[0].stderr
-    assert f"1 of 2 letters were not acknowledged: {gone}: " in results[1].stderr
+    assert "1 of 3 dead letters were not acknowledged" in results[0].stderr
+    assert f"1 of 2 dead letters were not acknowledged: {gone}: " in results[1].stderr
     # The two of before, one for each letter, and the last letter's once more: it came after the one that failed.
     reader = processes.consume(topic, f"{group}-reader", "--format", "value", "--idle-timeout", "3")
     assert reader.wait() == 0

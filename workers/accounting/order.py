@@ -54,7 +54,7 @@ class OrderLedger:
         self._counts = counts
         self._streams: dict[bytes, _Expected] = _from_text(text)
 
-    def follow(self, values: list[Any]) -> bool:
+    def observe_consecutive(self, values: list[Any]) -> bool:
         """Books the values of messages at once if they are just the next ones of one stream, and says whether they are.
 
         They are if they are sorted, the first and the last are the right ones, and each last digit follows the one

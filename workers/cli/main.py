@@ -284,9 +284,9 @@ def verify(**parameters: Any) -> None:
     "to_topics",
     type=TOPIC,
     multiple=True,
-    help="A topic that letters may be sent back to; repeatable.  [default: X where the dead-letter topic is X.dlq]",
+    help="A topic that dead letters may go back to; repeatable.  [default: X where the dead-letter topic is X.dlq]",
 )
-@option("--skip-other-topics", is_flag=True, help="Pass letters of other topics over, for good.")
+@option("--skip-other-topics", is_flag=True, help="Pass dead letters of other topics over, for good.")
 @option("--group-id", default="kafka-workers-replay", show_default=True, help="Group that remembers what was replayed.")
 @option("--max-messages", type=POSITIVE, help="Stop after so many messages.")
 @option(
@@ -300,7 +300,7 @@ def verify(**parameters: Any) -> None:
 def replay(**parameters: Any) -> None:
     """Send the dead letters that are there back to the topics they came from, if no earlier replay has sent them.
 
-    A letter of a topic that it may not be sent to stays, and so do those behind it in its partition.
+    A dead letter of a topic that it may not be sent to stays, and so do those behind it in its partition.
     """
     options = build(ReplayOptions, parameters)
     shutdown = _shutdown(options.shutdown_timeout)

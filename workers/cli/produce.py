@@ -187,8 +187,8 @@ def _delivery_printer(shutdown: Shutdown) -> Callable[[KafkaError | None, Messag
 
 
 def _show_account(producer: Producer, run: str, form: str) -> None:
-    letters = producer.dead_letters if producer.writes_letters else None
-    summary = summarize(producer.deliveries, run, producer.finished_at - producer.started_at, letters)
+    dead_letters = producer.dead_letters if producer.writes_dead_letters else None
+    summary = summarize(producer.deliveries, run, producer.finished_at - producer.started_at, dead_letters)
     click.echo(json.dumps(summary) if form == "json" else as_text(summary))
 
 

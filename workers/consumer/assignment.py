@@ -354,7 +354,7 @@ class Assignment:
 
     def _observe(self, state: PartitionState, received: Received) -> None:
         if received.headers is None:
-            if not state.ledger.follow(received.values):
+            if not state.ledger.observe_consecutive(received.values):
                 state.ledger.observe(received.values)
         else:
             state.ledger.observe(map(received.stamp, range(len(received))))

@@ -107,27 +107,27 @@ class FailedMessages:
             elif shard.retry_at <= time.monotonic():
                 self._send(state, shard)
 
-    def _on_dead_letter(self, state: PartitionState, shard: Shard, letter: DeadLetter) -> None:
-        if letter.delivered is None:
+    def _on_dead_letter(self, state: PartitionState, shard: Shard, dead_letter: DeadLetter) -> None:
+        if dead_letter.delivered is None:
             return
         shard.dead_letter = None
-        if letter.delivered:
+        if dead_letter.delivered:
             first = self._parts.scheduler.absolve(shard)
             state.topic.dead_lettered += 1
             self._parts.assignment.complete(state, first, 0, 1)
             return
         message = shard.queue[0].messages[0]
         topic = self._dead_letters.topic_for(message)
-        if letter.too_large:
+        if dead_letter.too_large:
             raise WorkerError(
                 f"stopping at {state} offset {message.offset()}, as nothing is skipped: topic {topic} takes no dead "
-                f"letter of that size, raise its max.message.bytes: {letter.error}"
+                f"dead letter of that size, raise its max.message.bytes: {dead_letter.error}"
             )
         shard.backoff_step += 1
         pause_s = self._policy.pause_s(shard.backoff_step, random.random())  # noqa: S311  (not a secret)
         log.error(
             "%s offset %s: not written to the dead-letter topic %s, next try in %.1f s, nothing is skipped: %s",
-            state, message.offset(), topic, pause_s, letter.error,
+            state, message.offset(), topic, pause_s, dead_letter.error,
         )  # fmt: skip
         shard.retry_at = time.monotonic() + pause_s
         if state.in_order:
@@ -145,5 +145,7 @@ class FailedMessages:
                 self._on_dead_letter(state, shard, shard.dead_letter)
 
     def _under_way(self) -> bool:
-        letters = [shard.dead_letter for shard in self._parts.scheduler.dead_letters]
-        return any(isinstance(letter, DeadLetter) and letter.delivered is None for letter in letters)
+        dead_letters = [shard.dead_letter for shard in self._parts.scheduler.dead_letters]
+        return any(
+            isinstance(dead_letter, DeadLetter) and dead_letter.delivered is None for dead_letter in dead_letters
+        )

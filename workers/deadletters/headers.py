@@ -19,7 +19,7 @@ ATTEMPTS = PREFIX + "attempts"
 Header = tuple[str, str | bytes | None]
 
 
-def letter_headers(message: Message, group_id: str, error: BaseException, attempts: int) -> list[Header]:
+def dead_letter_headers(message: Message, group_id: str, error: BaseException, attempts: int) -> list[Header]:
     """The message's own headers and those that tell its story. Timestamps are Unix time in milliseconds."""
     story: dict[str, object] = {
         ORIGINAL_TOPIC: message.topic(),

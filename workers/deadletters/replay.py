@@ -1,12 +1,12 @@
 """Sends dead letters back to where they came from: those that are there when it begins, and that no replay has sent.
 
-At least once, as every consumer: a letter is committed when the brokers have acknowledged its replay. What the handler
-rejects again while this runs is a letter for the next replay, so it ends.
+At least once, as every consumer: a dead letter is committed when the brokers have acknowledged its replay. What the
+handler rejects again while this runs is a dead letter for the next replay, so it ends.
 
-Whoever may write to the dead-letter topic may write any origin into a header. So letters go only to the topics whose
-dead-letter topic it is: TOPIC for TOPIC.dlq, or those that the user names. A letter of another topic is not sent, and
-neither are those behind it in its partition; none of them is committed. So nothing is lost, and the order stays,
-whether the user then allows its topic or passes it over.
+Whoever may write to the dead-letter topic may write any origin into a header. So dead letters go only to the topics
+whose dead-letter topic it is: TOPIC for TOPIC.dlq, or those that the user names. A dead letter of another topic is not
+sent, and neither are those behind it in its partition; none of them is committed. So nothing is lost, and the order
+stays, whether the user then allows its topic or passes it over.
 """
 
 import logging
@@ -36,7 +36,7 @@ SUFFIX = ".dlq"
 
 
 class Origin(NamedTuple):
-    """Where a letter came from; the partition is -1 where it does not say."""
+    """Where a dead letter came from; the partition is -1 where it does not say."""
 
     topic: str
     partition: int
@@ -44,14 +44,14 @@ class Origin(NamedTuple):
 
 @dataclass(slots=True)
 class Replayed:
-    """What became of the letters so far."""
+    """What became of the dead letters so far."""
 
     sent: int = 0
     # Passed over: they do not say where they came from.
     without_origin: int = 0
     # Passed over: they came from topics that are not allowed, and this was asked for.
     skipped: int = 0
-    # The topic of the first letter, in each partition, that came from one that is not allowed.
+    # The topic of the first dead letter, in each partition, that came from one that is not allowed.
     refused: dict[int, str] = field(default_factory=dict)
 
     @property
@@ -60,19 +60,21 @@ class Replayed:
 
 
 def allowed_topics(topic: str, to_topics: Sequence[str]) -> frozenset[str]:
-    """The topics that letters of the dead-letter topic `topic` may be sent to: `to_topics`, or by its name.
+    """The topics that dead letters of the dead-letter topic `topic` may be sent to: `to_topics`, or by its name.
 
     Raises ConfigError when there is neither, or when one of them is `topic` itself.
     """
     if topic in to_topics:
-        raise ConfigError(f"--to-topic {topic}: this is the dead-letter topic itself; name where its letters came from")
+        raise ConfigError(
+            f"--to-topic {topic}: this is the dead-letter topic itself; name where its dead letters came from"
+        )
     if to_topics:
         return frozenset(to_topics)
     original = topic.removesuffix(SUFFIX)
     if original in ("", topic):
         raise ConfigError(
             f"--topic {topic}: the name is not that of a topic with {SUFFIX} behind it; name the topics that its "
-            "letters may be sent back to with --to-topic"
+            "dead letters may be sent back to with --to-topic"
         )
     return frozenset([original])
 
@@ -88,10 +90,10 @@ def replay(
     allowed: frozenset[str],
     skip_others: bool = False,
 ) -> Replayed:
-    """Replays the letters of `topic`, `limit` at the most, and commits them to the group of `config`.
+    """Replays the dead letters of `topic`, `limit` at the most, and commits them to the group of `config`.
 
-    With `skip_others` letters of topics that are not `allowed` are passed over, otherwise the result has them as
-    refused. Raises WorkerError when a letter cannot be sent, which then is the first of its partition in the next
+    With `skip_others` dead letters of topics that are not `allowed` are passed over, otherwise the result has them as
+    refused. Raises WorkerError when a dead letter cannot be sent, which then is the first of its partition in the next
     replay, and as `read_to_end` does.
     """
     client_state = ClientState()
@@ -102,8 +104,8 @@ def replay(
         found = wait_for_topics(reader, [topic], config, client_state, timeout_s=timeout_s, shutdown=shutdown)
         count = found.get(topic, 0)
         starts = _committed(reader, topic, count, shutdown)
-        for letters in read_to_end(reader, client_state, topic, starts, shutdown, timeout_s):
-            replay_batch(reader, sender, letters, done, allowed=allowed, skip_others=skip_others, limit=limit)
+        for dead_letters in read_to_end(reader, client_state, topic, starts, shutdown, timeout_s):
+            replay_batch(reader, sender, dead_letters, done, allowed=allowed, skip_others=skip_others, limit=limit)
             if limit is not None and done.committed >= limit:
                 break
     finally:
@@ -116,50 +118,50 @@ def replay(
 def replay_batch(
     reader: confluent_kafka.Consumer,
     sender: "Sender",
-    letters: Sequence[Message],
+    dead_letters: Sequence[Message],
     done: Replayed,
     *,
     allowed: frozenset[str],
     skip_others: bool,
     limit: int | None,
 ) -> None:
-    """Sends some letters, and commits those of each partition that come before one that is refused or not acknowledged.
+    """Sends dead letters, and commits those of each partition that come before one that is refused or not acknowledged.
 
-    `done` counts up to `limit`. Raises WorkerError when a letter was not acknowledged, or a commit failed.
+    `done` counts up to `limit`. Raises WorkerError when a dead letter was not acknowledged, or a commit failed.
     """
     chosen: list[tuple[Message, Origin | None]] = []
     skipped: set[int] = set()
-    for letter in letters:
+    for dead_letter in dead_letters:
         if limit is not None and done.committed + len(chosen) >= limit:
             break
-        partition = letter.partition() or 0
+        partition = dead_letter.partition() or 0
         if partition in done.refused:
             continue
-        origin = _origin(letter)
+        origin = _origin(dead_letter)
         if origin is not None and origin.topic not in allowed:
             if not skip_others:
                 done.refused[partition] = origin.topic
                 continue
             skipped.add(len(chosen))
             origin = None
-        chosen.append((letter, origin))
+        chosen.append((dead_letter, origin))
     outcomes = sender.send(chosen)
     unsent: set[int | None] = set()
     over = []
-    for number, ((letter, origin), outcome) in enumerate(zip(chosen, outcomes, strict=True)):
+    for number, ((dead_letter, origin), outcome) in enumerate(zip(chosen, outcomes, strict=True)):
         if outcome is not None:
-            unsent.add(letter.partition())
-        elif letter.partition() not in unsent:
+            unsent.add(dead_letter.partition())
+        elif dead_letter.partition() not in unsent:
             done.sent += origin is not None
             done.skipped += number in skipped
             done.without_origin += origin is None and number not in skipped
-            over.append(letter)
+            over.append(dead_letter)
     if over:
         commit(reader, over)
     reasons = [outcome for outcome in outcomes if outcome is not None]
     if reasons:
         sender.check()
-        raise WorkerError(f"{len(reasons)} of {len(chosen)} letters were not acknowledged: {reasons[0]}")
+        raise WorkerError(f"{len(reasons)} of {len(chosen)} dead letters were not acknowledged: {reasons[0]}")
 
 
 def _committed(reader: confluent_kafka.Consumer, topic: str, count: int, shutdown: Shutdown) -> dict[int, int]:
@@ -178,10 +180,10 @@ def _committed(reader: confluent_kafka.Consumer, topic: str, count: int, shutdow
     return {each.partition: each.offset if each.offset >= 0 else confluent_kafka.OFFSET_BEGINNING for each in places}
 
 
-def commit(reader: confluent_kafka.Consumer, letters: Sequence[Message]) -> None:
-    """Commits letters of one topic that were sent; raises WorkerError when that fails, in one partition or in all."""
-    following = {letter.partition() or 0: (letter.offset() or 0) + 1 for letter in letters}
-    topic = letters[0].topic() or ""
+def commit(reader: confluent_kafka.Consumer, dead_letters: Sequence[Message]) -> None:
+    """Commits dead letters of one topic that were sent; raises WorkerError when that fails in one or all."""
+    following = {dead_letter.partition() or 0: (dead_letter.offset() or 0) + 1 for dead_letter in dead_letters}
+    topic = dead_letters[0].topic() or ""
     offsets = [TopicPartition(topic, number, offset) for number, offset in following.items()]
     try:
         answers = reader.commit(offsets=offsets, asynchronous=False)
@@ -189,17 +191,17 @@ def commit(reader: confluent_kafka.Consumer, letters: Sequence[Message]) -> None
     except KafkaException as error:
         errors = dict.fromkeys(following, error.args[0])
     if errors:
-        again = sum(letter.partition() in errors for letter in letters)
+        again = sum(dead_letter.partition() in errors for dead_letter in dead_letters)
         names = ", ".join(map(str, sorted(errors)))
         raise WorkerError(
-            f"{again} letters were sent and could not be committed in partition {names}, the next replay sends them "
-            f"again: {next(iter(errors.values())).str()}"
+            f"{again} dead letters were sent and could not be committed in partition {names}, the next replay sends "
+            f"them again: {next(iter(errors.values())).str()}"
         )
 
 
-def _origin(letter: Message) -> Origin | None:
-    """The topic and the partition that a letter came from; None when it does not say, or not what can be."""
-    story = dict(headers_of(letter))
+def _origin(dead_letter: Message) -> Origin | None:
+    """The topic and the partition that a dead letter came from; None when it does not say, or not what can be."""
+    story = dict(headers_of(dead_letter))
     topic, partition = story.get(ORIGINAL_TOPIC), story.get(ORIGINAL_PARTITION)
     if topic is None:
         return None
@@ -211,21 +213,21 @@ def _origin(letter: Message) -> Origin | None:
 
 
 class Sender:
-    """Sends letters and waits until the brokers have them."""
+    """Sends dead letters and waits until the brokers have them."""
 
     def __init__(self, config: ClientConfig, shutdown: Shutdown) -> None:
         self._client_state = ClientState()
         self._client = create_client(confluent_kafka.Producer, config, {**self._client_state.callbacks(), **ANY_SIZE})
         self._shutdown = shutdown
 
-    def send(self, letters: Sequence[tuple[Message, Origin | None]]) -> list[str | None]:
-        """Why each letter was not acknowledged; None where it was, or where it has no origin and is passed over."""
-        outcomes: list[str | None] = ["no answer before the end"] * len(letters)
-        for number, (letter, origin) in enumerate(letters):
+    def send(self, dead_letters: Sequence[tuple[Message, Origin | None]]) -> list[str | None]:
+        """Why each was not acknowledged; None where it was, or where it has no origin and is passed over."""
+        outcomes: list[str | None] = ["no answer before the end"] * len(dead_letters)
+        for number, (dead_letter, origin) in enumerate(dead_letters):
             if origin is None:
                 outcomes[number] = None
             else:
-                self._send(letter, origin, partial(_note, outcomes, number))
+                self._send(dead_letter, origin, partial(_note, outcomes, number))
         while len(self._client) and self._going_on():
             poll_producer(self._client, self._client_state, 0.1)
         return outcomes
@@ -234,24 +236,26 @@ class Sender:
         return self._shutdown.remaining_s() > 0 and self._client_state.fatal is None
 
     def check(self) -> None:
-        """Raises WorkerError when the client cannot go on, which says more than that letters have no answer."""
+        """Raises WorkerError when the client cannot go on, which says more than that dead letters have no answer."""
         self._client_state.check()
 
     def close(self) -> None:
         self._client.purge()
         call_with_timeout(self._client.close, CLOSE_TIMEOUT_S)
 
-    def _send(self, letter: Message, origin: Origin, on_delivery: Callable[[KafkaError | None, Message], None]) -> None:
+    def _send(
+        self, dead_letter: Message, origin: Origin, on_delivery: Callable[[KafkaError | None, Message], None]
+    ) -> None:
         topic, partition = origin
         while True:
             try:
                 # With the time of now: one of long ago could be past what the topic keeps.
                 self._client.produce(
                     topic,
-                    letter.value(),
-                    letter.key(),
+                    dead_letter.value(),
+                    dead_letter.key(),
                     partition=partition,
-                    headers=list(own_headers(letter)),
+                    headers=list(own_headers(dead_letter)),
                     on_delivery=on_delivery,
                 )
             except KafkaException as error:

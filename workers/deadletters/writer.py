@@ -9,14 +9,14 @@ import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from workers.config import ClientConfig
-from workers.deadletters.headers import letter_headers
+from workers.deadletters.headers import dead_letter_headers
 from workers.errors import ConfigError
 from workers.kafka.client import ClientState, create_client, poll_producer
 from workers.kafka.credentials import CredentialsWatch
 from workers.lifecycle import call_with_timeout
 
 log = logging.getLogger(__name__)
-# A letter is larger than its message. How large it may be is the topic's business, not the client's.
+# A dead letter is larger than its message. How large it may be is the topic's business, not the client's.
 ANY_SIZE = {"message.max.bytes": "1000000000"}
 CHECK_TIMEOUT_S = 2.0
 TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE)
@@ -65,26 +65,26 @@ class DeadLetters:
                 log.warning("there is no dead-letter topic %s (or no right to it); create it, or see --on-error", name)
 
     def send(self, message: Message, error: BaseException, attempts: int) -> DeadLetter:
-        """Hands the message to the client; look at the letter after later calls of `poll`."""
+        """Hands the message to the client; look at the dead letter after later calls of `poll`."""
         if self._client is None:
             self._client = self._create_client()
-        letter = DeadLetter()
+        dead_letter = DeadLetter()
         try:
             self._client.produce(
                 self.topic_for(message),
                 message.value(),
                 message.key(),
-                headers=letter_headers(message, self._group_id, error, attempts),
-                on_delivery=letter.on_delivery,
+                headers=dead_letter_headers(message, self._group_id, error, attempts),
+                on_delivery=dead_letter.on_delivery,
             )
         except KafkaException as refused:
-            letter.on_delivery(refused.args[0], message)
+            dead_letter.on_delivery(refused.args[0], message)
         except BufferError as full:
-            letter.delivered, letter.error = False, str(full)
-        return letter
+            dead_letter.delivered, dead_letter.error = False, str(full)
+        return dead_letter
 
     def poll(self, timeout_s: float) -> None:
-        """Hears of the letters that are under way; raises WorkerError when the client cannot go on.
+        """Hears of the dead letters that are under way; raises WorkerError when the client cannot go on.
 
         Changed certificates are for the next client, which is made when nothing is under way.
         """

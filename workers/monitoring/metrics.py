@@ -273,7 +273,7 @@ class ProducerCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         producer = self._producer
         topics = [producer.deliveries]
-        if producer.writes_letters:
+        if producer.writes_dead_letters:
             topics.append(producer.dead_letters)
         yield from _deliveries(topics)
         waiting = _gauge("kafka_producer_queue_messages")

@@ -63,7 +63,7 @@ class Producer:
         self.client_state = ClientState(config, auth_timeout_s)
         self.deliveries = Deliveries(topic)
         self.dead_letters = Deliveries(dead_letter_topic or f"{topic}.dlq")
-        self.writes_letters = dead_letter_topic is not None
+        self.writes_dead_letters = dead_letter_topic is not None
         self.buffer_full = 0
         self.last_success_s = 0.0
         self.turned_at = time.monotonic()
@@ -90,7 +90,7 @@ class Producer:
     def start(self, timeout_s: float | None) -> None:
         """Waits for the brokers and the topic; raises as `wait_for_topics` does."""
         topic = self.deliveries.topic
-        topics = [topic, self.dead_letters.topic] if self.writes_letters else [topic]
+        topics = [topic, self.dead_letters.topic] if self.writes_dead_letters else [topic]
         found = wait_for_topics(
             self._client,
             topics,
