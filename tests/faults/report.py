@@ -1,4 +1,4 @@
-"""Writes the README's table of faults from the record of a soak: `python -m tests.faults.report soak.json`."""
+"""Writes the table of faults in docs/guarantees.md: `python -m tests.faults.report soak.json`, the record of a soak."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import click
 
 from tests.faults.faults import FAULTS
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guarantees.md"
 BEGIN, END = "<!-- made by tests/faults/report.py: begin -->", "<!-- end -->"
 MEMORY = {
     "producer, resident": "producer_rss_mib",
@@ -24,10 +24,10 @@ TITLES = ("fault", "injected", "rounds", "acknowledged", "lost", "duplicated", "
 @click.argument("record", type=click.Path(exists=True, path_type=Path))
 def main(record: Path) -> None:
     """Puts the table between the two markers."""
-    text = README.read_text()
+    text = PAGE.read_text()
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    README.write_text(f"{before}{BEGIN}\n{report(json.loads(record.read_text()))}{END}{after}")
+    PAGE.write_text(f"{before}{BEGIN}\n{report(json.loads(record.read_text()))}{END}{after}")
 
 
 def report(soak: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Faults one after the other for as long as one likes: `make soak MINUTES=30`.
 
 Every pass plays each fault once, in an order of its own, while the same workers live on. What was seen is written
-to the record after each round; `python -m tests.faults.report` makes the README's table of it.
+to the record after each round; `python -m tests.faults.report` makes the table in docs/guarantees.md of it.
 """
 
 import json

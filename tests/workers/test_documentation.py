@@ -32,6 +32,8 @@ from workers.lifecycle import Shutdown
 from workers.monitoring.metrics import markdown
 
 ROOT = Path(__file__).parents[2]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+GUARANTEES = ROOT / "docs" / "guarantees.md"
 # Commands of others, whose options are theirs, up to the end of the line or of the quotation.
 OTHERS = "docker|helm|helm4|kind|kubectl|make|pip|skaffold"
 
@@ -40,16 +42,22 @@ def test_the_metrics_page_has_the_tables_of_the_code() -> None:
     assert markdown() in (ROOT / "docs" / "metrics.md").read_text()
 
 
-def test_every_option_in_the_readme_exists() -> None:
+def test_every_option_in_the_documentation_exists() -> None:
     helps = "".join(CliRunner().invoke(cli, [name, "--help"]).output for name in cli.commands)
-    readme = re.sub(rf"\b({OTHERS})\b[^`\n]*", "", (ROOT / "README.md").read_text())
-    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", readme)) - {"--version"}
+    pages = "".join(path.read_text() for path in [ROOT / "README.md", *DOCS])
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", re.sub(rf"\b({OTHERS})\b[^`\n]*", "", pages))) - {"--version"}
     assert {"--input", "--handler"} <= options
     assert {option for option in options if option not in helps} == set()
 
 
-def test_every_promise_in_the_readme_names_tests_that_exist() -> None:
-    table = (ROOT / "README.md").read_text().partition("## What is promised")[2].partition("### Faults")[0]
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in DOCS)])
+def test_every_link_to_a_file_leads_to_one(page: str) -> None:
+    links = re.findall(r"\]\(((?!https?:|#)[^)#]+)", (ROOT / page).read_text())
+    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
+
+
+def test_every_promise_names_tests_that_exist() -> None:
+    table = GUARANTEES.read_text().partition("## What is promised")[2].partition("## Faults")[0]
     promises = [line for line in table.splitlines() if line.startswith("| ")][2:]
     tests = set(re.findall(r"def (test_\w+)", "".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))))
     named = [re.findall(r"`(test_\w+)`", line.split("|")[3]) for line in promises]
@@ -58,8 +66,8 @@ def test_every_promise_in_the_readme_names_tests_that_exist() -> None:
     assert {name for names in named for name in names} - tests == set()
 
 
-def test_the_readme_has_every_fault_of_the_suite() -> None:
-    table = (ROOT / "README.md").read_text().partition(BEGIN)[2].partition(END)[0]
+def test_the_table_of_faults_has_every_fault_of_the_suite() -> None:
+    table = GUARANTEES.read_text().partition(BEGIN)[2].partition(END)[0]
     rows = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines() if line.startswith("| ")][2:]
     assert rows == [fault.name for fault in FAULTS]
 
@@ -243,7 +251,7 @@ def test_the_documented_async_lifespan_charges_many_messages_at_once_and_retries
         return await connect(*server.server_address)
 
     monkeypatch.setattr(asyncio, "open_connection", to_gateway)
-    page = page_of("README.md")
+    page = page_of("docs/handlers.md")
     with Gateway() as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

@@ -24,7 +24,7 @@ AGAIN_MS = 5000
 LATE_S = 5.0
 RATE = 300
 PARTITIONS = 3
-# The longest a partition may be without a message when nothing but the credentials changes. Documented: see README.
+# The longest a partition may be without a message when nothing but the credentials changes (docs/operations.md).
 PAUSE_S = 10.0
 
 
