@@ -33,8 +33,8 @@ def properties(defaults: tuple[Default, ...], servers: str, **extra: str) -> dic
     return {**shipped, "statistics.interval.ms": "0", "bootstrap.servers": servers, **extra}
 
 
-def producer_properties(servers: str) -> dict[str, str]:
-    return properties(PRODUCER_DEFAULTS, servers)
+def producer_properties(servers: str, **extra: str) -> dict[str, str]:
+    return properties(PRODUCER_DEFAULTS, servers, **extra)
 
 
 def consumer_properties(servers: str, group: str) -> dict[str, str]:
@@ -42,9 +42,11 @@ def consumer_properties(servers: str, group: str) -> dict[str, str]:
     return properties((*CONSUMER_DEFAULTS, *CLASSIC_DEFAULTS), servers, **extra)
 
 
-def produce(servers: str, topic: str, count: int, size: int) -> int:
-    """`produce_batch` of one list again and again, with a callback that counts. Returns how many were acknowledged."""
-    producer = Producer(_any(producer_properties(servers)))
+def produce(servers: str, topic: str, count: int, size: int, *extra: str) -> int:
+    """`produce_batch` of one list again and again, with a callback that counts; `extra` are properties, NAME=VALUE.
+    Returns how many were acknowledged.
+    """
+    producer = Producer(_any(producer_properties(servers, **dict(each.split("=", 1) for each in extra))))
     acknowledged = 0
 
     def on_delivery(error: KafkaError | None, _: Message) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
+from datetime import datetime
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -12,7 +13,7 @@ import pytest
 
 from workers.cli.context import Context
 from workers.cli.main import cli
-from workers.cli.options import CONNECTION, SECRETS, Regex
+from workers.cli.options import CONNECTION, SECRETS, OffsetTarget, Regex
 from workers.cli.parameters import (
     ConnectionOptions,
     ConsumeOptions,
@@ -20,6 +21,7 @@ from workers.cli.parameters import (
     LagOptions,
     ProduceOptions,
     ReplayOptions,
+    ResetOffsetsOptions,
     VerifyOptions,
     build,
 )
@@ -31,7 +33,9 @@ KINDS: dict[str, type[Any]] = {
     "lag-exporter": LagExporterOptions,
     "verify": VerifyOptions,
     "replay": ReplayOptions,
+    "reset-offsets": ResetOffsetsOptions,
 }
+REQUIRED = {"replay": ["--topic", "orders"], "reset-offsets": ["--group-id", "g", "--to", "end"]}
 COMMANDS = pytest.mark.parametrize("command", KINDS)
 
 
@@ -45,8 +49,7 @@ def _fields(kind: type[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _parse(command: str, *arguments: str) -> click.Context:
-    required = ["--topic", "orders"] if command == "replay" else []
-    return cli.commands[command].make_context(command, [*required, *arguments])
+    return cli.commands[command].make_context(command, [*REQUIRED.get(command, ()), *arguments])
 
 
 def _declared(parameter: click.Parameter, default: object) -> set[Any]:
@@ -64,6 +67,8 @@ def _declared(parameter: click.Parameter, default: object) -> set[Any]:
             given = {float}
         case Regex():
             given = {re.Pattern}
+        case OffsetTarget():
+            given = {str, int, datetime}
         case click.types.FuncParamType():
             given = {Path}
         case _:

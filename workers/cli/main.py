@@ -14,6 +14,7 @@ from confluent_kafka import KafkaException
 
 from workers.cli.context import Context
 from workers.cli.options import (
+    OFFSET_TARGET,
     POSITIVE,
     POSITIVE_NUMBER,
     REGEX,
@@ -31,6 +32,7 @@ from workers.cli.parameters import (
     LagOptions,
     ProduceOptions,
     ReplayOptions,
+    ResetOffsetsOptions,
     VerifyOptions,
     build,
 )
@@ -305,6 +307,25 @@ def replay(**parameters: Any) -> None:
     options = build(ReplayOptions, parameters)
     shutdown = _shutdown(options.shutdown_timeout)
     from workers.cli.replay import replay as run
+
+    run(options, Context(options.connection), shutdown)
+
+
+@cli.command(cls=Command)
+@option("--group-id", required=True, help="Consumer group; it must have no members.")
+@option(
+    "--topic", "topics", type=TOPIC, multiple=True, help="Only this topic; repeatable.  [default: all of the group]"
+)
+@option("--partition", "partitions", type=click.IntRange(min=0), multiple=True, help="Only this one; repeatable.")
+@option("--to", type=OFFSET_TARGET, required=True, help="Where the group begins: a time as 2026-11-24T12:00:00Z.")
+@option("--yes", is_flag=True, help="Do it.  [default: show what it would skip and repeat]")
+@option("--json", "as_json", is_flag=True, help="One JSON document.")
+@connection_options
+def reset_offsets(**parameters: Any) -> None:
+    """Choose where a group without members goes on: show what that skips and repeats, and with --yes do it."""
+    options = build(ResetOffsetsOptions, parameters)
+    shutdown = _shutdown(0)
+    from workers.cli.reset_offsets import reset_offsets as run
 
     run(options, Context(options.connection), shutdown)
 

@@ -5,6 +5,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -112,7 +113,28 @@ class Regex(click.ParamType[re.Pattern[str]]):
             self.fail(f"{value!r} is no regular expression: {error}.", param, ctx)
 
 
+class OffsetTarget(click.ParamType[str | int | datetime]):
+    """Where in a log: its beginning, its end, an offset, or the first message that is not older than a time."""
+
+    name = "beginning|end|offset|time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | int | datetime:
+        text = str(value)
+        if text in ("beginning", "end"):
+            return text
+        if text.isdecimal():
+            return int(text)
+        try:
+            at = datetime.fromisoformat(text)
+        except ValueError:
+            self.fail(f"{text!r} is not beginning, end, an offset, or a time as 2026-11-24T12:00:00Z.", param, ctx)
+        if at.tzinfo is None:
+            self.fail(f"{text!r} does not say its time zone; add Z, or +01:00.", param, ctx)
+        return at
+
+
 TOPIC = Topic()
+OFFSET_TARGET = OffsetTarget()
 REGEX = Regex()
 SECONDS = FiniteRange(min=0)
 POSITIVE_NUMBER = FiniteRange(min=0, min_open=True)

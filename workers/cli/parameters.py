@@ -6,6 +6,7 @@ A field has the name of click's parameter; the declarations in `main.py` say wha
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
@@ -131,6 +132,17 @@ class VerifyOptions:
     topic: str
     account: str | None
     runs: tuple[str, ...]
+    as_json: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResetOffsetsOptions:
+    connection: ConnectionOptions
+    group_id: str
+    topics: tuple[str, ...]
+    partitions: tuple[int, ...]
+    to: str | int | datetime
+    yes: bool
     as_json: bool
 
 

@@ -4,7 +4,7 @@ What a member says of itself is in its metrics; this is the view from outside, a
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
@@ -20,7 +20,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, ConsumerGroupDescription, ListOffsetsResultInfo, OffsetSpec
 
-from workers.accounting.offset_metadata import decode
+from workers.accounting.offset_metadata import OffsetMetadata, decode
 from workers.errors import ConfigError, WorkerError
 
 REQUEST_TIMEOUT_S = 10.0
@@ -70,10 +70,15 @@ class Member:
 
 
 class Committed(NamedTuple):
-    """What a group has committed for a partition, and the end of the furthest messages completed beyond that."""
+    """What a group has committed for a partition."""
 
     offset: int
-    furthest: int
+    metadata: OffsetMetadata
+
+    @property
+    def furthest(self) -> int:
+        """The end of the furthest messages that were completed beyond the offset."""
+        return self.metadata.furthest(self.offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,23 +150,28 @@ def describe(admin: AdminClient, group_id: str, topics: list[str] | None = None)
 
     Raises ConfigError when the brokers know no such group, WorkerError when they do not answer.
     """
+    return while_settling(lambda: _describe(admin, group_id, topics), f"group {group_id} cannot be described")
+
+
+def while_settling(ask: Callable[[], _Result], failure: str) -> _Result:
+    """Return what `ask` returns, asking again while a coordinator or a leader moves; raises WorkerError, beginning with
+    `failure`, when the brokers do not answer.
+    """
     deadline = time.monotonic() + REQUEST_TIMEOUT_S
     while True:
         try:
-            return _describe(admin, group_id, topics)
+            return ask()
         except KafkaException as raised:
             error = raised.args[0]
-            if error.code() == KafkaError.GROUP_ID_NOT_FOUND:
-                raise ConfigError(f"group {group_id} is not known to the brokers; check --group-id") from None
             if error.code() not in MOVES or time.monotonic() > deadline:
-                raise WorkerError(f"group {group_id} cannot be described: {error.name()} {error.str()}") from None
+                raise WorkerError(f"{failure}: {error.name()} {error.str()}") from None
             time.sleep(0.2)
 
 
 def _describe(admin: AdminClient, group_id: str, topics: list[str] | None) -> Group:
     described = describe_groups(admin, [group_id])
     if described.gone:
-        raise KafkaException(KafkaError(KafkaError.GROUP_ID_NOT_FOUND))
+        raise ConfigError(f"group {group_id} is not known to the brokers; check --group-id")
     described.check()
     answer = committed_offsets(admin, [group_id])
     answer.check()
@@ -207,7 +217,7 @@ def committed_offsets(admin: AdminClient, group_ids: Iterable[str]) -> Answers[s
 
 def _offsets_of(answer: ConsumerGroupTopicPartitions) -> dict[PartitionKey, Committed]:
     return {
-        (each.topic, each.partition): Committed(each.offset, decode(each.offset, each.metadata).furthest(each.offset))
+        (each.topic, each.partition): Committed(each.offset, decode(each.offset, each.metadata))
         for each in answer.topic_partitions or ()
         if each.offset >= 0
     }
@@ -312,7 +322,7 @@ def combine(
 def _lag_of(
     key: PartitionKey, committed: Committed | None, range_: tuple[int, int], member: str | None
 ) -> PartitionLag:
-    offset, furthest = (None, None) if committed is None else committed
+    offset, furthest = (None, None) if committed is None else (committed.offset, committed.furthest)
     return PartitionLag(*key, offset, furthest, *range_, member)
 
 
@@ -335,8 +345,7 @@ def as_table(group: Group) -> str:
         )
         for each in group.partitions
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [aligned(rows)]
     if group.unread:
         lines.append(f"{len(group.unread)} partitions have messages and no committed offset: their lag is not counted")
     if group.deleted:
@@ -351,6 +360,13 @@ def as_table(group: Group) -> str:
     members = f"{len(group.members)} member{'' if len(group.members) == 1 else 's'}"
     head = f"group {group.group_id}: {group.state}, {group.protocol} protocol, {members}, lag {group.total_lag}"
     return "\n".join([head, *lines])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of a table as text, in columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(lines)
 
 
 def _dash(number: int | None) -> str:

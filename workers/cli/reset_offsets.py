@@ -1,0 +1,59 @@
+"""`reset-offsets`: moves the committed offsets of a group."""
+
+import json
+
+import click
+from confluent_kafka.admin import AdminClient
+
+from workers.cli.context import Context
+from workers.cli.parameters import ResetOffsetsOptions
+from workers.config import COMMON_DEFAULTS
+from workers.kafka import group_offsets
+from workers.kafka.client import ClientState, create_client, wait_for_topics
+from workers.lifecycle import Shutdown
+
+
+def reset_offsets(options: ResetOffsetsOptions, context: Context, shutdown: Shutdown) -> None:
+    """Shows what moving the offsets would skip and repeat, and with --yes moves them."""
+    config = context.client_config(COMMON_DEFAULTS)
+    context.show_config(config)
+    context.set_up_logging()
+    client_state = ClientState()
+    admin = create_client(AdminClient, config, client_state.callbacks())
+    timeout_s = options.connection.timeout
+    wait_for_topics(admin, list(options.topics), config, client_state, timeout_s=timeout_s, shutdown=shutdown)
+    moves = group_offsets.plan(admin, options.group_id, options.topics, options.partitions, options.to)
+    if options.yes:
+        group_offsets.commit(admin, options.group_id, moves)
+    skipped, repeated = sum(each.skipped for each in moves), sum(each.repeated for each in moves)
+    if options.as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "group": options.group_id,
+                    "changed": options.yes,
+                    "skipped": skipped,
+                    "repeated": repeated,
+                    "partitions": [
+                        {
+                            "topic": each.topic,
+                            "partition": each.partition,
+                            "committed": None if each.committed is None else each.committed.offset,
+                            "new": each.offset,
+                            "skipped": each.skipped,
+                            "repeated": each.repeated,
+                        }
+                        for each in moves
+                    ],
+                }
+            )
+        )
+        return
+    click.echo(group_offsets.as_table(moves))
+    if options.yes:
+        click.echo(f"group {options.group_id}: offsets changed; {skipped} messages skipped, {repeated} to be repeated")
+    else:
+        click.echo(
+            f"group {options.group_id}: nothing was changed; {skipped} messages would be skipped, {repeated} repeated; "
+            "do it with --yes"
+        )
