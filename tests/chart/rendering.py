@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ def helm(*arguments: str, program: str = "helm") -> subprocess.CompletedProcess[
     return subprocess.run([program, *arguments], capture_output=True, text=True, cwd=REPOSITORY, check=False)
 
 
+@cache
 def template(*settings: str, program: str = "helm") -> subprocess.CompletedProcess[str]:
-    """`helm template` with `--set` of each of `settings`."""
+    """`helm template` with `--set` of each of `settings`; once for the same ones, as it is most of the tests' time."""
     options = [word for setting in settings for word in ("--set-json", setting)]
     return helm("template", "workers", str(CHART), "--kube-version", "1.34.0", *options, program=program)
 

@@ -21,9 +21,11 @@ KUBERNETES_SCHEMAS = (
 SCHEMAS = Path(__file__).with_name("schemas")
 METADATA = {
     "type": "object",
-    "required": ["name"],
+    # Without a namespace, what applies a rendering has to know it: Argo CD, and `kubectl apply`.
+    "required": ["name", "namespace"],
     "additionalProperties": False,
     "properties": {
+        "namespace": {"type": "string"},
         "name": {"type": "string", "pattern": r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"},
         "labels": {"type": "object", "additionalProperties": {"type": "string"}},
         "annotations": {"type": "object", "additionalProperties": {"type": "string"}},

@@ -68,6 +68,15 @@ SWITCHES: dict[str, tuple[str, ...]] = {
         'lagExporter.properties={"client.rack":"a"}',
     ),
     "lag exporter with mTLS": ('strimzi.authentication="tls"', "lagExporter.enabled=true"),
+    "several consumers": (
+        'consumers={"pay":{"topics":["pay","refunds"],"keda":{"enabled":true},"options":{"handler":"pay:store"}},"audit":{"replicas":0}}',
+        'consumer.options={"max-attempts":3}', 'kafka.properties={"client.rack":"a"}',
+        'strimzi.topics={"pay":{"partitions":12,"config":{"retention.ms":604800000}}}',
+        "metrics.prometheusRule.enabled=true", "metrics.podMonitor.enabled=true", "networkPolicy.enabled=true",
+        "lagExporter.enabled=true",
+    ),
+    "consumers of the map only": ("consumer.enabled=false", 'consumers={"pay":{"topics":["pay"]}}'),
+    "names of one's own": ('nameOverride="orders"', 'fullnameOverride="second"', "metrics.dashboard.enabled=true"),
     "network policy": ("networkPolicy.enabled=true", 'networkPolicy.scrapers=[{"namespaceSelector":{}}]'),
     "hooks": (
         'consumer.env=[{"name":"TZ","value":"UTC"}]',
@@ -187,7 +196,12 @@ def test_helm_lint_finds_nothing(program: str) -> None:
         ("kafka.tls.enabled=true", "kafka.tls and kafka.sasl are for strimzi.enabled=false"),
         ("strimzi.topic.replicas=1", "min.insync.replicas is more than strimzi.topic.replicas"),
         ('consumer.name="producer"', "consumer.name and producer.name are the same"),
-        ('lagExporter.name="consumer"', "lagExporter.name is that of another worker"),
+        ('lagExporter.name="consumer"', "consumer.name and lagExporter.name are the same"),
+        ('consumers={"pay":{"name":"consumer"}}', "consumer.name and consumers.pay.name are the same"),
+        ('consumers={"pay":{"replica":1}}', "'replica' not allowed"),
+        ('consumers={"Pay":{}}', "Pay"),
+        ('consumers={"pay":{"env":[{"name":"KAFKA_TOPIC"}]}}', "consumers.pay.env: KAFKA_TOPIC is set by the chart"),
+        ('strimzi.topics={"pay":{"replicas":1}}', "strimzi.topics.pay.replicas, so nothing could be written"),
         ('lagExporter.options={"group":"x"}', "'group' not allowed"),
     ],
 )
@@ -232,7 +246,9 @@ OWN = {
 )
 def test_the_schema_knows_just_the_options_of_the_commands(worker: str, command: str, own: set[str]) -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
-    known = set(schema["properties"][worker]["properties"]["options"]["properties"])
+    values = schema["properties"][worker]
+    values = schema["definitions"][worker] if "$ref" in values else values
+    known = set(values["properties"]["options"]["properties"])
     assert known == options_of(command) - own
 
 
@@ -437,6 +453,110 @@ def test_a_second_release_as_the_readme_has_it_shares_nothing_with_the_first() -
     assert not names[0] & names[1]
     groups = [environment(one(release, "Deployment"))["KAFKA_GROUP_ID"] for release in (first, second)]
     assert groups[0] != groups[1]
+
+
+def by_name(documents: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+    return {each["metadata"]["name"]: each for each in documents if each["kind"] == kind}
+
+
+def test_each_consumer_has_objects_of_its_own_and_what_it_does_not_say_from_the_plain_one() -> None:
+    documents = render(*SWITCHES["several consumers"])
+    names = {"consumer", "consumer-pay", "consumer-audit"}
+    for kind in ("Deployment", "ServiceAccount", "PodDisruptionBudget", "KafkaUser"):
+        assert names == by_name(documents, kind).keys() - {"producer", "lag-exporter"}, kind
+    variables = {name: environment(each) for name, each in by_name(documents, "Deployment").items()}
+    assert [variables[name]["KAFKA_TOPIC"] for name in sorted(names)] == ["teste", "teste", "pay refunds"]
+    groups = [variables[name]["KAFKA_GROUP_ID"] for name in sorted(names)]
+    assert groups == ["kafka-workers", "kafka-workers-audit", "kafka-workers-pay"]
+    assert {variables[name]["KAFKA_MAX_ATTEMPTS"] for name in names} == {"3"}
+    assert [name for name in sorted(names) if "KAFKA_HANDLER" in variables[name]] == ["consumer-pay"]
+    # 0 is a value.
+    assert by_name(documents, "Deployment")["consumer-audit"]["spec"]["replicas"] == 0
+    scaled = one(documents, "ScaledObject")["spec"]
+    assert scaled["scaleTargetRef"]["name"] == "consumer-pay"
+    assert [each["metadata"]["topic"] for each in scaled["triggers"]] == ["pay", "refunds"]
+    assert scaled["maxReplicaCount"] == 12
+    users = rights(*SWITCHES["several consumers"])
+    assert {acl for acl in users["consumer-pay"] if acl[2] in ("Read", "Write")} == {
+        ("topic", "pay", "Read"), ("topic", "refunds", "Read"), ("group", "kafka-workers-pay", "Read"),
+        ("topic", "pay.dlq", "Write"), ("topic", "refunds.dlq", "Write"),
+    }  # fmt: skip
+
+
+def test_no_selector_of_a_worker_selects_the_pods_of_another() -> None:
+    documents = render(*SWITCHES["several consumers"])
+    pods = [
+        each["spec"]["template"]["metadata"]["labels"] for each in documents if each["kind"] in ("Deployment", "Job")
+    ]
+    assert len(pods) == 5
+    for kind in ("Deployment", "PodDisruptionBudget"):
+        for name, each in by_name(documents, kind).items():
+            selected = each["spec"]["selector"]["matchLabels"].items()
+            assert len([labels for labels in pods if selected <= labels.items()]) == 1, name
+    # All of the release.
+    for selector in (
+        one(documents, "PodMonitor")["spec"]["selector"],
+        one(documents, "NetworkPolicy")["spec"]["podSelector"],
+    ):
+        assert all(selector["matchLabels"].items() <= labels.items() for labels in pods)
+
+
+def test_topics_of_every_consumer_are_created_with_numbers_of_their_own() -> None:
+    topics = {
+        each["spec"]["topicName"]: each["spec"]
+        for each in render(*SWITCHES["several consumers"])
+        if each["kind"] == "KafkaTopic"
+    }
+    assert topics.keys() == {f"{name}{suffix}" for name in ("teste", "pay", "refunds") for suffix in ("", ".dlq")}
+    assert topics["pay"]["config"] == {"min.insync.replicas": 2, "retention.ms": 604800000}
+    assert [topics[name]["partitions"] for name in ("pay", "refunds")] == [12, 3]
+
+
+def test_the_plain_deployment_is_called_consumer_and_a_full_name_begins_all_names() -> None:
+    assert one(render(), "Deployment")["metadata"]["name"] == "consumer"
+    documents = render(*SWITCHES["names of one's own"])
+    topics = {("KafkaTopic", "teste"), ("KafkaTopic", "teste.dlq")}
+    names = {(each["kind"], each["metadata"]["name"]) for each in documents}
+    assert all(name.startswith("second-") for _, name in names - topics)
+    assert environment(one(documents, "Deployment"))["KAFKA_GROUP_ID"] == "second"
+    assert one(documents, "Deployment")["spec"]["selector"]["matchLabels"]["app.kubernetes.io/name"] == "orders"
+
+
+PARENT = """
+apiVersion: v2
+name: shop
+version: 0.0.1
+dependencies:
+  - {name: kafka-workers, version: 0.1.0, alias: orders, condition: orders.enabled}
+  - {name: kafka-workers, version: 0.1.0, alias: billing, condition: billing.enabled}
+"""
+
+
+@pytest.mark.parametrize("program", ["helm", "helm4"])
+def test_a_parent_chart_has_it_twice_under_aliases(program: str, tmp_path: Path) -> None:
+    shutil.copytree(CHART, tmp_path / "charts" / "kafka-workers")
+    (tmp_path / "Chart.yaml").write_text(PARENT)
+
+    def install(*settings: str) -> list[dict[str, Any]]:
+        options = [word for setting in settings for word in ("--set", setting)]
+        rendered = helm("template", "shop", str(tmp_path), "--kube-version", "1.34.0", *options, program=program)
+        assert rendered.returncode == 0, rendered.stderr
+        return [document for document in yaml.safe_load_all(rendered.stdout) if document]
+
+    switches = ("metrics.podMonitor", "metrics.prometheusRule", "metrics.dashboard", "networkPolicy")
+    on = [f"{alias}.{switch}.enabled=true" for alias in ("orders", "billing") for switch in switches]
+    documents = install("orders.kafka.topic=orders", "billing.kafka.topic=billing", *on)
+    names = [(each["kind"], each["metadata"]["name"]) for each in documents]
+    assert len(names) == len(set(names))
+    deployments = by_name(documents, "Deployment")
+    assert deployments.keys() == {"orders-consumer", "billing-consumer"}
+    groups = {name: environment(each)["KAFKA_GROUP_ID"] for name, each in deployments.items()}
+    assert groups == {"orders-consumer": "orders", "billing-consumer": "billing"}
+    selectors = [each["spec"]["selector"]["matchLabels"] for each in deployments.values()]
+    assert selectors[0] != selectors[1]
+
+    rest = install("orders.enabled=true", "billing.enabled=false")
+    assert by_name(rest, "Deployment").keys() == {"orders-consumer"}
 
 
 def test_a_network_policy_lets_through_brokers_dns_and_scrapes_only() -> None:

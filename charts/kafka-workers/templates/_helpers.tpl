@@ -1,7 +1,70 @@
+{{/* Begins the name of what belongs to the whole release. */}}
 {{- define "kafka-workers.fullname" -}}
-{{- $name := .Release.Name -}}
-{{- if not (contains "kafka-workers" $name) }}{{ $name = printf "%s-kafka-workers" $name }}{{ end -}}
-{{- $name | trunc 53 | trimSuffix "-" -}}
+{{- $name := .Values.nameOverride | default .Chart.Name -}}
+{{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
+{{- .Values.fullnameOverride | default $full | trunc 53 | trimSuffix "-" -}}
+{{- end }}
+
+{{/* Begins the default names of the workers: nothing, except with fullnameOverride, and where a parent chart gives this one an alias. */}}
+{{- define "kafka-workers.prefix" -}}
+{{- with .Values.fullnameOverride | default (ternary "" .Chart.Name (eq .Chart.Name "kafka-workers")) }}{{ . }}-{{ end -}}
+{{- end }}
+
+{{/*
+Every worker, running or not, as a JSON list of contexts for the templates below; each adds "root". `component` tells apart the pods
+of the release's workers, `path` is where the values are, `worker` has them with all defaults filled in.
+*/}}
+{{- define "kafka-workers.everyWorker" -}}
+{{- $prefix := include "kafka-workers.prefix" . -}}
+{{- $topics := list .Values.kafka.topic -}}
+{{- $consumer := deepCopy .Values.consumer -}}
+{{- $_ := set $consumer "name" ($consumer.name | default (print $prefix "consumer")) -}}
+{{- $_ := set $consumer "groupId" ($consumer.groupId | default (trimSuffix "-" $prefix) | default "kafka-workers") -}}
+{{- $_ := set $consumer "topics" ($consumer.topics | default $topics) -}}
+{{- $all := list (dict "kind" "consumer" "component" "consumer" "path" "consumer" "command" "consume" "worker" $consumer) -}}
+{{- range $key, $own := .Values.consumers -}}
+{{- $worker := deepCopy $consumer -}}
+{{- $_ := set $worker "enabled" true -}}
+{{- $_ := set $worker "name" (printf "%s-%s" $consumer.name $key) -}}
+{{- $_ := set $worker "groupId" (printf "%s-%s" $consumer.groupId $key) -}}
+{{- include "kafka-workers.overwrite" (dict "into" $worker "from" $own) -}}
+{{- $all = append $all (dict "kind" "consumer" "component" (printf "consumer-%s" $key) "path" (printf "consumers.%s" $key) "command" "consume" "worker" $worker) -}}
+{{- end -}}
+{{- $producer := deepCopy .Values.producer -}}
+{{- $_ := set $producer "name" ($producer.name | default (print $prefix "producer")) -}}
+{{- $_ := set $producer "topics" $topics -}}
+{{- $exporter := deepCopy .Values.lagExporter -}}
+{{- $_ := set $exporter "name" ($exporter.name | default (print $prefix "lag-exporter")) -}}
+{{- /* The new one has made its first round before the old one goes. */}}
+{{- $_ := set $exporter "strategy" (dict "type" "RollingUpdate" "rollingUpdate" (dict "maxSurge" 1 "maxUnavailable" 0)) -}}
+{{- concat $all (list
+    (dict "kind" "producer" "component" "producer" "path" "producer" "command" "produce" "worker" $producer)
+    (dict "kind" "lag-exporter" "component" "lag-exporter" "path" "lagExporter" "command" "lag-exporter" "worker" $exporter)) | toJson -}}
+{{- end }}
+
+{{/* The workers that run, as a JSON list of contexts. */}}
+{{- define "kafka-workers.workers" -}}
+{{- $running := list -}}
+{{- range include "kafka-workers.everyWorker" . | fromJsonArray }}{{ if .worker.enabled }}{{ $running = append $running . }}{{ end }}{{ end -}}
+{{- $running | toJson -}}
+{{- end }}
+
+{{/* The consumers that run, as a JSON list of contexts. */}}
+{{- define "kafka-workers.consumers" -}}
+{{- $consumers := list -}}
+{{- range include "kafka-workers.workers" . | fromJsonArray }}{{ if eq .kind "consumer" }}{{ $consumers = append $consumers . }}{{ end }}{{ end -}}
+{{- $consumers | toJson -}}
+{{- end }}
+
+{{/* Writes the values of the map `from` over those of the map `into`. Sprig's merge would take false, 0 and "" for absent values. */}}
+{{- define "kafka-workers.overwrite" -}}
+{{- range $name, $value := .from -}}
+{{- if and (kindIs "map" $value) (kindIs "map" (get $.into $name)) -}}
+{{- include "kafka-workers.overwrite" (dict "into" (get $.into $name) "from" $value) -}}
+{{- else -}}
+{{- $_ := set $.into $name $value -}}
+{{- end -}}
+{{- end -}}
 {{- end }}
 
 {{- define "kafka-workers.image" -}}
@@ -10,28 +73,40 @@
 {{- end -}}
 {{- end }}
 
-{{/* What selects the pods of a release; with (dict "root" . "component" "consumer") those of one worker. */}}
+{{/* What selects the pods of a release; with a `component` those of one worker. The chart's name is the alias that a parent chart gives it. */}}
 {{- define "kafka-workers.selector" -}}
-app.kubernetes.io/name: kafka-workers
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/name: {{ .root.Values.nameOverride | default .root.Chart.Name | quote }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 {{- with .component }}
-app.kubernetes.io/component: {{ . }}
+app.kubernetes.io/component: {{ . | quote }}
 {{- end }}
 {{- end }}
 
-{{- define "kafka-workers.labels" -}}
-helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
-{{ include "kafka-workers.selector" . }}
-app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .root.Release.Service }}
-{{- with .root.Values.commonLabels }}
-{{ toYaml . }}
+{{/* The metadata of an object: (dict "root" $ "component" COMPONENT "name" NAME "labels" MORE "annotations" ANNOTATIONS). */}}
+{{- define "kafka-workers.metadata" -}}
+{{- $labels := dict
+    "helm.sh/chart" (printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_")
+    "app.kubernetes.io/version" .root.Chart.AppVersion
+    "app.kubernetes.io/managed-by" .root.Release.Service -}}
+name: {{ .name | quote }}
+namespace: {{ .root.Release.Namespace | quote }}
+labels: {{- merge (include "kafka-workers.selector" . | fromYaml) (.labels | default dict) .root.Values.commonLabels $labels | toYaml | nindent 2 }}
+{{- with .annotations }}
+annotations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
-{{/* Where a worker's dead letters go: (dict "root" . "worker" .Values.consumer). */}}
-{{- define "kafka-workers.deadLetterTopic" -}}
-{{- with index .worker.options "dead-letter-topic" }}{{ include "kafka-workers.text" . }}{{ else }}{{ .root.Values.kafka.topic }}.dlq{{ end -}}
+{{/* Where a worker's dead letters go, as a JSON list. */}}
+{{- define "kafka-workers.deadLetterTopics" -}}
+{{- $topics := list -}}
+{{- range .worker.topics }}{{ $topics = append $topics (printf "%s.dlq" .) }}{{ end -}}
+{{- with index .worker.options "dead-letter-topic" }}{{ $topics = list (include "kafka-workers.text" .) }}{{ end -}}
+{{- $topics | toJson -}}
+{{- end }}
+
+{{/* A regular expression for the names of a worker's pods, and not those of a worker whose name begins with this one's. */}}
+{{- define "kafka-workers.podPattern" -}}
+{{ .worker.name }}-[a-z0-9]+-{{ if eq .kind "producer" }}[0-9]+-{{ end }}[a-z0-9]{5}
 {{- end }}
 
 {{/*
@@ -68,7 +143,7 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 
 {{/* The ports of the brokers to begin with, as JSON. */}}
 {{- define "kafka-workers.ports" -}}
-{{- $connection := include "kafka-workers.connection" (dict "root" . "worker" .Values.consumer) | fromJson -}}
+{{- $connection := include "kafka-workers.connection" (dict "root" . "worker" (dict "name" "")) | fromJson -}}
 {{- $ports := list -}}
 {{- range splitList "," $connection.servers }}{{ $ports = append $ports (regexFind "[0-9]+$" . | atoi) }}{{ end -}}
 {{- $ports | toJson -}}
@@ -95,9 +170,12 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 {{- $connection := include "kafka-workers.connection" . | fromJson -}}
 - {name: KAFKA_BOOTSTRAP_SERVERS, value: {{ $connection.servers | quote }}}
 - {name: KAFKA_SECURITY_PROTOCOL, value: {{ $connection.protocol }}}
-{{- /* The lag exporter looks at every topic of a group. */}}
-{{- if ne .component "lag-exporter" }}
-- {name: KAFKA_TOPIC, value: {{ .root.Values.kafka.topic | quote }}}
+{{- /* The lag exporter has none: it looks at every topic of a group. */}}
+{{- with .worker.topics }}
+- {name: KAFKA_TOPIC, value: {{ join " " . | quote }}}
+{{- end }}
+{{- with .worker.groupId }}
+- {name: KAFKA_GROUP_ID, value: {{ . | quote }}}
 {{- end }}
 {{- with $connection.ca }}
 - {name: KAFKA_SSL_CA_LOCATION, value: /etc/kafka-workers/ca}
@@ -184,8 +262,8 @@ securityContext:
 {{/* All that the chart sets itself. */}}
 {{- define "kafka-workers.workerEnvironment" -}}
 {{- include "kafka-workers.environment" . }}
-{{- range $name, $value := .environment }}
-- {name: {{ $name }}, value: {{ include "kafka-workers.text" $value | quote }}}
+{{- if hasKey .worker "linger" }}
+- {name: KAFKA_LINGER, value: {{ include "kafka-workers.text" .worker.linger | quote }}}
 {{- end }}
 {{- if hasKey .worker "shutdownTimeout" }}
 - {name: KAFKA_SHUTDOWN_TIMEOUT, value: {{ include "kafka-workers.text" .worker.shutdownTimeout | quote }}}
@@ -195,21 +273,17 @@ securityContext:
 {{- end }}
 {{- end }}
 
-{{/* The pod of a worker: (dict "root" . "component" "consumer" "command" "consume" "worker" .Values.consumer "environment" ENV). */}}
+{{/* The pod of a worker. */}}
 {{- define "kafka-workers.pod" -}}
 {{- range $own := include "kafka-workers.workerEnvironment" . | fromYamlArray }}
 {{- range $.worker.env }}
-{{- if or (eq .name $own.name) (eq .name "KAFKA_METRICS_PORT") }}{{ fail (printf "%s.env: %s is set by the chart; use the value that makes it" $.component .name) }}{{ end }}
+{{- if or (eq .name $own.name) (eq .name "KAFKA_METRICS_PORT") }}{{ fail (printf "%s.env: %s is set by the chart; use the value that makes it" $.path .name) }}{{ end }}
 {{- end }}
 {{- end }}
 metadata:
-  labels:
-    {{- include "kafka-workers.selector" . | nindent 4 }}
-    {{- with merge (dict) .worker.podLabels .root.Values.commonLabels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+  labels: {{- merge (include "kafka-workers.selector" . | fromYaml) .worker.podLabels .root.Values.commonLabels | toYaml | nindent 4 }}
   annotations:
-    kubectl.kubernetes.io/default-container: {{ .component }}
+    kubectl.kubernetes.io/default-container: {{ .kind }}
     {{- with include "kafka-workers.properties" . }}
     checksum/properties: {{ . | sha256sum }}
     {{- end }}
@@ -241,11 +315,11 @@ spec:
         matchLabels: {{- include "kafka-workers.selector" $ | nindent 10 }}
     {{- end }}
   {{- end }}
-  {{- if eq .component "producer" }}
+  {{- if eq .kind "producer" }}
   restartPolicy: Never
   {{- end }}
   containers:
-    - name: {{ .component }}
+    - name: {{ .kind }}
       {{- include "kafka-workers.containerSecurity" . | nindent 6 }}
       args: [{{ .command }}]
       env:
