@@ -21,11 +21,19 @@ TLS = (*PLAIN, "kafka.tls.enabled=true", 'kafka.tls.caSecret="ca"')
 SASL = (
     *TLS, 'kafka.sasl.mechanism="SCRAM-SHA-256"', 'kafka.sasl.username="me"', 'kafka.sasl.passwordSecret="mine"'
 )  # fmt: skip
+JOB = "producer.enabled=true"
 SWITCHES: dict[str, tuple[str, ...]] = {
     "as shipped": (),
-    "no consumer": ("consumer.enabled=false",),
-    "no producer": ("producer.enabled=false",),
+    "no consumer": ("consumer.enabled=false", JOB),
+    "producer": (JOB, "test.write=true"),
+    "producer for ever": (
+        JOB, 'producer.options={"forever":true}', "producer.parallelism=2", "metrics.prometheusRule.enabled=true",
+    ),
     "mTLS with Strimzi": ('strimzi.authentication="tls"',),
+    "Strimzi elsewhere": (
+        JOB, 'strimzi.namespace="kafka"', 'strimzi.caSecret="ca"', 'consumer.userSecret="mine"',
+        "consumer.keda.enabled=true", 'kafka.secretKeys.ca="tls-ca.crt"', 'kafka.secretKeys.password="pass"',
+    ),
     "no topic": ("strimzi.topic.create=false",),
     "no users": ("strimzi.users.create=false",),
     "plain": PLAIN,
@@ -34,19 +42,50 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "topics that go with the release": ("strimzi.topic.keep=false",),
     "no ACLs": ("strimzi.users.acls=false",),
     "recreated pods": ('consumer.strategy.type="Recreate"',),
-    "invalid lines": ('producer.options={"on-invalid":"dead-letter","dead-letter-topic":"invalid"}',),
+    "invalid lines": (JOB, 'producer.options={"on-invalid":"dead-letter","dead-letter-topic":"invalid"}',),
     "names that look like numbers": (
-        'kafka.topic="123"', 'consumer.name="456"', 'producer.name="789"', 'consumer.groupId="1e3"',
+        JOB, 'kafka.topic="123"', 'consumer.name="456"', 'producer.name="789"', 'consumer.groupId="1e3"',
         "consumer.keda.enabled=true", "metrics.prometheusRule.enabled=true",
     ),
     "numbers that Helm would write as 1e+06": (
-        "consumer.keda.enabled=true", "consumer.keda.lagThreshold=1000000", "test.count=1000000",
+        "consumer.keda.enabled=true", "consumer.keda.lagThreshold=1000000",
+        JOB, "test.write=true", "test.count=1000000",
         "producer.ttlSecondsAfterFinished=1000000", 'strimzi.topic.config={"retention.ms":604800000}',
     ),
     "mTLS": (*TLS, 'kafka.tls.clientSecret="me"'),
+    "mTLS as cert-manager writes it": (
+        *TLS, 'kafka.tls.clientSecret="me"', 'kafka.secretKeys={"ca":"ca.crt","certificate":"tls.crt","key":"tls.key"}',
+        "consumer.keda.enabled=true", "consumer.keda.maxReplicas=6",
+    ),
     "SASL": SASL,
-    "schedule": ('producer.schedule="0 * * * *"',),
-    "parallel producers": ("producer.parallelism=4", "producer.ttlSecondsAfterFinished=60"),
+    "user's name from a Secret": (
+        *TLS, 'kafka.sasl.mechanism="PLAIN"', 'kafka.sasl.passwordSecret="mine"', 'kafka.secretKeys.username="user"',
+        "consumer.keda.enabled=true", "consumer.keda.maxReplicas=6",
+    ),
+    "compacted topics": ('strimzi.topic.config={"cleanup.policy":"compact","min.insync.replicas":2}',),
+    "dead letters for a year": ('strimzi.deadLetterTopic={"partitions":1,"config":{"retention.ms":31536000000}}',),
+    "replicas of an autoscaler of one's own": ("consumer.replicas=null", "metrics.prometheusRule.enabled=true"),
+    "no fixed ids": (JOB, 'adaptSecurityContext="force"'),
+    "extension points": (
+        JOB, *(f"{worker}.{setting}" for worker in ("consumer", "producer", "lagExporter") for setting in (
+            'serviceAccount={"annotations":{"eks.amazonaws.com/role-arn":"arn:aws:iam::1:role/x"}}',
+            'annotations={"reloader.stakater.com/auto":"true"}', 'envFrom=[{"secretRef":{"name":"x"}}]',
+            'initContainers=[{"name":"wait","image":"busybox"}]', 'sidecars=[{"name":"proxy","image":"envoy"}]',
+            'lifecycle={"preStop":{"sleep":{"seconds":1}}}', "probes.startup.failureThreshold=600",
+            'podSecurityContext={"fsGroup":1}', 'securityContext={"readOnlyRootFilesystem":false}',
+            'image={"repository":"orders","tag":"7"}',
+        )),
+        "lagExporter.enabled=true", 'image.digest="sha256:' + 64 * "0" + '"',
+        'extraObjects=[{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"{{ .Release.Name }}-more"}}]',
+    ),
+    "a ServiceAccount that is there": ("consumer.serviceAccount.create=false", 'consumer.serviceAccount.name="theirs"'),
+    "schedule": (JOB, 'producer.schedule="0 * * * *"'),
+    "schedule with everything": (
+        JOB, 'producer.schedule="0 3 * * *"', "producer.activeDeadlineSeconds=3600",
+        'producer.cronJob={"timeZone":"Europe/Berlin","suspend":true,"concurrencyPolicy":"Replace",'
+        '"startingDeadlineSeconds":300,"successfulJobsHistoryLimit":1,"failedJobsHistoryLimit":0}',
+    ),
+    "parallel producers": (JOB, "producer.parallelism=4", "producer.ttlSecondsAfterFinished=60"),
     "properties": ('kafka.properties={"client.rack":"a","fetch.max.bytes":1000000}',),
     "KEDA": ("consumer.keda.enabled=true",),
     "KEDA without secrets": (*PLAIN, "consumer.keda.enabled=true", "consumer.keda.maxReplicas=6"),
@@ -64,7 +103,7 @@ SWITCHES: dict[str, tuple[str, ...]] = {
         "metrics.prometheusRule.enabled=true", "metrics.podMonitor.enabled=true", "networkPolicy.enabled=true",
     ),
     "lag exporter only": (
-        *TLS, "lagExporter.enabled=true", "consumer.enabled=false", "producer.enabled=false",
+        *TLS, "lagExporter.enabled=true", "consumer.enabled=false",
         'lagExporter.properties={"client.rack":"a"}',
     ),
     "lag exporter with mTLS": ('strimzi.authentication="tls"', "lagExporter.enabled=true"),
@@ -174,7 +213,7 @@ def test_helm_lint_finds_nothing(program: str) -> None:
     ("setting", "says"),
     [
         ("consumer.replica=3", "'replica' not allowed"),
-        ('consumer.replicas="three"', "got string, want integer"),
+        ('consumer.replicas="three"', "got string, want null or integer"),
         ('consumer.options={"max-attempt":3}', "'max-attempt' not allowed"),
         ('consumer.options={"on-error":"ignore"}', "'retry', 'dead-letter', 'stop'"),
         ('producer.options={"count":0}', "minimum"),
@@ -184,10 +223,30 @@ def test_helm_lint_finds_nothing(program: str) -> None:
         ('image.digest="latest"', "pattern"),
         ('producer.schedule="hourly"', "pattern"),
         ('kafka.sasl.mechanism="PLAIN"', "/kafka/sasl/passwordSecret"),
+        ('kafka.sasl={"mechanism":"PLAIN","passwordSecret":"x"}', "/kafka/sasl/username"),
+        ('producer={"schedule":"@daily","options":{"forever":true}}', "/producer/schedule"),
+        ("test.write=true", "set producer.enabled=true"),
+        (
+            'strimzi.deadLetterTopic.config={"cleanup.policy":"compact"}',
+            "/strimzi/deadLetterTopic/config/cleanup.policy",
+        ),
+        ('commonLabels={"app.kubernetes.io/name":"x"}', "/commonLabels"),
+        ('consumer.podLabels={"app.kubernetes.io/component":"x"}', "/consumer/podLabels"),
+        ('consumers={"pay":{"podLabels":{"app.kubernetes.io/instance":"x"}}}', "/consumers/pay/podLabels"),
+        ('metrics.podMonitor.labels={"app.kubernetes.io/instance":"x"}', "/metrics/podMonitor/labels"),
+        ("consumer=null", "missing property 'consumer'"),
+        ("consumer.options=null", "at '/consumer': missing property 'options'"),
+        ("strimzi.topic=null", "at '/strimzi': missing property 'topic'"),
+        ("kafka.properties=null", "at '/kafka': missing property 'properties'"),
+        ("commonLabels=null", "missing property 'commonLabels'"),
+        ('consumers={"pay":null}', "/consumers/pay"),
         ('kafka.tls.clientSecret="me"', "/kafka/tls/enabled"),
         ("networkPolicy.kafkaPorts=[]", "/networkPolicy/kafkaPorts"),
         ('consumer.env=[{"name":"KAFKA_TOPIC","value":"x"}]', "consumer.env: KAFKA_TOPIC is set by the chart"),
-        ('producer.env=[{"name":"KAFKA_LINGER","value":"1"}]', "producer.env: KAFKA_LINGER is set by the chart"),
+        (
+            'producer={"enabled":true,"env":[{"name":"KAFKA_LINGER","value":"1"}]}',
+            "producer.env: KAFKA_LINGER is set by the chart",
+        ),
         ('consumer.env=[{"name":"KAFKA_METRICS_PORT","value":"1"}]', "KAFKA_METRICS_PORT is set by the chart"),
         ('kafka.properties={"security.protocol":"ssl"}', "security.protocol is set by the chart"),
         ('consumer.properties={"sasl.password":"x"}', "sasl.password would be in a ConfigMap"),
@@ -201,7 +260,7 @@ def test_helm_lint_finds_nothing(program: str) -> None:
         ('consumers={"pay":{"replica":1}}', "'replica' not allowed"),
         ('consumers={"Pay":{}}', "Pay"),
         ('consumers={"pay":{"env":[{"name":"KAFKA_TOPIC"}]}}', "consumers.pay.env: KAFKA_TOPIC is set by the chart"),
-        ('strimzi.topics={"pay":{"replicas":1}}', "strimzi.topics.pay.replicas, so nothing could be written"),
+        ('strimzi.topics={"teste":{"replicas":1}}', "strimzi.topics.teste.replicas, so nothing could be written"),
         ('lagExporter.options={"group":"x"}', "'group' not allowed"),
     ],
 )
@@ -219,7 +278,7 @@ def test_without_strimzi_keda_has_to_be_told_the_number_of_partitions() -> None:
 
 @pytest.mark.parametrize("schedule", ["*/5 * * * *", "0 3 * * MON-FRI", "@daily"])
 def test_schedules_that_kubernetes_takes_are_taken(schedule: str) -> None:
-    assert one(render(f"producer.schedule={json.dumps(schedule)}"), "CronJob")["spec"]["schedule"] == schedule
+    assert one(render(JOB, f"producer.schedule={json.dumps(schedule)}"), "CronJob")["spec"]["schedule"] == schedule
 
 
 def options_of(command: str) -> set[str]:
@@ -262,12 +321,12 @@ def container(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def environment(document: dict[str, Any]) -> dict[str, str]:
-    return {each["name"]: each["value"] for each in container(document)["env"]}
+    return {each["name"]: each["value"] for each in container(document)["env"] if "value" in each}
 
 
 def test_options_become_variables_that_the_worker_reads() -> None:
     settings = ('producer.options={"count":2000000,"rate":0.5,"stamp":true,"run":"a b"}',)
-    variables = environment(one(render(*settings), "Job"))
+    variables = environment(one(render(JOB, *settings), "Job"))
     assert variables["KAFKA_COUNT"] == "2000000"
     assert variables["KAFKA_RATE"] == "0.5"
     assert variables["KAFKA_STAMP"] == "true"
@@ -276,15 +335,15 @@ def test_options_become_variables_that_the_worker_reads() -> None:
 
 def test_no_option_is_given_that_nobody_has_asked_for() -> None:
     """A count would cut short a team's own source, and contradict `forever`."""
-    shipped = environment(one(render(), "Job"))
-    own = environment(one(render('producer.options={"source":"orders:outbox"}'), "Job"))
+    shipped = environment(one(render(JOB), "Job"))
+    own = environment(one(render(JOB, 'producer.options={"source":"orders:outbox"}'), "Job"))
     assert own == {**shipped, "KAFKA_SOURCE": "orders:outbox"}
     assert not shipped.keys() & {f"KAFKA_{name.upper().replace('-', '_')}" for name in options_of("produce") - OWN}
 
 
 def test_a_job_gets_another_name_when_its_contents_change_and_only_then() -> None:
     def name(*settings: str) -> str:
-        found: str = one(render(*settings), "Job")["metadata"]["name"]
+        found: str = one(render(JOB, *settings), "Job")["metadata"]["name"]
         return found
 
     assert name() == name("consumer.replicas=5")
@@ -292,13 +351,13 @@ def test_a_job_gets_another_name_when_its_contents_change_and_only_then() -> Non
 
 
 def test_a_job_that_goes_at_once_and_one_that_stays() -> None:
-    assert one(render("producer.ttlSecondsAfterFinished=0"), "Job")["spec"]["ttlSecondsAfterFinished"] == 0
-    assert "ttlSecondsAfterFinished" not in one(render(), "Job")["spec"]
+    assert one(render(JOB, "producer.ttlSecondsAfterFinished=0"), "Job")["spec"]["ttlSecondsAfterFinished"] == 0
+    assert "ttlSecondsAfterFinished" not in one(render(JOB), "Job")["spec"]
 
 
 def test_a_topic_or_a_user_that_is_still_being_made_does_not_fail_the_job_for_good() -> None:
     def actions(*settings: str) -> list[str]:
-        return [rule["action"] for rule in one(render(*settings), "Job")["spec"]["podFailurePolicy"]["rules"]]
+        return [rule["action"] for rule in one(render(JOB, *settings), "Job")["spec"]["podFailurePolicy"]["rules"]]
 
     assert actions() == ["Ignore"]
     assert actions("strimzi.users.create=false") == actions("strimzi.topic.create=false") == ["Ignore"]
@@ -326,7 +385,7 @@ def test_a_topic_of_any_name_has_an_object_that_kubernetes_takes(topic: str, nam
 
 
 def test_kubernetes_waits_longer_than_the_worker_does() -> None:
-    documents = render("consumer.shutdownTimeout=100", "producer.shutdownTimeout=50")
+    documents = render(JOB, "consumer.shutdownTimeout=100", "producer.shutdownTimeout=50")
     for kind, seconds in (("Deployment", 100), ("Job", 50)):
         document = one(documents, kind)
         assert environment(document)["KAFKA_SHUTDOWN_TIMEOUT"] == str(seconds)
@@ -353,7 +412,8 @@ def rights(*settings: str) -> dict[str, set[tuple[str, str, str]]]:
 
 
 def test_users_may_do_what_their_worker_does_and_no_more() -> None:
-    shipped = rights()
+    assert rights().keys() == {"consumer"}
+    shipped = rights(JOB)
     assert shipped["producer"] == {("topic", "teste", "Describe"), ("topic", "teste", "Write")}
     assert shipped["consumer"] == {
         ("topic", "teste", "Describe"),
@@ -363,7 +423,7 @@ def test_users_may_do_what_their_worker_does_and_no_more() -> None:
         ("topic", "teste.dlq", "Describe"),
         ("topic", "teste.dlq", "Write"),
     }
-    assert rights("strimzi.users.replay=true")["consumer"] - shipped["consumer"] == {
+    assert rights(JOB, "strimzi.users.replay=true")["consumer"] - shipped["consumer"] == {
         ("topic", "teste.dlq", "Read"),
         ("topic", "teste", "Write"),
         ("group", "kafka-workers-replay", "Describe"),
@@ -404,7 +464,7 @@ def test_every_topic_that_is_written_is_created_once() -> None:
     assert topics() == ["teste", "teste.dlq"]
     # Or else they would go with the consumer, and the dead letters with them.
     assert topics("consumer.enabled=false") == ["teste", "teste.dlq"]
-    assert topics('producer.options={"on-invalid":"dead-letter"}') == ["teste", "teste.dlq"]
+    assert topics(JOB, 'producer.options={"on-invalid":"dead-letter"}') == ["teste", "teste.dlq"]
     assert topics(*SWITCHES["invalid lines"]) == ["teste", "teste.dlq", "invalid"]
 
 
@@ -488,7 +548,7 @@ def test_no_selector_of_a_worker_selects_the_pods_of_another() -> None:
     pods = [
         each["spec"]["template"]["metadata"]["labels"] for each in documents if each["kind"] in ("Deployment", "Job")
     ]
-    assert len(pods) == 5
+    assert len(pods) == 4
     for kind in ("Deployment", "PodDisruptionBudget"):
         for name, each in by_name(documents, kind).items():
             selected = each["spec"]["selector"]["matchLabels"].items()
@@ -600,3 +660,170 @@ def test_every_certificate_of_the_ca_secret_is_mounted() -> None:
     assert "items" not in volume["secret"]
     assert "subPath" not in mount
     assert variables["KAFKA_SSL_CA_LOCATION"] == mount["mountPath"]
+
+
+def test_nothing_is_sent_unless_asked_for() -> None:
+    assert not {each["kind"] for each in render()} & {"Job", "CronJob"}
+    (test,) = one(render(), "Pod")["spec"]["containers"]
+    assert test["args"][0] == "lag"
+    assert "initContainers" not in one(render(), "Pod")["spec"]
+    told = one(render(*SWITCHES["producer"]), "Pod")["spec"]
+    assert [each["name"] for each in told["initContainers"] + told["containers"]] == [
+        "produce",
+        "lag-consumer",
+        "verify",
+    ]
+
+
+def test_helm_test_asks_with_every_consumers_own_user() -> None:
+    pod = one(render(*SWITCHES["several consumers"]), "Pod")["spec"]
+    users = {each["name"]: environment_of(each)["KAFKA_SASL_USERNAME"] for each in pod["containers"]}
+    assert users == {f"lag-{name}": name for name in ("consumer", "consumer-pay", "consumer-audit")}
+
+
+def environment_of(container: dict[str, Any]) -> dict[str, str]:
+    return {each["name"]: each["value"] for each in container["env"] if "value" in each}
+
+
+def test_a_producer_for_ever_is_a_deployment_that_ends_before_the_next_begins() -> None:
+    documents = render(*SWITCHES["producer for ever"])
+    assert not {each["kind"] for each in documents} & {"Job", "CronJob"}
+    spec = by_name(documents, "Deployment")["producer"]["spec"]
+    assert (spec["strategy"], spec["replicas"]) == ({"type": "Recreate"}, 2)
+    assert "restartPolicy" not in spec["template"]["spec"]
+    rules = one(documents, "PrometheusRule")["spec"]["groups"][0]["rules"]
+    assert r"producer-[a-z0-9]+-[a-z0-9]{5}" in next(
+        each["expr"] for each in rules if each["alert"] == "KafkaDeliveryFailures"
+    )
+
+
+def test_a_cron_job_has_what_was_asked_for() -> None:
+    spec = one(render(*SWITCHES["schedule with everything"]), "CronJob")["spec"]
+    job = spec.pop("jobTemplate")["spec"]
+    assert spec == {
+        "schedule": "0 3 * * *", "timeZone": "Europe/Berlin", "suspend": True, "concurrencyPolicy": "Replace",
+        "startingDeadlineSeconds": 300, "successfulJobsHistoryLimit": 1, "failedJobsHistoryLimit": 0,
+    }  # fmt: skip
+    assert job["activeDeadlineSeconds"] == 3600
+    shipped = one(render(*SWITCHES["schedule"]), "CronJob")["spec"]
+    assert not shipped.keys() & {"timeZone", "startingDeadlineSeconds"}
+    assert "activeDeadlineSeconds" not in shipped["jobTemplate"]["spec"]
+
+
+def test_extension_points_reach_every_worker() -> None:
+    documents = render(*SWITCHES["extension points"])
+    workloads = [each for each in documents if each["kind"] in ("Deployment", "Job")]
+    assert len(workloads) == 3
+    for each in workloads:
+        assert each["metadata"]["annotations"]["reloader.stakater.com/auto"] == "true"
+        pod = each["spec"]["template"]["spec"]
+        assert [one["name"] for one in pod["initContainers"]] == ["wait"]
+        worker, sidecar = pod["containers"]
+        assert (worker["image"], sidecar["name"]) == ("orders:7", "proxy")
+        assert worker["envFrom"] == [{"secretRef": {"name": "x"}}]
+        assert worker["lifecycle"] == {"preStop": {"sleep": {"seconds": 1}}}
+        probe = worker["startupProbe"]
+        assert (probe["failureThreshold"], probe["periodSeconds"]) == (600, 1)
+        assert (pod["securityContext"]["fsGroup"], pod["securityContext"]["runAsUser"]) == (1, 65532)
+        security = worker["securityContext"]
+        assert (security["readOnlyRootFilesystem"], security["allowPrivilegeEscalation"]) == (False, False)
+    for account in by_name(documents, "ServiceAccount").values():
+        assert "eks.amazonaws.com/role-arn" in account["metadata"]["annotations"]
+    assert "workers-more" in by_name(documents, "ConfigMap")
+
+
+def test_without_extension_points_nothing_is_empty() -> None:
+    for each in render(JOB, "lagExporter.enabled=true"):
+        if each["kind"] in ("Deployment", "Job"):
+            pod = each["spec"]["template"]["spec"]
+            assert "initContainers" not in pod
+            (worker,) = pod["containers"]
+            assert not worker.keys() & {"envFrom", "lifecycle"}
+
+
+def test_a_service_account_that_is_there_is_used_and_not_made() -> None:
+    documents = render(*SWITCHES["a ServiceAccount that is there"])
+    assert not by_name(documents, "ServiceAccount")
+    assert one(documents, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == "theirs"
+
+
+def test_keys_and_names_of_secrets_can_be_given() -> None:
+    pod = one(render(*SWITCHES["mTLS as cert-manager writes it"]), "Deployment")["spec"]["template"]["spec"]
+    items = {each["name"]: each["secret"].get("items") for each in pod["volumes"]}
+    assert items["user"] == [{"key": "tls.crt", "path": "user.crt"}, {"key": "tls.key", "path": "user.key"}]
+    assert items["ca"] == [{"key": "ca.crt", "path": "ca.crt"}]
+
+    documents = render(*SWITCHES["user's name from a Secret"])
+    (user,) = [each for each in container(one(documents, "Deployment"))["env"] if each["name"] == "KAFKA_SASL_USERNAME"]
+    assert user["valueFrom"] == {"secretKeyRef": {"name": "mine", "key": "user"}}
+    authentication = one(documents, "TriggerAuthentication")["spec"]
+    assert "env" not in authentication
+    assert {"parameter": "username", "name": "mine", "key": "user"} in authentication["secretTargetRef"]
+
+
+def test_strimzi_in_another_namespace_has_topics_and_users_there_and_its_secrets_here() -> None:
+    documents = render(*SWITCHES["Strimzi elsewhere"])
+    there = {each["kind"] for each in documents if each["metadata"]["namespace"] == "kafka"}
+    assert there == {"KafkaTopic", "KafkaUser"}
+    consumer = by_name(documents, "Deployment")["consumer"]
+    assert environment(consumer)["KAFKA_BOOTSTRAP_SERVERS"] == "events-kafka-bootstrap.kafka.svc:9093"
+    secrets = {each["name"]: each["secret"] for each in consumer["spec"]["template"]["spec"]["volumes"]}
+    assert (secrets["ca"]["secretName"], secrets["password"]["secretName"]) == ("ca", "mine")
+    assert secrets["password"]["items"] == [{"key": "pass", "path": "password"}]
+    # The password is another Secret's, the user is still the KafkaUser.
+    assert environment(consumer)["KAFKA_SASL_USERNAME"] == "consumer"
+
+
+def with_apis(*apis: str) -> subprocess.CompletedProcess[str]:
+    options = [word for api in apis for word in ("--api-versions", api)]
+    return helm(
+        "template", "workers", str(CHART), "--kube-version", "1.34.0", "--set", "networkPolicy.enabled=true", *options
+    )
+
+
+def test_an_operator_without_the_api_is_named() -> None:
+    assert (
+        "upgrade it, with its custom resource definitions, to Strimzi 0.49.0"
+        in with_apis("kafka.strimzi.io/v1beta2").stderr
+    )
+    assert with_apis("kafka.strimzi.io/v1beta2", "kafka.strimzi.io/v1").returncode == 0
+
+
+def test_openshift_chooses_the_ids_and_has_its_dns_elsewhere() -> None:
+    def seen(*apis: str) -> tuple[set[str], set[int]]:
+        documents = [each for each in yaml.safe_load_all(with_apis(*apis).stdout) if each]
+        security = one(documents, "Deployment")["spec"]["template"]["spec"]["securityContext"]
+        dns = one(documents, "NetworkPolicy")["spec"]["egress"][0]["ports"]
+        return set(security) & {"runAsUser", "runAsGroup", "fsGroup"}, {each["port"] for each in dns}
+
+    assert seen() == ({"runAsUser", "runAsGroup", "fsGroup"}, {53})
+    assert seen("security.openshift.io/v1") == (set(), {53, 5353})
+    forced = one(render(*SWITCHES["no fixed ids"]), "Job")["spec"]["template"]["spec"]["securityContext"]
+    assert forced == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def test_dead_letters_are_never_compacted_and_have_numbers_of_their_own() -> None:
+    def specs(switch: str) -> dict[str, Any]:
+        return {
+            each["spec"]["topicName"]: each["spec"]
+            for each in render(*SWITCHES[switch])
+            if each["kind"] == "KafkaTopic"
+        }
+
+    compacted = specs("compacted topics")
+    assert compacted["teste"]["config"]["cleanup.policy"] == "compact"
+    assert compacted["teste.dlq"]["config"] == {
+        "cleanup.policy": "delete", "min.insync.replicas": 2, "retention.ms": 1209600000
+    }  # fmt: skip
+    year = specs("dead letters for a year")
+    assert (year["teste"]["partitions"], year["teste.dlq"]["partitions"]) == (3, 1)
+    assert year["teste.dlq"]["config"]["retention.ms"] == 31536000000
+
+
+def test_replicas_of_null_leave_the_field_out_and_keep_the_alert() -> None:
+    documents = render(*SWITCHES["replicas of an autoscaler of one's own"])
+    deployment = one(documents, "Deployment")
+    assert "replicas" not in deployment["spec"]
+    assert "annotations" not in deployment["metadata"]
+    rules = one(documents, "PrometheusRule")["spec"]["groups"][0]["rules"]
+    assert "KafkaNoConsumer" in {each["alert"] for each in rules}

@@ -19,7 +19,8 @@ SUFFIXES = ("_bucket", "_count", "_sum")
 
 def rules() -> dict[str, Any]:
     spec: dict[str, Any] = one(
-        render("metrics.prometheusRule.enabled=true", "lagExporter.enabled=true"), "PrometheusRule"
+        render("metrics.prometheusRule.enabled=true", "lagExporter.enabled=true", "producer.enabled=true"),
+        "PrometheusRule",
     )["spec"]
     return spec
 

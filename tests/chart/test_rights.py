@@ -85,7 +85,7 @@ def test_the_rights_are_enough_for_everything_and_without_them_that_is_said(
         assert result.returncode == 2, result.stderr
         assert "the user has no right to teste at" in result.stderr.splitlines()[-1]
 
-    grant(admin, 'producer.options={"on-invalid":"dead-letter","dead-letter-topic":"invalid"}')
+    grant(admin, "producer.enabled=true", 'producer.options={"on-invalid":"dead-letter","dead-letter-topic":"invalid"}')
     # Brokers learn of a right a moment later, each by itself.
     eventually(
         lambda: all(processes.run("produce", "--count", "3", env=as_user["producer"]).returncode == 0 for _ in "123"),

@@ -105,7 +105,7 @@ def test_every_path_and_value_that_skaffold_names_is_there(profile: str, program
     assert result.returncode == 0, result.stderr
     rendered = [each for each in yaml.safe_load_all(result.stdout) if each]
     assert (profile != "plain") == any(each["kind"] == "KafkaTopic" for each in rendered)
-    container = one(rendered, "Job")["spec"]["template"]["spec"]["containers"][0]
+    container = one(rendered, "Deployment", "producer")["spec"]["template"]["spec"]["containers"][0]
     environment = {each["name"]: each["value"] for each in container["env"]}
     assert container["image"] == "kafka-workers:built"
     assert environment.keys() & {"KAFKA_COUNT", "KAFKA_FOREVER"} == {"KAFKA_FOREVER"}
@@ -146,8 +146,8 @@ def test_what_skaffold_deploys_fits_two_cores_with_four_consumers() -> None:
     for document in filter(None, yaml.safe_load_all(result.stdout)):
         if document["kind"] == "Pod":
             asked["helm test"] = requested(document["spec"])
-        elif document["kind"] == "Job":
-            asked["producer"] = document["spec"]["parallelism"] * requested(document["spec"]["template"]["spec"])
+        elif document["metadata"]["name"] == "producer" and document["kind"] == "Deployment":
+            asked["producer"] = document["spec"]["replicas"] * requested(document["spec"]["template"]["spec"])
         elif document["kind"] == "Deployment":
             # One more while they are replaced.
             asked["consumers"] = (CONSUMERS + 1) * requested(document["spec"]["template"]["spec"])

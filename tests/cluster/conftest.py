@@ -28,7 +28,7 @@ def helm(request: pytest.FixtureRequest, kafka: None) -> str:
 
 @pytest.fixture(scope="module")
 def release(helm: str) -> Iterator[Release]:
-    """A release with the values that the chart ships."""
+    """A release with the values that the chart ships, and the producer."""
     release = Release(helm)
     release.uninstall()
     try:

@@ -89,6 +89,7 @@ class Release:
         self.force_conflicts = ("--force-conflicts",) if helm == "helm4" else ()
         self._settings = ["--set", f"image.tag={IMAGE.partition(':')[2]}"]
         self._settings += ["--set", f"consumer.name={self.consumer},producer.name={self.producer}"]
+        self._settings += ["--set", "producer.enabled=true"]
 
     def install(self, *settings: str) -> None:
         output(*self.helm, "install", self.name, CHART, *self._settings, *settings, timeout_s=200)

@@ -69,7 +69,9 @@ def test_installing_makes_every_consumer_ready(release: Release) -> None:
     eventually(lambda: settled(release, [1, 1, 1]), "each owns a partition", SETTLE_S)
 
 
-def test_helm_test_proves_that_messages_go_through(release: Release) -> None:
+def test_helm_test_reads_and_when_told_to_write_proves_that_messages_go_through(release: Release) -> None:
+    assert "Phase:" in output(*release.helm, "test", release.name, timeout_s=200)
+    release.upgrade("--set", "test.write=true")
     assert "Phase:" in output(*release.helm, "test", release.name, timeout_s=200)
 
 
@@ -209,14 +211,19 @@ def test_without_strimzi_a_missing_topic_is_said_in_one_line(second: Release) ->
     eventually(said, "the log names the topic")
 
 
+EVERYTHING = ("--set", "producer.enabled=true,test.write=true,lagExporter.enabled=true,consumers.pay.topics={pay}")
+
+
 def test_pods_are_accepted_where_only_restricted_ones_are(kafka: None) -> None:
     name = "restricted-test"
     labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
     kubectl("apply", "--filename", "-", stdin=json.dumps(namespace))
     try:
-        rendered = output("helm", "template", "workers", CHART, "--kube-version", "1.34.0", "--namespace", name)
-        for account in ("consumer", "producer"):  # a pod is refused without
+        rendered = output(
+            "helm", "template", "workers", CHART, "--kube-version", "1.34.0", "--namespace", name, *EVERYTHING
+        )
+        for account in ("consumer", "consumer-pay", "producer", "lag-exporter"):  # a pod is refused without
             kubectl("create", "serviceaccount", account, "--namespace", name)
         apply = ("kubectl", "--context", CONTEXT, "apply", "--namespace", name, "--dry-run=server", "--filename", "-")
         applied = run(*apply, stdin=rendered)

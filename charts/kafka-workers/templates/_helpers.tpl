@@ -27,12 +27,16 @@ of the release's workers, `path` is where the values are, `worker` has them with
 {{- $_ := set $worker "enabled" true -}}
 {{- $_ := set $worker "name" (printf "%s-%s" $consumer.name $key) -}}
 {{- $_ := set $worker "groupId" (printf "%s-%s" $consumer.groupId $key) -}}
+{{- $_ := set $worker "userSecret" "" -}}
+{{- $_ := set $worker "serviceAccount" (merge (dict "create" true "name" "") (omit $worker.serviceAccount "create" "name")) -}}
 {{- include "kafka-workers.overwrite" (dict "into" $worker "from" $own) -}}
 {{- $all = append $all (dict "kind" "consumer" "component" (printf "consumer-%s" $key) "path" (printf "consumers.%s" $key) "command" "consume" "worker" $worker) -}}
 {{- end -}}
 {{- $producer := deepCopy .Values.producer -}}
 {{- $_ := set $producer "name" ($producer.name | default (print $prefix "producer")) -}}
 {{- $_ := set $producer "topics" $topics -}}
+{{- /* As a Deployment: the old one delivers what it has before the new one begins. */}}
+{{- $_ := set $producer "strategy" (dict "type" "Recreate") -}}
 {{- $exporter := deepCopy .Values.lagExporter -}}
 {{- $_ := set $exporter "name" ($exporter.name | default (print $prefix "lag-exporter")) -}}
 {{- /* The new one has made its first round before the old one goes. */}}
@@ -67,9 +71,17 @@ of the release's workers, `path` is where the values are, `worker` has them with
 {{- end -}}
 {{- end }}
 
+{{/* The image of a worker as JSON. A worker that names an image of its own inherits no digest and no whole reference. */}}
 {{- define "kafka-workers.image" -}}
-{{- with .Values.image -}}
-{{- if .reference }}{{ .reference }}{{ else if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{ end -}}
+{{- $image := deepCopy .root.Values.image -}}
+{{- with .worker.image -}}
+{{- if or .repository .tag .digest .reference }}{{ $image = merge (dict "digest" "" "reference" "") (omit $image "digest" "reference") }}{{ end -}}
+{{- include "kafka-workers.overwrite" (dict "into" $image "from" .) -}}
+{{- end -}}
+{{- with $image -}}
+{{- $name := printf "%s:%s" .repository (.tag | default $.root.Chart.AppVersion) -}}
+{{- if .digest }}{{ $name = printf "%s@%s" .repository .digest }}{{ end -}}
+{{- dict "name" (.reference | default $name) "pullPolicy" .pullPolicy | toJson -}}
 {{- end -}}
 {{- end }}
 
@@ -82,14 +94,14 @@ app.kubernetes.io/component: {{ . | quote }}
 {{- end }}
 {{- end }}
 
-{{/* The metadata of an object: (dict "root" $ "component" COMPONENT "name" NAME "labels" MORE "annotations" ANNOTATIONS). */}}
+{{/* The metadata of an object: (dict "root" $ "component" COMPONENT "name" NAME "namespace" NAMESPACE "labels" MORE "annotations" ANNOTATIONS). */}}
 {{- define "kafka-workers.metadata" -}}
 {{- $labels := dict
     "helm.sh/chart" (printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_")
     "app.kubernetes.io/version" .root.Chart.AppVersion
     "app.kubernetes.io/managed-by" .root.Release.Service -}}
 name: {{ .name | quote }}
-namespace: {{ .root.Release.Namespace | quote }}
+namespace: {{ .namespace | default .root.Release.Namespace | quote }}
 labels: {{- merge (include "kafka-workers.selector" . | fromYaml) (.labels | default dict) .root.Values.commonLabels $labels | toYaml | nindent 2 }}
 {{- with .annotations }}
 annotations: {{- toYaml . | nindent 2 }}
@@ -104,9 +116,14 @@ annotations: {{- toYaml . | nindent 2 }}
 {{- $topics | toJson -}}
 {{- end }}
 
+{{/* Not empty where the worker ends: a producer, unless it goes on for ever. */}}
+{{- define "kafka-workers.isJob" -}}
+{{- if and (eq .kind "producer") (not (eq (toString .worker.options.forever) "true")) }}yes{{ end -}}
+{{- end }}
+
 {{/* A regular expression for the names of a worker's pods, and not those of a worker whose name begins with this one's. */}}
 {{- define "kafka-workers.podPattern" -}}
-{{ .worker.name }}-[a-z0-9]+-{{ if eq .kind "producer" }}[0-9]+-{{ end }}[a-z0-9]{5}
+{{ .worker.name }}-[a-z0-9]+-{{ if include "kafka-workers.isJob" . }}[0-9]+-{{ end }}[a-z0-9]{5}
 {{- end }}
 
 {{/*
@@ -118,14 +135,15 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 {{- if $values.strimzi.enabled -}}
 {{- if or $values.kafka.tls.enabled $values.kafka.sasl.mechanism }}{{ fail "kafka.tls and kafka.sasl are for strimzi.enabled=false: with Strimzi both follow from strimzi.authentication" }}{{ end -}}
 {{- $scram := eq $values.strimzi.authentication "scram-sha-512" -}}
+{{- $secret := .worker.userSecret | default .worker.name -}}
 {{- dict
-    "servers" ($values.kafka.bootstrapServers | default (printf "%s-kafka-bootstrap.%s.svc:%v" $values.strimzi.cluster .root.Release.Namespace $values.strimzi.port))
+    "servers" ($values.kafka.bootstrapServers | default (printf "%s-kafka-bootstrap.%s.svc:%v" $values.strimzi.cluster (include "kafka-workers.strimziNamespace" .root) $values.strimzi.port))
     "protocol" (ternary "sasl_ssl" "ssl" $scram)
-    "ca" (printf "%s-cluster-ca-cert" $values.strimzi.cluster)
-    "client" (ternary "" .worker.name $scram)
+    "ca" ($values.strimzi.caSecret | default (printf "%s-cluster-ca-cert" $values.strimzi.cluster))
+    "client" (ternary "" $secret $scram)
     "mechanism" (ternary "SCRAM-SHA-512" "" $scram)
     "username" (ternary .worker.name "" $scram)
-    "password" (ternary .worker.name "" $scram) | toJson -}}
+    "password" (ternary $secret "" $scram) | toJson -}}
 {{- else -}}
 {{- $tls := $values.kafka.tls -}}
 {{- $sasl := $values.kafka.sasl -}}
@@ -139,6 +157,11 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
     "username" $sasl.username
     "password" $sasl.passwordSecret | toJson -}}
 {{- end -}}
+{{- end }}
+
+{{/* Where the Kafka resource is, and its topics and users with it. */}}
+{{- define "kafka-workers.strimziNamespace" -}}
+{{ .Values.strimzi.namespace | default .Release.Namespace }}
 {{- end }}
 
 {{/* The ports of the brokers to begin with, as JSON. */}}
@@ -186,7 +209,11 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 {{- end }}
 {{- with $connection.mechanism }}
 - {name: KAFKA_SASL_MECHANISM, value: {{ . }}}
+{{- with $.root.Values.kafka.secretKeys.username }}
+- {name: KAFKA_SASL_USERNAME, valueFrom: {secretKeyRef: {name: {{ $connection.password | quote }}, key: {{ . | quote }}}}}
+{{- else }}
 - {name: KAFKA_SASL_USERNAME, value: {{ $connection.username | quote }}}
+{{- end }}
 {{- end }}
 {{- if $connection.mechanism }}
 - {name: KAFKA_SASL_PASSWORD_FILE, value: /etc/kafka-workers/password/password}
@@ -197,18 +224,24 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 {{- end }}
 
 {{- define "kafka-workers.volumes" -}}
+{{- $keys := .root.Values.kafka.secretKeys -}}
 {{- $connection := include "kafka-workers.connection" . | fromJson -}}
 {{- with $connection.ca }}
 - name: ca
-  secret: {secretName: {{ . | quote }}, defaultMode: 0440}
+  secret:
+    secretName: {{ . | quote }}
+    defaultMode: 0440
+    {{- with $keys.ca }}
+    items: [{key: {{ . | quote }}, path: ca.crt}]
+    {{- end }}
 {{- end }}
 {{- with $connection.client }}
 - name: user
-  secret: {secretName: {{ . | quote }}, defaultMode: 0440, items: [{key: user.crt, path: user.crt}, {key: user.key, path: user.key}]}
+  secret: {secretName: {{ . | quote }}, defaultMode: 0440, items: [{key: {{ $keys.certificate | quote }}, path: user.crt}, {key: {{ $keys.key | quote }}, path: user.key}]}
 {{- end }}
 {{- if $connection.mechanism }}
 - name: password
-  secret: {secretName: {{ $connection.password | quote }}, defaultMode: 0440, items: [{key: password, path: password}]}
+  secret: {secretName: {{ $connection.password | quote }}, defaultMode: 0440, items: [{key: {{ $keys.password | quote }}, path: password}]}
 {{- end }}
 {{- if include "kafka-workers.properties" . }}
 - name: properties
@@ -232,31 +265,41 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 {{- end }}
 {{- end }}
 
-{{/*
-Of every pod: Pod Security Standard "restricted", and no variables from Services: one called kafka-metrics would set
-KAFKA_METRICS_PORT, which is an option of ours.
-*/}}
+{{/* A securityContext with the worker's own above the release's; without the ids that OpenShift chooses: (dict "context" . "name" "podSecurityContext"). */}}
+{{- define "kafka-workers.securityContext" -}}
+{{- $values := .context.root.Values -}}
+{{- $security := deepCopy (index $values .name) -}}
+{{- include "kafka-workers.overwrite" (dict "into" $security "from" (index .context.worker .name)) -}}
+{{- if or (eq $values.adaptSecurityContext "force") (and (eq $values.adaptSecurityContext "auto") (include "kafka-workers.openshift" .context.root)) -}}
+{{- $security = omit $security "runAsUser" "runAsGroup" "fsGroup" -}}
+{{- end -}}
+{{- toYaml $security -}}
+{{- end }}
+
+{{/* Not empty on OpenShift, as the API says it. */}}
+{{- define "kafka-workers.openshift" -}}
+{{- if .Capabilities.APIVersions.Has "security.openshift.io/v1" }}yes{{ end -}}
+{{- end }}
+
+{{- define "kafka-workers.serviceAccount" -}}
+{{ .worker.serviceAccount.name | default .worker.name }}
+{{- end }}
+
+{{/* Of every pod. No variables from Services: one called kafka-metrics would set KAFKA_METRICS_PORT, which is an option of ours. */}}
 {{- define "kafka-workers.podSecurity" -}}
 enableServiceLinks: false
 automountServiceAccountToken: false
-securityContext:
-  runAsNonRoot: true
-  runAsUser: 65532
-  runAsGroup: 65532
-  fsGroup: 65532
-  seccompProfile: {type: RuntimeDefault}
+securityContext: {{- include "kafka-workers.securityContext" (dict "context" . "name" "podSecurityContext") | nindent 2 }}
 {{- with .root.Values.imagePullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
 {{- define "kafka-workers.containerSecurity" -}}
-image: {{ include "kafka-workers.image" .root | quote }}
-imagePullPolicy: {{ .root.Values.image.pullPolicy }}
-securityContext:
-  allowPrivilegeEscalation: false
-  readOnlyRootFilesystem: true
-  capabilities: {drop: [ALL]}
+{{- $image := include "kafka-workers.image" . | fromJson -}}
+image: {{ $image.name | quote }}
+imagePullPolicy: {{ $image.pullPolicy }}
+securityContext: {{- include "kafka-workers.securityContext" (dict "context" . "name" "securityContext") | nindent 2 }}
 {{- end }}
 
 {{/* All that the chart sets itself. */}}
@@ -291,7 +334,7 @@ metadata:
     {{- toYaml . | nindent 4 }}
     {{- end }}
 spec:
-  serviceAccountName: {{ .worker.name | quote }}
+  serviceAccountName: {{ include "kafka-workers.serviceAccount" . | quote }}
   {{- include "kafka-workers.podSecurity" . | nindent 2 }}
   # The worker's own bound comes first, so that it is never killed in the middle.
   terminationGracePeriodSeconds: {{ add (.worker.shutdownTimeout | default 0) 10 }}
@@ -315,8 +358,11 @@ spec:
         matchLabels: {{- include "kafka-workers.selector" $ | nindent 10 }}
     {{- end }}
   {{- end }}
-  {{- if eq .kind "producer" }}
+  {{- if include "kafka-workers.isJob" . }}
   restartPolicy: Never
+  {{- end }}
+  {{- with .worker.initContainers }}
+  initContainers: {{- toYaml . | nindent 4 }}
   {{- end }}
   containers:
     - name: {{ .kind }}
@@ -327,25 +373,29 @@ spec:
         {{- with .worker.env }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
+      {{- with .worker.envFrom }}
+      envFrom: {{- toYaml . | nindent 8 }}
+      {{- end }}
+      {{- with .worker.lifecycle }}
+      lifecycle: {{- toYaml . | nindent 8 }}
+      {{- end }}
       ports:
         - {name: metrics, containerPort: 8000}
-      # It listens when the handler, or the source, has been imported.
+      {{- with .worker.probes }}
       startupProbe:
         httpGet: {path: /livez, port: metrics}
-        periodSeconds: 1
-        timeoutSeconds: 5
-        failureThreshold: 120
+        {{- toYaml .startup | nindent 8 }}
       livenessProbe:
         httpGet: {path: /livez, port: metrics}
-        periodSeconds: 10
-        timeoutSeconds: 5
-        failureThreshold: 3
+        {{- toYaml .liveness | nindent 8 }}
       readinessProbe:
         httpGet: {path: /readyz, port: metrics}
-        periodSeconds: 2
-        timeoutSeconds: 2
-        failureThreshold: 5
+        {{- toYaml .readiness | nindent 8 }}
+      {{- end }}
       resources: {{- toYaml .worker.resources | nindent 8 }}
       volumeMounts: {{- concat (include "kafka-workers.volumeMounts" . | fromYamlArray) .worker.volumeMounts | toYaml | nindent 8 }}
+    {{- with .worker.sidecars }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   volumes: {{- concat (include "kafka-workers.volumes" . | fromYamlArray) .worker.volumes | toYaml | nindent 4 }}
 {{- end }}
