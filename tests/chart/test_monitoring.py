@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.chart.rendering import CHART, one, render
+from tests.chart.rendering import CHART, REPOSITORY, one, render
 from workers.monitoring.metrics import CLIENT, CONSUMER, LAG, PRODUCER
 
 # What Prometheus makes of a histogram and of a summary.
@@ -114,3 +114,36 @@ def test_every_metric_of_a_worker_is_on_the_dashboard_or_told_why_not() -> None:
     }  # fmt: skip
     names = {definition.name for definition in (*PRODUCER, *CONSUMER, *LAG, *CLIENT)}
     assert {name for name in names if name not in shown} == left_out
+
+
+def test_every_alert_has_its_part_in_the_docs_and_links_to_it_when_told_where_they_are() -> None:
+    settings = ("metrics.prometheusRule.enabled=true", "lagExporter.enabled=true", "producer.enabled=true")
+    told = render(*settings, 'metrics.prometheusRule.runbookUrl="https://docs.example.com/alerts.md"')
+    links = {
+        rule["alert"]: rule["annotations"]["runbook_url"]
+        for rule in one(told, "PrometheusRule")["spec"]["groups"][0]["rules"]
+    }
+    headings = re.findall(r"^## (\w+)$", (REPOSITORY / "docs" / "alerts.md").read_text(), re.MULTILINE)
+    assert links == {name: f"https://docs.example.com/alerts.md#{name.lower()}" for name in headings}
+    assert not [rule for group in rules()["groups"] for rule in group["rules"] if "runbook_url" in rule["annotations"]]
+
+
+def test_each_release_has_a_dashboard_of_its_own() -> None:
+    def shown(*settings: str) -> tuple[str, str]:
+        text = one(render("metrics.dashboard.enabled=true", *settings), "ConfigMap")["data"]["kafka-workers.json"]
+        dashboard = json.loads(text)
+        assert len(dashboard["uid"]) <= 40
+        return dashboard["uid"], dashboard["title"]
+
+    first, second = shown(), shown('fullnameOverride="a-name-of-twenty-seven-chars"')
+    assert first[0] != second[0]
+    assert first[1] == "workers-kafka-workers in default"
+
+
+def test_no_rule_is_twice_the_same_with_several_consumers() -> None:
+    documents = render('consumers={"pay":{"topics":["pay"]}}', "metrics.prometheusRule.enabled=true")
+    found = [
+        (rule["alert"], str(rule["labels"])) for rule in one(documents, "PrometheusRule")["spec"]["groups"][0]["rules"]
+    ]
+    assert len(found) == len(set(found))
+    assert ("KafkaDeadLetters", str({"severity": "warning", "group": "kafka-workers-pay"})) in found
