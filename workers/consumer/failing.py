@@ -121,7 +121,7 @@ class FailedMessages:
         if dead_letter.too_large:
             raise WorkerError(
                 f"stopping at {state} offset {message.offset()}, as nothing is skipped: topic {topic} takes no dead "
-                f"dead letter of that size, raise its max.message.bytes: {dead_letter.error}"
+                f"letter of that size, raise its max.message.bytes: {dead_letter.error}"
             )
         shard.backoff_step += 1
         pause_s = self._policy.pause_s(shard.backoff_step, random.random())  # noqa: S311  (not a secret)
