@@ -12,13 +12,15 @@ handler that needs something opened before and closed after is yielded by a gene
                 database.commit()
             yield store
 
+A middleware is a function that gets a handler and returns one of the same kind, which does something more.
+
 With --concurrency 1 all calls come from one thread, in which the lifespan begins and ends too. With more, a plain
 handler is called from as many threads, so what it uses must be thread-safe, or be opened in each thread by a
 `lifespan(per_thread=True)`; an `async def` handler runs in one event loop, as many calls at once.
 """
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -34,9 +36,11 @@ from typing import Any, TypeAlias, TypeVar, overload
 from confluent_kafka import Message as Message
 
 from workers.errors import ConfigError
-from workers.loading import load
+from workers.loading import load, named
 
 Handler: TypeAlias = Callable[[Message], object] | Callable[[list[Message]], object]
+# A middleware for any kind of handler; one that is only for messages one by one may say so in its own types.
+Middleware: TypeAlias = Callable[[Any], Handler]
 Lifespan: TypeAlias = Callable[[], AbstractContextManager[Handler] | AbstractAsyncContextManager[Handler]]
 _Generator: TypeAlias = Callable[[], Iterator[Handler]] | Callable[[], AsyncIterator[Handler]]
 _Function = TypeVar("_Function", bound=Callable[..., object])
@@ -138,6 +142,7 @@ def name_of(function: Any) -> str:
 
 
 def is_batch(handler: Handler) -> bool:
+    """Whether the handler takes a list of messages."""
     return getattr(handler, _BATCH, False)
 
 
@@ -167,6 +172,55 @@ def check_handler(handler: Any) -> None:
         raise ConfigError(f"handler {name} does not take one argument, the message or the batch") from None
     except ValueError:
         pass  # written in C, without a signature
+
+
+def load_middlewares(references: Sequence[str]) -> list[Middleware]:
+    """The middlewares that `--middleware` names; raises ConfigError when one cannot be imported."""
+    return [load("--middleware", reference) for reference in references]
+
+
+def wrap(handler: Handler, middlewares: Sequence[Middleware]) -> Handler:
+    """The handler inside its middlewares, of which the first is the outermost.
+
+    Raises ConfigError for a middleware that returns no handler, or one of another kind.
+    """
+    for middleware in reversed(middlewares):
+        handler = _wrap(handler, middleware)
+    return handler
+
+
+def _wrap(handler: Handler, middleware: Middleware) -> Handler:
+    name, of = name_of(middleware), name_of(handler)
+    try:
+        wrapped = middleware(handler)
+    except ConfigError:
+        raise
+    except Exception as error:  # it is the user's code that runs here
+        raise ConfigError(
+            f"middleware {name} raised {named(error)} for handler {of}; it gets the handler and returns a function"
+        ) from None
+    if not callable(wrapped):
+        raise ConfigError(
+            f"middleware {name} returned {_kind(wrapped)} for handler {of}; return a function that calls the handler"
+        )
+    check_handler(wrapped)
+    if is_batch(wrapped) != is_batch(handler):
+        raise ConfigError(
+            f"middleware {name} returned a handler of {'batches' if is_batch(wrapped) else 'single messages'} for "
+            f"handler {of}, which is one of {'batches' if is_batch(handler) else 'single messages'}; mark the function "
+            "that it returns with functools.wraps(handler)"
+        )
+    if is_async(wrapped) != is_async(handler):
+        raise ConfigError(
+            f"middleware {name} returned {'an async' if is_async(wrapped) else 'a plain'} function for handler {of}, "
+            f"which is {'async' if is_async(handler) else 'plain'}; return "
+            f"{'an async def function' if is_async(handler) else 'a plain function'}"
+        )
+    return wrapped
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def check_answer(handler: Any, answer: object) -> None:

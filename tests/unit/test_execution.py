@@ -537,6 +537,65 @@ def test_a_lifespan_per_thread_is_entered_and_left_in_each_and_serves_only_it() 
     assert strangers == []
 
 
+@pytest.mark.parametrize(("per_thread", "times"), [(False, 1), (True, 3)])
+def test_a_middleware_is_called_once_for_each_handler(per_thread: bool, times: int) -> None:
+    wrapped: list[object] = []
+    called: list[object] = []
+
+    def middleware(handler: Any) -> Any:
+        wrapped.append(handler)
+
+        def call(message: Message) -> None:
+            called.append(message)
+            handler(message)
+
+        return call
+
+    @lifespan(per_thread=per_thread)
+    def mine() -> Iterator[Handler]:
+        yield lambda _: None
+
+    executor = Executor(mine, 3, [middleware])
+    executor.start(Shutdown(5))
+    run(executor, *(work_of(1) for _ in range(9)))
+
+    assert (len(wrapped), len(called)) == (times, 9)
+    assert executor.stop(5) is None
+
+
+@pytest.mark.parametrize("per_thread", [False, True])
+def test_what_is_no_middleware_ends_the_start(per_thread: bool) -> None:
+    @lifespan(per_thread=per_thread)
+    def mine() -> Iterator[Handler]:
+        yield lambda _: None
+
+    nothing_at_all: Any = lambda _: None  # noqa: E731
+    with pytest.raises(ConfigError, match="middleware <lambda> returned None"):
+        Executor(mine, 3, [nothing_at_all]).start(Shutdown(5))
+
+
+def test_an_async_lifespan_has_its_handler_inside_the_middleware() -> None:
+    called: list[object] = []
+
+    def middleware(handler: Any) -> Any:
+        async def call(message: Message) -> None:
+            called.append(message)
+            await handler(message)
+
+        return call
+
+    @lifespan
+    async def mine() -> AsyncIterator[Handler]:
+        yield nothing
+
+    executor = Executor(mine, 3, [middleware])
+    executor.start(Shutdown(5))
+    run(executor, work_of(4))
+
+    assert len(called) == 4
+    assert executor.stop(5) is None
+
+
 def test_a_lifespan_that_fails_in_a_later_thread_is_named() -> None:
     entered = []
 

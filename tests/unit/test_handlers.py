@@ -24,6 +24,8 @@ from workers.handlers import (
     is_batch,
     lifespan,
     load_handler,
+    load_middlewares,
+    wrap,
 )
 
 
@@ -168,3 +170,89 @@ def test_what_takes_a_message_is_a_handler(handler: object) -> None:
 def test_a_pause_without_an_end_is_an_error_of_the_handler(after_s: float) -> None:
     with pytest.raises(ValueError, match="after_s"):
         Retry("the database is away", after_s)
+
+
+# Middleware
+
+
+async def await_nothing(message: Message) -> None: ...
+
+
+def note(handler: Any) -> Any:
+    @functools.wraps(handler)
+    def call(message: Any) -> object:
+        return ("noted", handler(message))
+
+    return call
+
+
+def double(handler: Any) -> Any:
+    @functools.wraps(handler)
+    def call(message: Any) -> object:
+        return ("doubled", handler(message))
+
+    return call
+
+
+def await_it(handler: Any) -> Any:
+    @functools.wraps(handler)
+    async def call(message: Any) -> object:
+        return await handler(message)
+
+    return call
+
+
+def test_the_first_middleware_is_the_outermost() -> None:
+    handler: Any = wrap(lambda message: message, [note, double])
+    assert handler("m") == ("noted", ("doubled", "m"))
+
+
+def test_without_a_middleware_the_handler_is_called_as_it_is() -> None:
+    assert wrap(asynchronous, []) is asynchronous
+
+
+@pytest.mark.parametrize(
+    ("handler", "middleware", "kind"),
+    [
+        (lambda _: None, note, (False, False)),
+        (batch(lambda _: None), note, (True, False)),
+        (await_nothing, await_it, (False, True)),
+        (Asynchronous(), await_it, (False, True)),
+    ],
+)
+def test_a_middleware_keeps_the_kind_of_its_handler(handler: Any, middleware: Any, kind: tuple[bool, bool]) -> None:
+    wrapped = wrap(handler, [middleware, middleware])
+    assert (is_batch(wrapped), is_async(wrapped)) == kind
+
+
+def raises(handler: Any) -> Any:
+    raise ValueError("not today")
+
+
+def forgets_the_mark(handler: Any) -> Any:
+    return lambda messages: handler(messages)
+
+
+@pytest.mark.parametrize(
+    ("handler", "middleware", "says"),
+    [
+        (print, lambda _: None, r"middleware <lambda> returned None for handler print; return a function"),
+        (print, lambda _: 5, "returned a int for handler print; return a function"),
+        (print, lambda _: of_two, "handler of_two does not take one argument"),
+        (print, lambda: print, "raised TypeError"),
+        (print, raises, "middleware raises raised ValueError: not today for handler print"),
+        (batch(lambda _: None), forgets_the_mark, r"of single messages .* one of batches; mark .* functools.wraps"),
+        (print, lambda _: batch(lambda _: None), "returned a handler of batches"),
+        (asynchronous, note, "returned a plain function for handler asynchronous, which is async; return an async def"),
+        (print, await_it, "returned an async function for handler print, which is plain; return a plain function"),
+    ],
+)
+def test_what_is_no_middleware_is_named_with_what_to_do(handler: Any, middleware: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        wrap(handler, [middleware])
+
+
+@pytest.mark.parametrize("reference", ["module", "no_such_module:x", "workers:nothing", "workers:__version__"])
+def test_a_middleware_that_does_not_load_is_named_with_its_option(reference: str) -> None:
+    with pytest.raises(ConfigError, match=f"--middleware {reference}"):
+        load_middlewares([reference])

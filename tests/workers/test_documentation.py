@@ -10,7 +10,7 @@ import sqlite3
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,7 +27,7 @@ from workers.consumer.execution import Executor
 from workers.consumer.failures import ErrorPolicy, RetryLater, SendDeadLetter, decide
 from workers.consumer.received import Received
 from workers.consumer.scheduling import Shard, Work
-from workers.handlers import Lifespan, load_handler
+from workers.handlers import Lifespan, Middleware, load_handler
 from workers.lifecycle import Shutdown
 from workers.monitoring.metrics import markdown
 
@@ -123,11 +123,13 @@ class Page:
     def lifespan(self, name: str) -> Lifespan:
         return load_handler(f"{self._name}:{name}")
 
-    def run(self, name: str, *batches: list[Message], concurrency: int = 1) -> list[Work]:
+    def run(
+        self, name: str, *batches: list[Message], concurrency: int = 1, middlewares: Sequence[Middleware] = ()
+    ) -> list[Work]:
         """Call the handler as the consumer does, and end it."""
         partition = Partition()
         works = [Work(partition, [Shard(partition, None)], [Received(messages)]) for messages in batches]
-        executor = Executor(self.lifespan(name), concurrency)
+        executor = Executor(self.lifespan(name), concurrency, middlewares)
         executor.start(Shutdown(5))
         executor.submit(works)
         eventually(lambda: executor.collect(0.05) is not None and not executor.in_flight, f"{name} is done")
@@ -272,6 +274,15 @@ def test_the_documented_decorator_changes_a_message_only_for_its_handler(
     assert changed == {"name": "Ada"}
     work.received.restore("t")
     assert work.received.messages[0].value() == value
+
+
+@pytest.mark.parametrize("name", ["greet", "store", "check", "check_all"])
+def test_the_documented_middleware_times_each_kind_of_handler(handlers_page: Page, name: str) -> None:
+    batches = [[message(each, b'{"name": "Ada"}', b"%d" % each)] for each in range(3)]
+    works = handlers_page.run(name, *batches, middlewares=[handlers_page.module.timed])
+
+    assert [(work.handled, work.error) for work in works] == [(1, None)] * 3
+    assert len(handlers_page.module.seconds) == 3
 
 
 def test_the_documented_test_of_a_handler_passes(handlers_page: Page, capsys: pytest.CaptureFixture[str]) -> None:

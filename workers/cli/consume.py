@@ -23,7 +23,7 @@ from workers.consumer.loop import Consumer
 from workers.consumer.printer import printer
 from workers.deadletters.writer import DeadLetters
 from workers.errors import WorkerError
-from workers.handlers import load_handler
+from workers.handlers import load_handler, load_middlewares
 from workers.kafka.client import UNPOLLED, create_client
 from workers.kafka.watermarks import Watermarks
 from workers.lifecycle import Shutdown, Stopped, settle_memory
@@ -41,6 +41,7 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
     try:
         with shutdown.at_once():
             handler = load_handler(options.handler) if options.handler is not None else printer(options.format_name)
+            middlewares = load_middlewares(options.middlewares)
     except Stopped:
         log.info("stopped before the handler was ready; nothing was read")
         return
@@ -63,6 +64,7 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
             dead_letter_config, options.dead_letter_topic, config.get("group.id"), options.worker.auth_timeout
         ),
         watermarks=watermarks,
+        middlewares=middlewares,
         max_messages=options.max_messages,
         idle_timeout_s=options.idle_timeout,
         stall_timeout_s=options.stall_timeout,

@@ -134,6 +134,13 @@ def produce(**parameters: Any) -> None:
 )
 @option("--handler", metavar="MODULE:NAME", help="Call this instead of printing.")
 @option(
+    "--middleware",
+    "middlewares",
+    multiple=True,
+    metavar="MODULE:NAME",
+    help="Wrap the handler in this; repeatable, the first is the outermost.",
+)
+@option(
     "--on-error",
     type=click.Choice(["retry", "dead-letter", "stop"]),
     default="dead-letter",

@@ -87,6 +87,7 @@ class ConsumeOptions:
     group_protocol: Literal["classic", "consumer"]
     format_name: Literal["text", "json", "value"]
     handler: str | None
+    middlewares: tuple[str, ...]
     on_error: Literal["retry", "dead-letter", "stop"]
     max_attempts: int
     retry_backoff: float

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -20,6 +20,7 @@ from workers.consumer.scheduling import Work
 from workers.errors import ConfigError, WorkerError
 from workers.handlers import (
     Lifespan,
+    Middleware,
     check_answer,
     check_handler,
     is_async,
@@ -27,6 +28,7 @@ from workers.handlers import (
     is_batch,
     is_per_thread,
     name_of,
+    wrap,
 )
 from workers.lifecycle import HANDLER_THREAD, Shutdown
 from workers.loading import named
@@ -49,9 +51,10 @@ CANCEL_S = 1.0
 class Executor:
     """The handler at work: `start`, then `submit` and `collect` in turn, then `stop`, all from the loop's thread."""
 
-    def __init__(self, lifespan: Lifespan, concurrency: int = 1) -> None:
+    def __init__(self, lifespan: Lifespan, concurrency: int = 1, middlewares: Sequence[Middleware] = ()) -> None:
         self.batch = False
         self.concurrency = concurrency
+        self._middlewares = middlewares
         # Submitted and not collected yet.
         self.in_flight: list[Work] = []
         self._lifespan = lifespan
@@ -227,8 +230,8 @@ class Executor:
             return
         asked_to_end = False
         lifespan: Any = self._lifespan()
-        with lifespan as handler:
-            self._take(handler)
+        with lifespan as inner:
+            handler = self._take(inner)
             if is_async(handler):
                 asyncio.run(self._serve())
             else:
@@ -248,17 +251,22 @@ class Executor:
             return
         asked_to_end = False
         lifespan: Any = self._lifespan()
-        with lifespan as handler:
-            check_handler(handler)
+        with lifespan as inner:
+            handler = self._wrapped(inner)
             self._started.put(True)
             self._work(handler)
             asked_to_end = True
         _check_end(asked_to_end)
 
-    def _take(self, handler: Any) -> None:
-        check_handler(handler)
-        self.batch = is_batch(handler)
-        self._handler = handler
+    def _take(self, inner: Any) -> Any:
+        self._handler = self._wrapped(inner)
+        self.batch = is_batch(self._handler)
+        return self._handler
+
+    def _wrapped(self, inner: Any) -> Any:
+        """What is called: once for each handler, so with a lifespan `per_thread` once in each thread."""
+        check_handler(inner)
+        return wrap(inner, self._middlewares)
 
     def _work(self, handler: Any) -> None:
         while (work := self._inbox.get()) is not None:
@@ -296,11 +304,10 @@ class Executor:
     async def _in_async_lifespan(self) -> None:
         asked_to_end = False
         lifespan: Any = self._lifespan()
-        async with lifespan as handler:
-            self._take(handler)
-            if not is_async(handler):
+        async with lifespan as inner:
+            if not is_async(self._take(inner)):
                 raise ConfigError(
-                    f"handler {name_of(handler)} is a plain function, and its lifespan is async: every message would "
+                    f"handler {name_of(inner)} is a plain function, and its lifespan is async: every message would "
                     "block the event loop; write `async def`, or a plain lifespan"
                 )
             await self._serve()

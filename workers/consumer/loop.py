@@ -33,7 +33,7 @@ from workers.consumer.starting import Starts
 from workers.consumer.status import ConsumerStatus, Publisher
 from workers.deadletters.writer import DeadLetters
 from workers.errors import WorkerError
-from workers.handlers import Lifespan
+from workers.handlers import Lifespan, Middleware
 from workers.kafka.client import ClientState, create_client, wait_for_topics
 from workers.kafka.credentials import CredentialsWatch
 from workers.kafka.watermarks import Watermarks
@@ -61,6 +61,7 @@ class Consumer:
         max_messages: int | None = None,
         idle_timeout_s: float | None = None,
         stall_timeout_s: float = 300.0,
+        middlewares: Sequence[Middleware] = (),
         concurrency: int = 1,
         order: Order = "partition",
         batch_size: int = BATCH_MESSAGES,
@@ -94,7 +95,7 @@ class Consumer:
             client_state=self.client_state,
             assignment=Assignment(topics, in_order=order == "partition"),
             scheduler=Scheduler(order),
-            executor=Executor(lifespan, concurrency),
+            executor=Executor(lifespan, concurrency, middlewares),
             committer=StoredOffsets(lambda: parts.client, self.client_state.say),
             starts=Starts(config, stop_on_deleted=stop_on_deleted),
             fetching=FetchWatch(),
