@@ -34,6 +34,8 @@ Key = tuple[str, int]
 COMMIT_S = 0.02
 STATISTICS_S = 0.02
 WATERMARKS_S = 0.02
+# No outcome yet.
+LATER = -1_000_000
 # How often a client that waits looks for messages, in seconds.
 LOOK_S = 0.002
 
@@ -85,6 +87,9 @@ class FakeBroker:
         self.hung: dict[Key, str] = {}
         self.answers = True
         self.refuses_commits: int | None = None
+        # What becomes of an output: None is written, a number is the error, LATER leaves it under way.
+        self.outcome: Callable[[Message], int | None] = lambda _: None
+        self.producers: list[FakeProducer] = []
         # So many calls of committed() time out.
         self.committed_timeouts = 0
         self._ids = count(1)
@@ -143,6 +148,17 @@ class FakeBroker:
             client = FakeClient(self, own)
             self.clients.append(client)
             return client
+
+    def connect_producer(self, own: dict[str, Any]) -> "FakeProducer":
+        with self.lock:
+            producer = FakeProducer(self, own)
+            self.producers.append(producer)
+            return producer
+
+    def values(self, topic: str, partition: int = 0) -> list[Any]:
+        """The values of a log."""
+        with self.lock:
+            return [record.value for record in self.logs[topic, partition].records]
 
     def revoke(self, *keys: Key) -> None:
         """Have partitions move to another process."""
@@ -511,6 +527,78 @@ class FakeClient:
                 "topics": topics,
             }
         )
+
+
+class FakeProducer:
+    """Has the part of confluent_kafka.Producer that workers/consumer/outputs.py uses; what is sent is written in
+    `poll`, message by message as `FakeBroker.outcome` says.
+    """
+
+    def __init__(self, broker: FakeBroker, own: dict[str, Any]) -> None:
+        self.own = own
+        self.closed = False
+        # So many messages fit at once.
+        self.room = 1000
+        self.most = 0
+        self._broker = broker
+        self._under_way: list[tuple[Message, int, Callable[[KafkaError | None, Message], None]]] = []
+
+    def __len__(self) -> int:
+        return len(self._under_way)
+
+    def produce(
+        self,
+        topic: str,
+        value: Any,
+        key: Any,
+        *,
+        partition: int,
+        timestamp: int,
+        headers: Any,
+        on_delivery: Callable[[KafkaError | None, Message], None],
+    ) -> None:
+        if len(self._under_way) >= self.room:
+            raise BufferError("Local: Queue full")
+        if len(value or b"") > 1_000_000:
+            raise error(KafkaError.MSG_SIZE_TOO_LARGE)
+        message = Message(topic=topic, value=value, key=key, headers=headers, timestamp=(1, timestamp))
+        self._under_way.append((message, max(0, partition), on_delivery))
+        self.most = max(self.most, len(self._under_way))
+
+    def poll(self, timeout_s: float) -> int:
+        until = time.monotonic() + timeout_s
+        while not (served := self._serve()) and self._under_way and time.monotonic() < until:
+            time.sleep(LOOK_S)
+        return served
+
+    def purge(self) -> None:
+        gone, self._under_way = self._under_way, []
+        for message, _, on_delivery in gone:
+            on_delivery(KafkaError(KafkaError._PURGE_QUEUE), message)
+
+    def list_topics(self, timeout: float = -1) -> None:  # noqa: ARG002  (the interface)
+        self._broker.check()
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _serve(self) -> int:
+        served = 0
+        kept: list[tuple[Message, int, Callable[[KafkaError | None, Message], None]]] = []
+        under_way, self._under_way = self._under_way, []
+        for each in under_way:
+            message, partition, on_delivery = each
+            outcome = self._broker.outcome(message) if self._broker.answers else LATER
+            if outcome == LATER:
+                kept.append(each)
+                continue
+            if outcome is None:
+                topic = message.topic() or ""
+                self._broker.produce([message.value()], topic=topic, partition=partition, key=message.key())
+            on_delivery(None if outcome is None else KafkaError(outcome), message)
+            served += 1
+        self._under_way = kept + self._under_way
+        return served
 
 
 class FakeWatermarks:

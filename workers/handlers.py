@@ -1,8 +1,9 @@
 """What is done with a message: the contract of a handler.
 
 A handler is a function of one message, or, marked with `batch`, of a list of messages of one partition in the order of
-their offsets. It is a plain function or an `async def` one. Returning means handled; raising means not handled. A
-handler that needs something opened before and closed after is yielded by a generator marked with `lifespan`:
+their offsets. It is a plain function or an `async def` one. Returning means handled; raising means not handled.
+Messages that it returns, or yields, are written before its own is done. A handler that needs something opened before
+and closed after is yielded by a generator marked with `lifespan`:
 
     @lifespan
     def orders():
@@ -19,13 +20,12 @@ handler is called from as many threads, so what it uses must be thread-safe, or 
 `lifespan(per_thread=True)`; an `async def` handler runs in one event loop, as many calls at once.
 """
 
+import functools
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
-    AsyncContextDecorator,
-    ContextDecorator,
     asynccontextmanager,
     contextmanager,
     nullcontext,
@@ -47,8 +47,6 @@ _Function = TypeVar("_Function", bound=Callable[..., object])
 _BATCH = "_kafka_workers_batch"
 _LIFESPAN = "_kafka_workers_lifespan"
 _PER_THREAD = "_kafka_workers_per_thread"
-# Of what a call returns: the call itself has only made these. The last two are what @contextmanager makes.
-_NOT_BEGUN = (Coroutine, Generator, AsyncGenerator, ContextDecorator, AsyncContextDecorator)
 
 
 class Retry(Exception):  # noqa: N818  (it is a request, not an error)
@@ -163,15 +161,45 @@ def check_handler(handler: Any) -> None:
         raise ConfigError(f"a handler is a function, not {name}")
     if inspect.isclass(handler):
         raise ConfigError(f"handler {name} is a class; a handler is a function, or an object that can be called")
-    called = handler if inspect.isroutine(handler) else type(handler).__call__
-    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
-        raise ConfigError(f"handler {name} has a yield; a handler is a function without one, or marked with @lifespan")
     try:
         inspect.signature(handler).bind(None)
     except TypeError:
-        raise ConfigError(f"handler {name} does not take one argument, the message or the batch") from None
+        remedy = "; mark what yields a handler with @lifespan" if _yields(handler) else ""
+        raise ConfigError(f"handler {name} does not take one argument, the message or the batch{remedy}") from None
     except ValueError:
         pass  # written in C, without a signature
+
+
+def as_function(handler: Handler) -> Handler:
+    """The handler; in place of one that yields messages, a function that returns them when all is done.
+
+    So a middleware has its call begin and end with that of the handler, whatever kind it is.
+    """
+    function: Any = handler
+    if _yields(handler, inspect.isasyncgenfunction):
+
+        @functools.wraps(function)
+        async def gather(message: Any) -> object:
+            return [each async for each in function(message)]
+
+        gather.__name__ = name_of(handler)
+        return gather
+    if _yields(handler, inspect.isgeneratorfunction):
+
+        @functools.wraps(function)
+        def collect(message: Any) -> object:
+            return [*function(message)]
+
+        collect.__name__ = name_of(handler)
+        return collect
+    return handler
+
+
+def _yields(
+    handler: Any,
+    test: Callable[[object], bool] = lambda each: inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each),
+) -> bool:
+    return test(handler) or test(getattr(handler, "__call__", None))  # noqa: B004
 
 
 def load_middlewares(references: Sequence[str]) -> list[Middleware]:
@@ -184,6 +212,7 @@ def wrap(handler: Handler, middlewares: Sequence[Middleware]) -> Handler:
 
     Raises ConfigError for a middleware that returns no handler, or one of another kind.
     """
+    handler = as_function(handler)
     for middleware in reversed(middlewares):
         handler = _wrap(handler, middleware)
     return handler
@@ -204,6 +233,7 @@ def _wrap(handler: Handler, middleware: Middleware) -> Handler:
             f"middleware {name} returned {_kind(wrapped)} for handler {of}; return a function that calls the handler"
         )
     check_handler(wrapped)
+    wrapped = as_function(wrapped)
     if is_batch(wrapped) != is_batch(handler):
         raise ConfigError(
             f"middleware {name} returned a handler of {'batches' if is_batch(wrapped) else 'single messages'} for "
@@ -221,17 +251,3 @@ def _wrap(handler: Handler, middleware: Middleware) -> Handler:
 
 def _kind(value: object) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
-
-
-def check_answer(handler: Any, answer: object) -> None:
-    """Raises ConfigError for what a handler has returned that did nothing: what cannot be seen before, as in a partial
-    or behind a decorator.
-    """
-    if isinstance(answer, _NOT_BEGUN):
-        if isinstance(answer, Coroutine):
-            answer.close()  # or else Python says, besides, that it was never awaited
-        name = name_of(handler)
-        raise ConfigError(
-            f"handler {name} returned a {type(answer).__name__}, so nothing was done; a handler is a plain function or "
-            "an async def one"
-        )

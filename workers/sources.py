@@ -45,11 +45,14 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A message that a source yields. `timestamp_ms` is Unix time in milliseconds from 1 on, now when it is left out.
+    """A message that a source yields, or that a handler gives back: the handler's has a `topic`, the source's has not.
 
-    `on_delivery` is called once, in the producer's thread, when the outcome is known: a source that reads a queue or
-    an outbox table can mark there what was delivered. Not any more when the time to stop is up (--shutdown-timeout):
-    messages that are left then were failures (never sent) or are unknown (sent without an answer), in the account too.
+    `timestamp_ms` is Unix time in milliseconds from 1 on, now when it is left out.
+
+    `on_delivery` is for sources. It is called once, in the producer's thread, when the outcome is known: a source that
+    reads a queue or an outbox table can mark there what was delivered. Not any more when the time to stop is up
+    (--shutdown-timeout): messages that are left then were failures (never sent) or are unknown (sent without an
+    answer), in the account too.
     """
 
     value: bytes | str | None
@@ -58,6 +61,7 @@ class Outgoing:
     partition: int | None = None
     timestamp_ms: int | None = None
     on_delivery: Callable[[Delivery], None] | None = None
+    topic: str | None = None
 
 
 class Batch(NamedTuple):
@@ -116,7 +120,17 @@ def call_source(function: Callable[[], Iterable[Any]], name: str) -> Iterator[Re
 
 def _record(outgoing: Outgoing, where: str) -> Record:
     """Raises SourceError, naming `where`, for what the client would not take."""
-    _check(outgoing, where)
+    if outgoing.topic is not None:
+        raise SourceError(f"{where}: topic is {outgoing.topic!r}, and a source writes to --topic; leave it out")
+    try:
+        return record_of(outgoing)
+    except ValueError as error:
+        raise SourceError(f"{where}: {error}") from None
+
+
+def record_of(outgoing: Outgoing) -> Record:
+    """The message as the client takes it; raises ValueError, naming the field, for what it would not take."""
+    _check(outgoing)
     record: Record = {"value": _bytes(outgoing.value), "key": _bytes(outgoing.key)}
     if outgoing.partition is not None:
         record["partition"] = outgoing.partition
@@ -129,7 +143,7 @@ def _record(outgoing: Outgoing, where: str) -> Record:
     return record
 
 
-def _check(outgoing: Outgoing, where: str) -> None:
+def _check(outgoing: Outgoing) -> None:
     wanted = {
         "value": bytes | str | None,
         "key": bytes | str | None,
@@ -140,20 +154,20 @@ def _check(outgoing: Outgoing, where: str) -> None:
     for field, kind in wanted.items():
         value = getattr(outgoing, field)
         if not isinstance(value, kind):
-            raise SourceError(f"{where}: {field} is a {type(value).__name__}")
+            raise ValueError(f"{field} is a {type(value).__name__}")
     # librdkafka takes a timestamp of 0 for now.
     for field, least, most in (("partition", -1, 2**31 - 1), ("timestamp_ms", 1, 2**63 - 1)):
         number = getattr(outgoing, field)
         if number is not None and not least <= number <= most:
             remedy = "; leave it out for now" if field == "timestamp_ms" else ""
-            raise SourceError(f"{where}: {field} is {number}{remedy}")
+            raise ValueError(f"{field} is {number}{remedy}")
     for header in outgoing.headers or ():
         match header:
             case (str() as title, bytes() | str() | None as text):
                 if "\0" in title or not (_is_text(title) and _is_text(text)):
-                    raise SourceError(f"{where}: header {header!r} holds what cannot be sent")
+                    raise ValueError(f"header {header!r} holds what cannot be sent")
             case _:
-                raise SourceError(f"{where}: a header is a name (str) and a value (bytes), not {header!r}")
+                raise ValueError(f"a header is a name (str) and a value (bytes), not {header!r}")
 
 
 def _is_text(data: object) -> bool:

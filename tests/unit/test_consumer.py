@@ -14,9 +14,10 @@ from confluent_kafka import KafkaError, Message, TopicPartition
 from tests.fakes import FakeBroker, FakeClient, FakeDeadLetters, FakeWatermarks
 from tests.processes import eventually
 from workers.accounting.offset_metadata import OffsetMetadata, decode, encode
-from workers.config import CONSUMER_DEFAULTS, ClientConfig, Precedence, Setting
+from workers.config import CONSUMER_DEFAULTS, PRODUCER_DEFAULTS, ClientConfig, Precedence, Setting
 from workers.consumer.failures import ErrorPolicy
 from workers.consumer.loop import Consumer
+from workers.consumer.outputs import Outputs
 from workers.consumer.status import PartitionStatus
 from workers.deadletters.headers import dead_letter_headers
 from workers.errors import WorkerError
@@ -77,6 +78,7 @@ class Member:
             self.shutdown,
             policy=policy,
             dead_letters=self.dead_letters,
+            outputs=Outputs(ClientConfig(PRODUCER_DEFAULTS, settings), connect=broker.connect_producer),
             watermarks=watermarks,
             connect=broker.connect,
             **options,

@@ -15,12 +15,14 @@ import pytest
 from confluent_kafka import Message
 
 from tests.processes import eventually
+from workers.consumer.answers import MAX_BYTES
 from workers.consumer.execution import Executor
 from workers.consumer.received import Received
 from workers.consumer.scheduling import Shard, Work
 from workers.errors import ConfigError, WorkerError
 from workers.handlers import Handler, Lifespan, batch, lifespan
 from workers.lifecycle import Shutdown
+from workers.sources import Outgoing
 
 WAIT_S = 30
 
@@ -410,10 +412,14 @@ def generating(message: Message) -> Iterator[int]:
     yield 1
 
 
+def print_nothing() -> Iterator[int]:
+    yield 1
+
+
 def of_two(message: Message, other: object) -> None: ...
 
 
-@pytest.mark.parametrize("handler", [None, generating, of_two, Gate])
+@pytest.mark.parametrize("handler", [None, print_nothing, of_two, Gate])
 @pytest.mark.parametrize("per_thread", [False, True])
 def test_a_lifespan_that_yields_no_handler_is_refused_at_the_start(handler: object, per_thread: bool) -> None:
     @lifespan(per_thread=per_thread)
@@ -443,24 +449,159 @@ async def forgets_to_await_a_batch(messages: list[Message]) -> object:
 
 
 @pytest.mark.parametrize(
-    "handler",
+    ("handler", "says"),
     [
-        lambda message: nothing(message),
-        functools.partial(generating),
-        contextlib.contextmanager(generating),
-        batch(lambda messages: nothing(messages[0])),
-        forgets_to_await,
-        forgets_to_await_a_batch,
+        (lambda message: nothing(message), "so nothing was done"),
+        (batch(lambda messages: nothing(messages[0])), "so nothing was done"),
+        (lambda message: yields_later(message), "so nothing was done"),
+        (forgets_to_await, "so nothing was done"),
+        (forgets_to_await_a_batch, "so nothing was done"),
+        (contextlib.contextmanager(generating), "returned a _GeneratorContextManager; return None or messages"),
+        (functools.partial(generating), "handler .* gave back a int; return None or messages to write"),
+        (lambda _: True, "handler <lambda> returned a bool; return None or messages to write"),
+        (lambda _: b"value", "returned a bytes; return None or messages to write"),
+        (lambda _: {"value": b"1"}, "returned a dict; return None or messages to write"),
+        (lambda _: [Outgoing("1", topic="out"), "2"], "gave back a str; return None or messages to write"),
     ],
 )
-def test_a_call_that_only_made_something_to_be_run_is_no_handling(handler: Any) -> None:
+def test_what_a_handler_may_not_give_back_ends_the_worker(handler: Any, says: str) -> None:
     executor = started(always(handler))
     work = work_of(5)
     executor.submit([work])
 
-    with pytest.raises(ConfigError, match="so nothing was done"):
+    with pytest.raises(ConfigError, match=says):
         finish(executor)
-    assert (work.handled, work.error) == (0, None)
+    assert (work.handled, work.error, [*work.answers]) == (0, None, [])
+
+
+async def yields_later(message: Message) -> AsyncIterator[Outgoing]:
+    yield Outgoing("later", topic="out")
+
+
+# What is given back
+
+
+def an_output(message: Message) -> Outgoing:
+    return Outgoing(message.value(), topic="out")
+
+
+def values_of(work: Work) -> dict[int, list[Any]]:
+    return {answer.place: [output.record["value"] for output in answer.outputs] for answer in work.answers}
+
+
+async def return_async(message: Message) -> Outgoing:
+    return an_output(message)
+
+
+async def yield_async(message: Message) -> AsyncIterator[Outgoing]:
+    yield an_output(message)
+
+
+async def return_a_generator(message: Message) -> object:
+    return yield_async(message)
+
+
+def yield_one(message: Message) -> Iterator[Outgoing]:
+    yield an_output(message)
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        an_output,
+        lambda message: (an_output(message),),
+        yield_one,
+        functools.partial(yield_one),
+        lambda message: yield_one(message),
+        return_async,
+        yield_async,
+        return_a_generator,
+    ],
+)
+def test_each_kind_of_handler_may_give_back_messages(handler: Any) -> None:
+    executor = started(always(handler))
+    work = work_of(3)
+    run(executor, work)
+
+    assert values_of(work) == {0: [b"0"], 1: [b"1"], 2: [b"2"]}
+    assert (work.handled, work.done) == (3, 0)
+    assert executor.stop(5) is None
+
+
+@batch
+def all_at_once(messages: list[Message]) -> list[Outgoing]:
+    return [*map(an_output, messages)]
+
+
+@batch
+async def all_at_once_async(messages: list[Message]) -> AsyncIterator[Outgoing]:
+    for message in messages:
+        yield an_output(message)
+
+
+@pytest.mark.parametrize("handler", [all_at_once, all_at_once_async])
+def test_what_a_batch_gives_back_is_of_the_batch(handler: Any) -> None:
+    executor = started(always(handler))
+    work = work_of(3)
+    run(executor, work)
+
+    assert values_of(work) == {0: [b"0", b"1", b"2"]}
+    assert (work.handled, work.done) == (3, 0)
+    assert executor.stop(5) is None
+
+
+def test_what_was_yielded_before_an_error_is_not_given_back() -> None:
+    def fail_at_one(message: Message) -> Iterator[Outgoing]:
+        yield an_output(message)
+        if message.offset() == 1:
+            raise ValueError("no")
+
+    executor = started(always(fail_at_one))
+    work = work_of(3)
+    run(executor, work)
+
+    assert values_of(work) == {0: [b"0"]}
+    assert (work.handled, str(work.error)) == (1, "no")
+    assert executor.stop(5) is None
+
+
+@pytest.mark.parametrize(
+    ("outgoing", "says"),
+    [
+        (Outgoing("x"), "an output has no topic: give it one"),
+        (Outgoing("x", topic="a/b"), "cannot go to 'a/b': that is no name of a topic"),
+        (Outgoing("x", topic=5), "cannot go to 5"),  # type: ignore[arg-type]
+        (Outgoing("x", key=5, topic="out"), "to topic out cannot be sent: its key is a int"),  # type: ignore[arg-type]
+        (Outgoing("x", topic="out", on_delivery=lambda _: None), "has on_delivery, which is for sources"),
+    ],
+)
+def test_an_output_that_cannot_be_sent_is_a_failed_attempt_of_its_message(outgoing: Outgoing, says: str) -> None:
+    executor = started(always(lambda _: outgoing))
+    work = work_of(2)
+    run(executor, work)
+
+    assert (work.handled, [*work.answers]) == (0, [])
+    assert says in str(work.error)
+    assert executor.stop(5) is None
+
+
+def test_a_work_ends_early_when_it_has_given_back_its_share() -> None:
+    executor = Executor(always(lambda _: [Outgoing(b"x" * (MAX_BYTES // 20), topic="out")] * 4), 1)
+    executor.start(Shutdown(5))
+    work = work_of(9)
+    run(executor, work)
+
+    assert work.handled == 3
+    assert executor.stop(5) is None
+
+
+def test_nothing_is_kept_of_a_call_that_gives_back_no_message() -> None:
+    executor = started(always(lambda _: []))
+    work = work_of(3)
+    run(executor, work)
+
+    assert (work.handled, work.done, [*work.answers]) == (3, 3, [])
+    assert executor.stop(5) is None
 
 
 # Threads
@@ -468,7 +609,11 @@ def test_a_call_that_only_made_something_to_be_run_is_no_handling(handler: Any) 
 
 def test_as_many_threads_handle_messages_at_once() -> None:
     all_in = threading.Barrier(4, timeout=WAIT_S)
-    executor = started(always(lambda _: all_in.wait()), concurrency=4)
+
+    def handle(message: Message) -> None:
+        all_in.wait()
+
+    executor = started(always(handle), concurrency=4)
     works = [work_of(1) for _ in range(8)]
     run(executor, *works)
 

@@ -1,5 +1,6 @@
 """Handlers: how they are declared and loaded."""
 
+import asyncio
 import contextlib
 import functools
 import io
@@ -91,7 +92,7 @@ def test_a_closed_output_is_told_from_a_failing_handler(monkeypatch: pytest.Monk
         handler(messages(1))
 
 
-def generating(message: Message) -> Iterator[int]:
+def generating() -> Iterator[int]:
     yield 1
 
 
@@ -107,7 +108,7 @@ class Handling:
 @pytest.mark.parametrize(
     ("handler", "says"),
     [
-        (generating, "has a yield"),
+        (generating, "does not take one argument, .*; mark what yields a handler with @lifespan"),
         (of_two, "does not take one argument"),
         (None, "None"),
         (Handling, "is a class"),
@@ -194,6 +195,27 @@ def double(handler: Any) -> Any:
     return call
 
 
+def yielding(message: Any) -> Iterator[Any]:
+    yield message
+    yield message
+
+
+@batch
+def batch_yielding(messages: Any) -> Iterator[Any]:
+    yield messages
+
+
+@batch
+async def batch_yielding_async(message: Any) -> AsyncIterator[Any]:
+    yield message
+    yield message
+
+
+class Yielding:
+    def __call__(self, message: Any) -> Iterator[Any]:
+        yield message
+
+
 def await_it(handler: Any) -> Any:
     @functools.wraps(handler)
     async def call(message: Any) -> object:
@@ -223,6 +245,44 @@ def test_without_a_middleware_the_handler_is_called_as_it_is() -> None:
 def test_a_middleware_keeps_the_kind_of_its_handler(handler: Any, middleware: Any, kind: tuple[bool, bool]) -> None:
     wrapped = wrap(handler, [middleware, middleware])
     assert (is_batch(wrapped), is_async(wrapped)) == kind
+
+
+@pytest.mark.parametrize("handler", [yielding, batch_yielding, functools.partial(yielding), Yielding()])
+def test_a_middleware_gets_a_generator_as_a_function_that_is_done_when_it_returns(handler: Any) -> None:
+    found: list[Any] = []
+
+    def inspecting(inner: Any) -> Any:
+        @functools.wraps(inner)
+        def call(message: Any) -> object:
+            answer = inner(message)
+            found.append(answer)
+            return answer
+
+        return call
+
+    wrapped: Any = wrap(handler, [inspecting])
+
+    assert is_batch(wrapped) == is_batch(handler)
+    assert wrapped("m") == found[0] == [*handler("m")]
+
+
+def test_a_middleware_gets_an_async_generator_as_an_async_function() -> None:
+    wrapped: Any = wrap(batch_yielding_async, [await_it])
+
+    assert (is_batch(wrapped), is_async(wrapped)) == (True, True)
+    assert asyncio.run(wrapped("m")) == ["m", "m"]
+
+
+def test_a_middleware_may_yield_itself() -> None:
+    def twice(handler: Any) -> Any:
+        def call(message: Any) -> Iterator[Any]:
+            yield from handler(message)
+            yield from handler(message)
+
+        return call
+
+    wrapped: Any = wrap(yielding, [note, twice])
+    assert wrapped("m") == ("noted", ["m"] * 4)
 
 
 def raises(handler: Any) -> Any:

@@ -264,6 +264,20 @@ def test_the_documented_async_lifespan_charges_many_messages_at_once_and_retries
     assert server.most == 20
 
 
+def test_the_documented_handlers_give_back_messages_for_other_topics(handlers_page: Page) -> None:
+    value = json.dumps({"country": "FR", "total": 1500}).encode()
+
+    def given(name: str) -> list[tuple[str, Any, Any]]:
+        (work,) = handlers_page.run(name, [message(0, value, b"k")])
+        assert (work.handled, work.error, work.done) == (1, None, 0)
+        outputs = [output for answer in work.answers for output in answer.outputs]
+        return [(output.topic, output.record["key"], output.record["value"]) for output in outputs]
+
+    assert given("route") == [("orders-fr", b"k", value), ("large-orders", b"k", value)]
+    assert given("price") == [("prices", b"k", b'{"price": %d}' % len(value))]
+    assert given("totals") == [("totals", None, b"1500")]
+
+
 def test_the_documented_decorator_changes_a_message_only_for_its_handler(
     handlers_page: Page, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ from workers.config import CLASSIC_DEFAULTS, CONSUMER_DEFAULTS, ClientConfig, Pr
 from workers.consumer import loop
 from workers.consumer.assignment import Assignment, PartitionState
 from workers.consumer.failures import ErrorPolicy
+from workers.consumer.outputs import Outputs
 from workers.consumer.received import Received
 from workers.deadletters.headers import ORIGINAL_PARTITION, ORIGINAL_TOPIC
 from workers.deadletters.writer import DeadLetters
@@ -384,6 +385,7 @@ def test_what_a_blocked_partition_gives_back_to_the_client_is_read_again_in_orde
         Shutdown(10),
         policy=ErrorPolicy(),
         dead_letters=DeadLetters(config, None, group),
+        outputs=Outputs(config),
         watermarks=Watermarks(lambda: AdminClient(dict(told)), IsolationLevel.READ_COMMITTED),
         max_messages=3000,
     )

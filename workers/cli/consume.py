@@ -20,6 +20,7 @@ from workers.config import (
 )
 from workers.consumer.failures import ErrorPolicy
 from workers.consumer.loop import Consumer
+from workers.consumer.outputs import Outputs
 from workers.consumer.printer import printer
 from workers.deadletters.writer import DeadLetters
 from workers.errors import WorkerError
@@ -45,9 +46,9 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
     except Stopped:
         log.info("stopped before the handler was ready; nothing was read")
         return
-    # The consumer's own properties mean nothing to the producer of dead letters, so it gets what is about the
-    # connection.
-    dead_letter_config = context.client_config(PRODUCER_DEFAULTS)
+    # The consumer's own properties mean nothing to the producers of dead letters and outputs, so they get what is about
+    # the connection.
+    producer_config = context.client_config(PRODUCER_DEFAULTS)
     admin_config = context.client_config(COMMON_DEFAULTS)
     committed_only = config.get("isolation.level", "read_committed") == "read_committed"
     watermarks = Watermarks(
@@ -61,8 +62,9 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
         shutdown,
         policy=ErrorPolicy(options.on_error, options.max_attempts, options.retry_backoff, options.retry_backoff_max),
         dead_letters=DeadLetters(
-            dead_letter_config, options.dead_letter_topic, config.get("group.id"), options.worker.auth_timeout
+            producer_config, options.dead_letter_topic, config.get("group.id"), options.worker.auth_timeout
         ),
+        outputs=Outputs(producer_config, options.worker.auth_timeout),
         watermarks=watermarks,
         middlewares=middlewares,
         max_messages=options.max_messages,
@@ -119,8 +121,14 @@ def _show_consumed(consumer: Consumer, form: str) -> None:
         }
         for topic in consumer.status.topics.values()
     }
+    outputs = {
+        name: {"acknowledged": each.acknowledged, "failed": each.failed, "unknown": each.unknown}
+        for name, each in consumer.status.outputs.items()
+    }
     if form == "json":
-        click.echo(json.dumps({"group": consumer.group_id, "topics": topics}), err=True)
+        click.echo(json.dumps({"group": consumer.group_id, "topics": topics, "outputs": outputs}), err=True)
         return
+    for name, outcomes in outputs.items():
+        log.info("outputs to %s: %s", name, ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()))
     for name, counts in topics.items():
         log.info("%s: %s", name, ", ".join(f"{count} {what.replace('_', '-')}" for what, count in counts.items()))

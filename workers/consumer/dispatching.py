@@ -2,6 +2,7 @@
 Called by the loop's thread.
 """
 
+import logging
 import time
 
 from workers.consumer.assignment import Key, PartitionState
@@ -10,9 +11,14 @@ from workers.consumer.failing import FailedMessages
 from workers.consumer.flow import BATCH_MESSAGES, FlowControl
 from workers.consumer.parts import Parts
 from workers.consumer.scheduling import Work
+from workers.loading import named
+
+log = logging.getLogger(__name__)
 
 # While the handler is busy the loop turns at this interval.
 KEEP_ALIVE_S = 0.1
+# The loop turns at this interval while outputs are under way.
+OUTPUTS_POLL_S = 0.01
 # After so long the handler is to come back when it is done with its message: a retry may be due, or other partitions.
 SLICE_S = 0.5
 # When nothing was handled for so long and enough waits, all partitions are paused: each turn takes a message from the
@@ -69,8 +75,10 @@ class Dispatcher:
 
     def _free_slots(self) -> int:
         """How many works the handler can be given: one for each partition to one thread, two for each call to more, so
-        that the next is there when one ends.
+        that the next is there when one ends. None while too many outputs are under way.
         """
+        if self._parts.outputs.full:
+            return 0
         concurrency = self._parts.executor.concurrency
         most = len(self._parts.assignment.partitions) if concurrency == 1 else 2 * concurrency
         return max(0, most - len(self._parts.executor.in_flight))
@@ -79,7 +87,9 @@ class Dispatcher:
         """How many messages may still be begun, None without a limit."""
         if self._max_messages is None:
             return None
-        begun = sum(len(work) - work.accounted for work in self._parts.executor.in_flight)
+        begun = sum(
+            len(work) - work.accounted for work in (*self._parts.executor.in_flight, *self._parts.outputs.works)
+        )
         return self._max_messages - self._parts.assignment.handled - begun - len(self._parts.scheduler.dead_letters)
 
     # What others ask
@@ -102,39 +112,89 @@ class Dispatcher:
     # Back from the handler
 
     def collect(self) -> None:
-        """Account for what the handler is done with; while it is busy, wait for it a moment."""
-        if not self._parts.executor.in_flight:
-            return
+        """Account for what is done; while the handler is busy, or outputs are under way, wait for them a moment."""
+        executor, outputs = self._parts.executor, self._parts.outputs
+        if executor.in_flight:
+            self._collect_handled()
+        if outputs.works:
+            self._collect_written()
+        else:
+            outputs.poll(0.0)
+        self._flow.hangs = False
+        if executor.in_flight:
+            self._keep_alive()
+        if executor.in_flight or outputs.works:
+            self._hold_back()
+
+    def _collect_handled(self) -> None:
+        """Send the outputs of works that the handler is done with, or settle those that have none."""
+        outputs = self._parts.outputs
         wait = self._parts.executor.concurrency == 1 or not self._free_slots() or not self._parts.scheduler.runnable
         # Where more could be at work, messages are waited for, in `poll`, and not results.
         polls = self.wants_more and not self._flow.full()
-        finished = self._parts.executor.collect(KEEP_ALIVE_S if wait and not polls else 0.0)
+        longest_s = OUTPUTS_POLL_S if outputs.works else KEEP_ALIVE_S
+        finished = self._parts.executor.collect(longest_s if wait and not polls else 0.0)
         for work in finished:
             # All of them first: what one has failed with may end the worker.
             self.account(work)
+            self._note_pace(work)
+            if work.answers and work.partition.owned:
+                outputs.send(work)
         # Those that were not handled yet are first again: their partitions have waited while the others' were.
         for work in sorted(finished, key=lambda work: work.handled > 0):
+            if work not in outputs.works:
+                self._settle(work)
+
+    def _collect_written(self) -> None:
+        """Account for works whose outputs have their outcomes."""
+        outputs, scheduler = self._parts.outputs, self._parts.scheduler
+        idle = not self._parts.executor.in_flight and (outputs.full or not scheduler.runnable or not self.may_begin)
+        outputs.poll(OUTPUTS_POLL_S if idle else 0.0)
+        written = outputs.take()
+        for work in (*written, *outputs.works):
+            self.account(work)
+        for work in sorted(written, key=lambda work: work.handled > 0):
             self._settle(work)
-        self._flow.hangs = False
-        if self._parts.executor.in_flight:
-            self._keep_alive()
+        if outputs.full:
+            # What has begun ends with its message at hand; the rest waits until there is room.
+            self._parts.executor.interrupt()
 
     def account(self, work: Work, revoked: bool = False) -> None:
-        """Count what the handler has handled of `work` since the last call; `revoked` as for Assignment.complete."""
-        handled = work.handled
-        if handled == work.accounted:
+        """Count what is done of `work` since the last call; `revoked` as for Assignment.complete."""
+        done = work.done
+        if done == work.accounted:
             return
         work.progress_at = time.monotonic()
         state = work.partition
         assert isinstance(state, PartitionState)
-        self._parts.assignment.complete(state, work.received, work.accounted, handled, revoked=revoked)
-        work.accounted = handled
+        self._parts.assignment.complete(state, work.received, work.accounted, done, revoked=revoked)
+        work.accounted = done
+
+    def finish(self) -> str | None:
+        """Account for what is done when the handler has ended, and wait for its outputs while there is time to stop;
+        return what went wrong, or None.
+        """
+        outputs = self._parts.outputs
+        for work in self._parts.executor.in_flight:
+            if work.finished and work.answers and work.partition.owned:
+                outputs.send(work)
+            self.account(work)
+        missing = outputs.await_outcomes(time.monotonic() + self._parts.shutdown.remaining_s())
+        for work in outputs.works:
+            self.account(work)
+        for work in outputs.take():
+            if work.error is not None:
+                offset = work.received.offset(work.handled)
+                log.warning("%s: offset %d is redelivered: %s", work.partition, offset, named(work.error))
+        return f"{missing} outputs were not acknowledged in time; their messages are redelivered" if missing else None
+
+    def _note_pace(self, work: Work) -> None:
+        if self._parts.executor.batch and work.begun_at is not None and work.handled and work.error is None:
+            self._batch_size.took(len(work), time.monotonic() - work.begun_at)
 
     def _settle(self, work: Work) -> None:
         """Let the shards of a finished work run again, or decide about what failed."""
         self._parts.scheduler.release(work)
-        if self._parts.executor.batch and work.begun_at is not None and work.error is None:
-            self._batch_size.took(len(work), time.monotonic() - work.begun_at)
         if not work.partition.owned:
             return
         if work.error is not None:
@@ -150,8 +210,12 @@ class Dispatcher:
             self.account(work)
             if work.begun_at is not None and now - work.begun_at > SLICE_S:
                 work.interrupted = True
-        self._flow.hangs = now - self._parts.assignment.progress_at > PAUSE_AFTER_S and self._flow.full()
-        self._flow.pause_what_holds_too_much()
         self._parts.executor.warn_if_blocked()
         if self._parts.shutdown.requested:
             self._parts.executor.interrupt()
+
+    def _hold_back(self) -> None:
+        """Receive no more than can wait here."""
+        still_s = time.monotonic() - self._parts.assignment.progress_at
+        self._flow.hangs = still_s > PAUSE_AFTER_S and self._flow.full()
+        self._flow.pause_what_holds_too_much()

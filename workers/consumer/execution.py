@@ -12,16 +12,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterable, Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from workers.consumer.answers import MAX_BYTES, MAX_MESSAGES, Answer, outputs_of
 from workers.consumer.scheduling import Work
 from workers.errors import ConfigError, WorkerError
 from workers.handlers import (
     Lifespan,
     Middleware,
-    check_answer,
     check_handler,
     is_async,
     is_async_lifespan,
@@ -55,6 +55,9 @@ class Executor:
         self.batch = False
         self.concurrency = concurrency
         self._middlewares = middlewares
+        # What the outputs of a work may be before it ends early: its share, with as much under way already.
+        self._output_messages = max(1, MAX_MESSAGES // (2 * concurrency))
+        self._output_bytes = MAX_BYTES // (2 * concurrency)
         # Submitted and not collected yet.
         self.in_flight: list[Work] = []
         self._lifespan = lifespan
@@ -282,7 +285,7 @@ class Executor:
                     # The list is the handler's, which may change it.
                     answer = handler([*work.received.messages])
                     if answer is not None:
-                        check_answer(handler, answer)
+                        self._note_answer(work, 0, answer)
                     work.handled = len(work)
             else:
                 for handled, message in enumerate(work.received.messages, start=1):
@@ -290,7 +293,7 @@ class Executor:
                         break
                     answer = handler(message)
                     if answer is not None:
-                        check_answer(handler, answer)
+                        self._note_answer(work, handled - 1, answer)
                     work.handled = handled
         except ConfigError:
             raise
@@ -298,6 +301,17 @@ class Executor:
             _note(work, error)
         finally:
             work.finished = True
+
+    def _note_answer(self, work: Work, place: int, answer: object) -> None:
+        """Keep what a call gave back, for the loop's thread to send; end the work early where that is much."""
+        outputs = outputs_of(self._handler, answer)
+        if not outputs:
+            return
+        work.answers.append(Answer(place, outputs))
+        work.output_messages += len(outputs)
+        work.output_bytes += sum(output.size for output in outputs)
+        if work.output_messages >= self._output_messages or work.output_bytes >= self._output_bytes:
+            work.interrupted = True
 
     # In the event loop's thread
 
@@ -377,7 +391,7 @@ class Executor:
                 if partition.owned and not self._interrupted:
                     answer = await handler([*work.received.messages])
                     if answer is not None:
-                        check_answer(handler, answer)
+                        self._note_answer(work, 0, await _gathered(answer))
                     work.handled = len(work)
             else:
                 for handled, message in enumerate(work.received.messages, start=1):
@@ -385,7 +399,7 @@ class Executor:
                         break
                     answer = await handler(message)
                     if answer is not None:
-                        check_answer(handler, answer)
+                        self._note_answer(work, handled - 1, await _gathered(answer))
                     work.handled = handled
         except asyncio.CancelledError:
             if self._stopping:
@@ -401,6 +415,11 @@ class Executor:
             _note(work, error)
         finally:
             work.finished = True
+
+
+async def _gathered(answer: object) -> object:
+    """What an async generator yields that a handler has returned; anything else as it is."""
+    return [each async for each in answer] if isinstance(answer, AsyncIterable) else answer
 
 
 def _check_end(asked_to_end: bool) -> None:

@@ -33,7 +33,9 @@ class FlowControl:
         ready = [
             state for state in self._parts.assignment.partitions.values() if not self._parts.scheduler.blocks(state)
         ]
-        in_hand = sum(len(work) - work.accounted for work in self._parts.executor.in_flight)
+        in_hand = sum(
+            len(work) - work.accounted for work in (*self._parts.executor.in_flight, *self._parts.outputs.works)
+        )
         beyond = sum(state.tracker.distance for state in ready)
         waiting = sum(state.count for state in ready) - in_hand - beyond
         return waiting >= self._enough() or sum(state.bytes for state in ready) >= MAX_WAITING_BYTES

@@ -1,10 +1,12 @@
 """The consumer's loop: receive messages, have them handled, commit what was handled.
 
-    Receiver -> Assignment.buffer -> Scheduler -> Dispatcher -> Executor -> Assignment.complete -> StoredOffsets.stage
+    Receiver -> Assignment.buffer -> Scheduler -> Dispatcher -> Executor (-> Outputs) -> Assignment.complete
+             -> StoredOffsets.stage
 
-At least once: an offset becomes committable only after the handler returned for its message and for all before it. A
-message whose handler fails is tried again after a growing pause; meanwhile the others of its partition, or of its key,
-wait and all else goes on. The loop keeps polling however long a handler takes, so the group does not lose this member.
+At least once: an offset becomes committable only after the handler returned for its message and for all before it, and
+brokers have acknowledged what it gave back. A message whose handler fails is tried again after a growing pause;
+meanwhile the others of its partition, or of its key, wait and all else goes on. The loop keeps polling however long a
+handler takes, so the group does not lose this member.
 """
 
 import logging
@@ -26,6 +28,7 @@ from workers.consumer.fetching import FetchWatch
 from workers.consumer.flow import BATCH_MESSAGES, MAX_DISTANCE_MESSAGES, FlowControl
 from workers.consumer.membership import Membership
 from workers.consumer.observing import Observer
+from workers.consumer.outputs import Outputs
 from workers.consumer.parts import Parts
 from workers.consumer.receiving import Receiver
 from workers.consumer.scheduling import Order, Scheduler
@@ -57,6 +60,7 @@ class Consumer:
         *,
         policy: ErrorPolicy,
         dead_letters: DeadLetters,
+        outputs: Outputs,
         watermarks: Watermarks,
         max_messages: int | None = None,
         idle_timeout_s: float | None = None,
@@ -96,6 +100,7 @@ class Consumer:
             assignment=Assignment(topics, in_order=order == "partition"),
             scheduler=Scheduler(order),
             executor=Executor(lifespan, concurrency, middlewares),
+            outputs=outputs,
             committer=StoredOffsets(lambda: parts.client, self.client_state.say),
             starts=Starts(config, stop_on_deleted=stop_on_deleted),
             fetching=FetchWatch(),
@@ -214,17 +219,18 @@ class Consumer:
         self.status = self._publisher.take(now, may_begin=self._dispatcher.may_begin)
 
     def _leave(self) -> None:
-        """End the handler, commit and leave the group, within what is left of the time to stop."""
+        """End the handler, await its outputs, commit and leave the group, within what is left of the time to stop."""
         self._parts.shutdown.request()
         self._parts.watermarks.stop()
-        self.trouble = self._parts.executor.stop(self._parts.shutdown.remaining_s())
-        for work in self._parts.executor.in_flight:
-            self._dispatcher.account(work)
+        trouble = self._parts.executor.stop(self._parts.shutdown.remaining_s())
+        missing = self._dispatcher.finish()
+        self.trouble = trouble or missing
         try:
             self._failed.await_dead_letters()
         except WorkerError as error:
             self.trouble = str(error)
         self._dead_letters.close(1.0)
+        self._parts.outputs.close(1.0)
         self._parts.committer.stage(self._parts.assignment.partitions.values(), now=True)
         left = call_with_timeout(self._membership.close_client, max(1.0, self._parts.shutdown.remaining_s()))
         if not left and self.trouble is None:

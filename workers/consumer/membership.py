@@ -125,7 +125,8 @@ class Membership:
             log.warning("the group was not left in time: its session with the old client has to time out")
         self._parts.client = fresh
         # Where brokers do not answer, closing has called back for nothing.
-        self._take_away([state.topic_partition() for state in self._parts.assignment.partitions.values()])
+        gone = self._take_away([state.topic_partition() for state in self._parts.assignment.partitions.values()])
+        self._parts.outputs.forsake(gone)
         self.joined = False
         self._renewed()
         self.join()
@@ -195,7 +196,10 @@ class Membership:
         log.info("revoked %s", names(partitions))
 
     def _await_works(self, states: Sequence[PartitionState]) -> None:
-        """Wait for the messages at hand of some partitions, bounded, and account for them; no other is begun."""
+        """Wait for the messages at hand of some partitions and for their outputs, bounded, and account for them; no
+        other is begun.
+        """
+        outputs = self._parts.outputs
         until = time.monotonic() + min(REVOKE_WAIT_S, max(0.5, self._parts.shutdown.remaining_s()))
         works = [work for work in self._parts.executor.in_flight if work.partition in states]
         late = []
@@ -203,9 +207,15 @@ class Membership:
             # One that has not begun does not begin any more.
             while work.begun_at is not None and not work.finished and time.monotonic() < until:
                 time.sleep(0.005)
-            self._account(work, True)
             if work.begun_at is not None and not work.finished:
                 late.append(work)
+            elif work.answers:
+                outputs.send(work)
+        outputs.await_outcomes(until, states)
+        for work in {*works, *outputs.works}:
+            if work.partition in states:
+                self._account(work, True)
+        outputs.forsake(states)
         if late:
             self._parts.executor.forsake(late)
 
@@ -217,6 +227,7 @@ class Membership:
             return
         self.rebalances["lost"] += 1
         gone = self._take_away(partitions)
+        self._parts.outputs.forsake(gone)
         self._parts.executor.forsake([work for work in self._parts.executor.in_flight if work.partition in gone])
         self._unassign(client, partitions)
         log.warning("lost %s: this member did not answer its group in time", names(partitions))

@@ -9,6 +9,7 @@ from workers.consumer.assignment import Assignment
 from workers.consumer.committing import StoredOffsets
 from workers.consumer.execution import Executor
 from workers.consumer.fetching import FetchWatch
+from workers.consumer.outputs import Outputs
 from workers.consumer.scheduling import Scheduler
 from workers.consumer.starting import Starts
 from workers.kafka.client import ClientState
@@ -28,6 +29,7 @@ class Parts:
     assignment: Assignment
     scheduler: Scheduler
     executor: Executor
+    outputs: Outputs
     committer: StoredOffsets
     starts: Starts
     fetching: FetchWatch

@@ -45,7 +45,8 @@ class Receiver:
         if self._parts.executor.in_flight:
             # The handler's end is waited for, not more messages, unless it could be given more at once.
             return ACTIVE_POLL_S if self._dispatcher.wants_more else 0.0
-        if scheduler.runnable and self._dispatcher.may_begin:
+        if self._parts.outputs.works or (scheduler.runnable and self._dispatcher.may_begin):
+            # Outputs are waited for in the poll of their own client.
             return 0.0
         timeout_s = POLL_S
         retry_s = scheduler.next_retry_s()

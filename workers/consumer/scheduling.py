@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Collection
 from typing import Literal, Protocol
 
+from workers.consumer.answers import Answer
 from workers.consumer.received import Received
 
 Order = Literal["partition", "key", "none"]
@@ -96,17 +97,21 @@ class Shard:
 class Work:
     """What the handler is given: messages of one partition, one after the other or as one batch.
 
-    The executor's thread writes `begun_at`, `handled`, `error` and `finished`; the loop's thread reads them, and writes
-    `interrupted` and `accounted`. `handled` grows while messages are handled, and is a prefix of `received`.
+    The executor's thread writes `begun_at`, `handled`, `answers`, `error` and `finished`; the loop's thread reads them,
+    and writes `accounted`. Both set `interrupted`. `handled` grows while messages are handled, and is a prefix of
+    `received`. `answers` are what the handler gave back and is not written yet, in the order of its calls.
     """
 
     __slots__ = (
         "accounted",
+        "answers",
         "begun_at",
         "error",
         "finished",
         "handled",
         "interrupted",
+        "output_bytes",
+        "output_messages",
         "partition",
         "parts",
         "progress_at",
@@ -122,6 +127,8 @@ class Work:
         self.begun_at: float | None = None
         self.progress_at = 0.0
         self.handled = 0
+        self.answers: deque[Answer] = deque()
+        self.output_messages = self.output_bytes = 0
         self.accounted = 0
         self.error: Exception | None = None
         self.interrupted = False
@@ -129,6 +136,16 @@ class Work:
 
     def __len__(self) -> int:
         return len(self.received)
+
+    @property
+    def done(self) -> int:
+        """How many messages were handled and have their outputs acknowledged. For the loop's thread."""
+        # First: an answer is there before `handled` counts its message.
+        handled = self.handled
+        answers = self.answers
+        while answers and not answers[0].pending:
+            answers.popleft()
+        return min(handled, answers[0].place) if answers else handled
 
 
 class Scheduler:

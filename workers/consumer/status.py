@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from workers.consumer.assignment import PartitionState, TopicCounts
 from workers.consumer.membership import Membership
 from workers.consumer.parts import Parts
+from workers.producer.deliveries import Deliveries
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class PartitionStatus:
 class ConsumerStatus:
     """What the consumer was doing at `at` (time.monotonic). `stuck` names what makes no progress, None where all does.
 
-    `topics` are live counters, which only the loop's thread changes.
+    `topics` and `outputs` are live counters, which only the loop's thread changes.
     """
 
     at: float = float("inf")
@@ -37,6 +38,8 @@ class ConsumerStatus:
     partitions: tuple[PartitionStatus, ...] = ()
     topics: Mapping[str, TopicCounts] = field(default_factory=dict)
     handled: int = 0
+    outputs: Mapping[str, Deliveries] = field(default_factory=dict)
+    outputs_in_flight: int = 0
     rebalances: Mapping[str, int] = field(default_factory=dict)
     commits: Mapping[str, int] = field(default_factory=dict)
     fetch_recoveries: Mapping[str, int] = field(default_factory=dict)
@@ -76,6 +79,8 @@ class Publisher:
             partitions=tuple(self._partition(state, now) for state in states),
             topics=parts.assignment.topics,
             handled=parts.assignment.handled,
+            outputs=parts.outputs.topics,
+            outputs_in_flight=parts.outputs.messages,
             rebalances=dict(self._membership.rebalances),
             commits={"success": parts.committer.successes, "failure": parts.committer.failures},
             fetch_recoveries=dict(parts.fetching.recoveries),
@@ -110,8 +115,13 @@ class Publisher:
                     f"{work.partition} has made no progress for {now - max(work.begun_at, work.progress_at):.0f} s at "
                     f"offset {work.received.offset(min(work.handled, len(work) - 1))}: the handler has not returned"
                 )
-        waits = not self._parts.executor.in_flight and self._parts.scheduler.runnable and may_begin
-        if waits and now - self._parts.assignment.progress_at > self._stall_timeout_s:
+        at_work = self._parts.executor.in_flight or self._parts.outputs.works
+        if (
+            not at_work
+            and self._parts.scheduler.runnable
+            and may_begin
+            and now - self._parts.assignment.progress_at > self._stall_timeout_s
+        ):
             return (
                 f"messages wait, and none was given to the handler for {now - self._parts.assignment.progress_at:.0f} s"
             )

@@ -116,6 +116,19 @@ CONSUMER = (
         ("topic",),
         "Offsets that retention had deleted before they were handled.",
     ),
+    Definition(
+        "kafka_consumer_outputs_total",
+        "counter",
+        ("topic", "outcome"),
+        "Messages that the handler gave back, by the topic that they went to: success (every in-sync replica has it), "
+        "failure (it is not in the log), unknown (it may be: an attempt was in flight when time was up).",
+    ),
+    Definition(
+        "kafka_consumer_outputs_in_flight",
+        "gauge",
+        (),
+        "Messages that the handler gave back and that wait for their acknowledgement.",
+    ),
     Definition("kafka_consumer_in_flight", "gauge", (), "Calls of the handler that are under way."),
     Definition("kafka_consumer_waiting_messages", "gauge", (), "Messages that were received and are not committable."),
     Definition("kafka_consumer_buffered_bytes", "gauge", (), "Keys, values and headers of those messages, in bytes."),
@@ -334,10 +347,17 @@ class ConsumerCollector(Collector):
         yield _histogram(
             "kafka_consumer_end_to_end_latency_seconds", [(topic.name, topic.latencies) for topic in topics]
         )
+        outputs = _counter("kafka_consumer_outputs_total")
+        for name, deliveries in list(status.outputs.items()):
+            outputs.add_metric([name, "success"], deliveries.acknowledged)
+            outputs.add_metric([name, "failure"], deliveries.failed)
+            outputs.add_metric([name, "unknown"], deliveries.unknown)
+        yield outputs
         assigned = _gauge("kafka_consumer_assigned_partitions")
         assigned.add_metric([], len(status.partitions))
         yield assigned
         for name, value in (
+            ("kafka_consumer_outputs_in_flight", status.outputs_in_flight),
             ("kafka_consumer_in_flight", status.in_flight),
             ("kafka_consumer_waiting_messages", status.waiting),
             ("kafka_consumer_buffered_bytes", status.buffered_bytes),

@@ -1,0 +1,272 @@
+"""Writes what handlers give back; only then is the message done that it is of. Called by the loop's thread.
+
+The outputs of a work are sent in their order, and awaited together. Meanwhile its shards stay at work, so that no later
+message of the same key is handled, and its call is free for others.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any
+
+import confluent_kafka
+from confluent_kafka import KafkaError, KafkaException, Message
+
+from workers.config import ClientConfig
+from workers.consumer.answers import MAX_BYTES, MAX_MESSAGES, Answer, FailedOutputError, Output
+from workers.consumer.scheduling import Partition, Work
+from workers.deadletters.writer import TOO_LARGE
+from workers.errors import ConfigError, ExitCode, WorkerError
+from workers.handlers import Retry
+from workers.kafka.client import ClientState, create_client, poll_producer
+from workers.kafka.credentials import CredentialsWatch
+from workers.lifecycle import call_with_timeout
+from workers.producer.deliveries import Deliveries, outcome_of
+
+# The loop waits so long for brokers to accept new certificates, and tries again after the watch's interval.
+CONNECT_TIMEOUT_S = 2.0
+# How often outcomes are looked for while a stop or a rebalance waits for them.
+LOOK_S = 0.05
+# Reports of what was purged need no broker.
+PURGE_S = 2.0
+
+
+class _Sending:
+    """The outputs of one work on their way: those that are not sent, and how many were and have no outcome."""
+
+    __slots__ = ("unanswered", "unsent", "work")
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.unsent = deque((answer, output) for answer in work.answers for output in answer.outputs)
+        self.unanswered = 0
+
+    @property
+    def over(self) -> bool:
+        return not self.unsent and not self.unanswered
+
+
+class Outputs:
+    """The outputs under way. Their client is made with the first one: most handlers give nothing back.
+
+    `messages` and `bytes` are those of all outputs without an outcome. `connect` makes the client of its callbacks.
+    """
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        auth_timeout_s: float = 0.0,
+        connect: Callable[[dict[str, Any]], Any] | None = None,
+    ) -> None:
+        # What became of outputs, by topic; for the metrics and the account.
+        self.topics: dict[str, Deliveries] = {}
+        self.messages = 0
+        self.bytes = 0
+        self._client_state = ClientState(config, auth_timeout_s)
+        self._watch = CredentialsWatch(config, self._client_state)
+        self._connect = connect or (
+            lambda own: create_client(confluent_kafka.Producer, config, own, self._watch.credentials)
+        )
+        self._client: Any = None
+        self._renewal_due = False
+        self._sendings: dict[Work, _Sending] = {}
+        # Those that have something to send, in the order in which they came.
+        self._queue: deque[_Sending] = deque()
+        self._over: list[Work] = []
+        self._closed = False
+
+    @property
+    def works(self) -> Collection[Work]:
+        """The works whose outputs are under way, or have outcomes that were not taken yet."""
+        return self._sendings.keys()
+
+    @property
+    def full(self) -> bool:
+        """Whether so much is under way that no more shall begin."""
+        return self.messages >= MAX_MESSAGES or self.bytes >= MAX_BYTES
+
+    def send(self, work: Work) -> None:
+        """Take the answers of a finished work; `take` returns it when all its outputs have an outcome."""
+        if self._closed or work in self._sendings:
+            return
+        sending = self._sendings[work] = _Sending(work)
+        self.messages += len(sending.unsent)
+        self.bytes += sum(output.size for _, output in sending.unsent)
+        self._queue.append(sending)
+        self._send_what_fits()
+
+    def poll(self, timeout_s: float) -> None:
+        """Hear of what is under way, and send what waits; raises WorkerError when the client cannot go on."""
+        self._hear(timeout_s)
+        self._client_state.check()
+
+    def take(self) -> list[Work]:
+        """The works whose outputs have their outcomes. Where one has failed, its message was not handled."""
+        over, self._over = self._over, []
+        for work in over:
+            del self._sendings[work]
+            failed = next((answer for answer in work.answers if answer.error is not None), None)
+            if failed is not None:
+                work.handled, work.error = failed.place, failed.error
+            work.answers.clear()
+        return over
+
+    def forsake(self, partitions: Collection[Partition]) -> None:
+        """Send no more for partitions that have gone, and forget their works."""
+        for work in [work for work in self._sendings if work.partition in partitions]:
+            self._withdraw(self._sendings.pop(work))
+        self._over = [work for work in self._over if work in self._sendings]
+
+    def await_outcomes(self, until: float, partitions: Collection[Partition] | None = None) -> int:
+        """Wait for the outcomes of all outputs, or of those of some partitions, until `until` (time.monotonic) at the
+        latest; return how many have none. Raises nothing, as rebalance callbacks wait here too.
+        """
+        of = [each for each in self._sendings.values() if partitions is None or each.work.partition in partitions]
+        while not all(each.over for each in of) and self._client_state.fatal is None:
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                break
+            self._hear(min(LOOK_S, left_s))
+        return sum(len(each.unsent) + each.unanswered for each in of)
+
+    def close(self, timeout_s: float) -> None:
+        """End the client. What has no outcome by now gets one, and its message is redelivered."""
+        self._closed = True
+        for sending in self._sendings.values():
+            self._withdraw(sending)
+        self._sendings.clear()
+        self._queue.clear()
+        client, self._client = self._client, None
+        if client is None:
+            return
+        client.purge()
+        until = time.monotonic() + PURGE_S
+        while len(client) and time.monotonic() < until:
+            poll_producer(client, self._client_state, LOOK_S)
+        call_with_timeout(client.close, timeout_s)
+
+    # The client
+
+    def _hear(self, timeout_s: float) -> None:
+        """Changed certificates are for the next client, which is made when nothing is under way; what waits, waits."""
+        self._renewal_due = self._watch.refresh(self._client) or self._renewal_due
+        if self._client is None:
+            if self._renewal_due:
+                self._renewal_due = False
+                self._watch.renewed()
+            return
+        poll_producer(self._client, self._client_state, timeout_s)
+        if self._renewal_due and not len(self._client):
+            self._renewal_due = False
+            self._renew()
+        self._send_what_fits()
+
+    def _renew(self) -> None:
+        try:
+            fresh = self._make_client()
+            # Connected before the old one is given up: brokers take the new credentials, and the pause is short.
+            fresh.list_topics(timeout=CONNECT_TIMEOUT_S)
+        except ConfigError as error:
+            self._watch.postpone(error)
+            return
+        except KafkaException as error:
+            self._watch.postpone(f"no broker has accepted them yet: {error.args[0].str()}")
+            return
+        call_with_timeout(self._client.close, 0)
+        self._client = fresh
+        self._watch.renewed()
+
+    def _make_client(self) -> Any:
+        return self._connect(self._client_state.callbacks())
+
+    def _send_what_fits(self) -> None:
+        if not self._queue or self._renewal_due:
+            return
+        if self._client is None:
+            try:
+                self._client = self._make_client()
+            except ConfigError as error:
+                self._client_state.fatal = WorkerError(str(error), ExitCode.USAGE)
+                return
+        while self._queue:
+            sending = self._queue[0]
+            while sending.unsent:
+                if len(self._client) >= MAX_MESSAGES or not self._produce(sending, *sending.unsent[0]):
+                    return
+            self._queue.popleft()
+
+    def _produce(self, sending: _Sending, answer: Answer, output: Output) -> bool:
+        """Hand one output to the client; False when its queue is full."""
+        record, on_delivery = output.record, partial(self._on_delivery, sending, answer, output)
+        failed: KafkaError | None = None
+        try:
+            self._client.produce(
+                output.topic,
+                record["value"],
+                record["key"],
+                partition=record.get("partition", -1),
+                timestamp=record.get("timestamp", 0),
+                headers=record.get("headers", []),
+                on_delivery=on_delivery,
+            )
+        except BufferError:
+            return False
+        except KafkaException as error:
+            failed = error.args[0]
+        sending.unsent.popleft()
+        sending.unanswered += 1
+        self._deliveries(output).enqueued += 1
+        if failed is not None:
+            on_delivery(failed, Message(topic=output.topic))
+        return True
+
+    def _on_delivery(
+        self, sending: _Sending, answer: Answer, output: Output, error: KafkaError | None, message: Message
+    ) -> None:
+        """The delivery report, once for each output, from inside `poll`."""
+        self._deliveries(output).on_delivery(error, message)
+        self.messages -= 1
+        self.bytes -= output.size
+        sending.unanswered -= 1
+        if error is None:
+            answer.pending -= 1
+        else:
+            answer.error = answer.error or _failure(error, output)
+            self._withdraw(sending)
+        if sending.over and self._sendings.get(sending.work) is sending:
+            self._over.append(sending.work)
+
+    def _withdraw(self, sending: _Sending) -> None:
+        """Do not send the rest."""
+        self.messages -= len(sending.unsent)
+        self.bytes -= sum(output.size for _, output in sending.unsent)
+        sending.unsent.clear()
+
+    def _deliveries(self, output: Output) -> Deliveries:
+        known = self.topics.get(output.topic)
+        if known is None:
+            known = self.topics[output.topic] = Deliveries(output.topic)
+        return known
+
+
+_REASONS = {
+    KafkaError._UNKNOWN_TOPIC: "the topic does not exist; create it, or correct the name",
+    KafkaError.UNKNOWN_TOPIC_OR_PART: "the topic does not exist; create it, or correct the name",
+    KafkaError._UNKNOWN_PARTITION: "the topic has no such partition; correct it",
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "the user has no right to write to the topic; grant it, or correct the name",
+}
+
+
+def _failure(error: KafkaError, output: Output) -> Exception:
+    """What the message has failed with whose output this is. Where the output may be in the log all the same, brokers
+    are away, which is not the message's fault: such an attempt is not counted.
+    """
+    reason = _REASONS.get(error.code(), error.str())
+    if error.code() in TOO_LARGE:
+        reason = (
+            f"{output.size} bytes are too large; raise message.max.bytes (--property) and the topic's "
+            f"max.message.bytes, or give back less: {error.str()}"
+        )
+    text = f"an output to topic {output.topic} was not written: {reason}"
+    return Retry(text) if outcome_of(error) == "unknown" else FailedOutputError(text)
