@@ -21,8 +21,7 @@ KUBERNETES_SCHEMAS = (
 SCHEMAS = Path(__file__).with_name("schemas")
 METADATA = {
     "type": "object",
-    # Without a namespace, what applies a rendering has to know it: Argo CD, and `kubectl apply`.
-    "required": ["name", "namespace"],
+    "required": ["name"],
     "additionalProperties": False,
     "properties": {
         "namespace": {"type": "string"},
