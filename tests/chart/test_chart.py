@@ -184,6 +184,9 @@ def test_the_notes_suggest_verify_with_the_user_that_may_read() -> None:
     assert re.findall(r"exec (\S+) -- kafka-workers verify", shipped) == ["deploy/readers"]
     assert "The consumers' user may read it, the producer's only write" in shipped
     assert "verify" not in notes("consumer.enabled=false")
+    # It reads one topic.
+    several = notes('consumers={"pay":{"topics":["pay","refunds"]}}')
+    assert re.findall(r"consumer-pay -- kafka-workers verify(.*)", several) == [" --topic pay", " --topic refunds"]
 
 
 def test_kubeconform_finds_nothing_whatever_is_switched(tmp_path: Path) -> None:
@@ -334,6 +337,12 @@ def test_options_become_variables_that_the_worker_reads() -> None:
     assert variables["KAFKA_RATE"] == "0.5"
     assert variables["KAFKA_STAMP"] == "true"
     assert variables["KAFKA_RUN"] == "a b"
+
+
+def test_several_topics_are_one_variable_that_the_consumer_takes_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    consumer = by_name(render(*SWITCHES["several consumers"]), "Deployment")["consumer-pay"]
+    monkeypatch.setenv("KAFKA_TOPIC", environment(consumer)["KAFKA_TOPIC"])
+    assert cli.commands["consume"].make_context("consume", []).params["topics"] == ("pay", "refunds")
 
 
 def test_no_option_is_given_that_nobody_has_asked_for() -> None:
