@@ -317,6 +317,26 @@ def test_the_schema_knows_just_the_options_of_the_commands(worker: str, command:
     assert known == options_of(command) - own
 
 
+def test_the_schema_and_the_values_have_the_same_names() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+
+    def compare(part: dict[str, Any], values: dict[str, Any], path: str) -> None:
+        if "$ref" in part:
+            part = schema["definitions"][part["$ref"].rpartition("/")[2]]
+        # An open map, as labels, has the names that its user gives it; an empty one has no defaults.
+        if not values or part.get("additionalProperties") is not False:
+            return
+        # A parent chart passes these on, and a probe may begin late.
+        assert part["properties"].keys() - {"enabled", "global", "initialDelaySeconds"} == values.keys() - {
+            "enabled"
+        }, path
+        for name, value in values.items():
+            if isinstance(value, dict):
+                compare(part["properties"][name], value, f"{path}.{name}")
+
+    compare(schema, yaml.safe_load((CHART / "values.yaml").read_text()), "")
+
+
 def test_the_readme_of_the_chart_has_every_value() -> None:
     assert table() in (CHART / "README.md").read_text()
 
