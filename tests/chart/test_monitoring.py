@@ -135,7 +135,7 @@ def test_each_release_has_a_dashboard_of_its_own() -> None:
         assert len(dashboard["uid"]) <= 40
         return dashboard["uid"], dashboard["title"]
 
-    first, second = shown(), shown('fullnameOverride="a-name-of-twenty-seven-chars"')
+    first, second = shown(), shown('fullnameOverride="a-name-of-twenty-seven-char"')
     assert first[0] != second[0]
     assert first[1] == "workers-kafka-workers in default"
 
