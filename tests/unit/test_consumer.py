@@ -1407,9 +1407,9 @@ def test_a_topic_that_was_created_again_is_known_for_another_though_the_committe
     broker.produce(numbers(100, 140))
     broker.committed_timeouts = 1
     handled = Handled()
-    group.member(handled, idle_timeout_s=0.5).finish()
+    group.member(handled).start()
 
-    assert set(handled.values) == set(numbers(100, 140))
+    group.until(lambda: set(handled.values) == set(numbers(100, 140)), "all of the new topic is handled")
 
 
 def test_the_end_at_which_a_group_begins_is_committed_until_the_brokers_have_it(

@@ -156,7 +156,7 @@ def test_the_end_of_the_duration_sends_what_was_taken_from_the_source() -> None:
 
 def test_what_was_taken_and_cannot_be_sent_in_time_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.producer.loop.MAX_QUEUE_MESSAGES", 3 * BATCH_MESSAGES)
-    shutdown, orders = Shutdown(2), Orders()
+    shutdown, orders = Shutdown(5), Orders()
     producer = producer_with(shutdown, AWAY)
     source = ThreadedSource(orders.records())
 
