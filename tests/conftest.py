@@ -27,7 +27,7 @@ from workers.local.cluster import Cluster, finish
 USER, PASSWORD = "worker", "correct-horse"
 
 
-# They wait for pods and for brokers that come back, under load: not beside each other.
+# They wait for pods and for brokers that come back, under load: at the end, and not beside each other.
 HEAVY = ("tests/cluster/", "tests/faults/")
 
 
@@ -37,6 +37,11 @@ class Files(LoadScopeScheduling):  # type: ignore[misc]  # the plugin has no typ
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
         return "heavy" if file.startswith(HEAVY) else "compose" if file.startswith("tests/compose/") else file
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The processes share the files before the last one is left alone with what is HEAVY."""
+    items.sort(key=lambda item: item.nodeid.startswith(HEAVY))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Files:
