@@ -41,8 +41,9 @@ def image(engine: None, buildkit: bool) -> Iterator[str]:
     docker("image", "rm", tag)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stack(engine: None) -> Iterator[Stack]:
+    """Not for longer than its tests: its brokers and health checks would take from all that come later."""
     running = docker("ps", "--quiet", "--filter", "label=com.docker.compose.project=kafka-workers").stdout
     assert not running, "your own stack is up and has the ports; docker compose down, then run the tests again"
     stack = Stack()
