@@ -142,10 +142,13 @@ def run(*, quick: bool, live: bool, shutdown: Shutdown, say: Callable[[str], Non
             return 130
         for consumer in consumers:
             consumer.process.terminate()
-        codes = [consumer.process.wait(STOP_TIMEOUT_S) for consumer in consumers]
+        for consumer in consumers:
+            consumer.process.wait(STOP_TIMEOUT_S)
         code = _account(cluster, producer, consumers, shutdown)
         say(f"took {time.monotonic() - began:.0f} s")
-        return code if not any(codes) else ExitCode.FAILED
+        for consumer in consumers:
+            consumer.check()
+        return code
 
 
 def _wait_for_group(consumers: list[Worker], shutdown: Shutdown) -> None:
