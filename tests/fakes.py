@@ -576,7 +576,7 @@ class FakeProducer:
         for message, _, on_delivery in gone:
             on_delivery(KafkaError(KafkaError._PURGE_QUEUE), message)
 
-    def list_topics(self, timeout: float = -1) -> None:  # noqa: ARG002  (the interface)
+    def list_topics(self, topic: str | None = None, timeout: float = -1) -> None:  # noqa: ARG002  (the interface)
         self._broker.check()
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from confluent_kafka import OFFSET_INVALID, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_INVALID, TopicPartition
 
 from workers.config import ClientConfig
 from workers.consumer.assignment import PartitionState, names
@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 REVOKE_WAIT_S = 10.0
 # How long leaving the group may take besides.
 LEAVE_S = 5.0
-# The loop waits so long for brokers to accept a new client; they hear nothing of this member meanwhile.
-CONNECT_TIMEOUT_S = 2.0
 
 
 class Membership:
@@ -109,15 +107,8 @@ class Membership:
         """Leave the group cleanly, make a new client and join again: for credentials that have changed, and for a fetch
         that hangs. Called by the loop's thread. What is at hand is waited for as at a rebalance.
         """
-        try:
-            fresh = self._connect()
-            # Connected before the old one is given up: brokers take the credentials, and the pause is short.
-            fresh.list_topics(self._topics[0], timeout=CONNECT_TIMEOUT_S)
-        except ConfigError as error:
-            self._credentials.postpone(error)
-            return
-        except KafkaException as error:
-            self._credentials.postpone(f"no broker has accepted them yet: {error.args[0].str()}")
+        fresh = self._credentials.connect(self._connect, self._topics[0])
+        if fresh is None:
             return
         self._parts.executor.interrupt()
         # Its callbacks wait for the messages at hand, and are to be over when the new client is in its place.

@@ -24,8 +24,6 @@ from workers.kafka.credentials import CredentialsWatch
 from workers.lifecycle import call_with_timeout
 from workers.producer.deliveries import Deliveries, outcome_of
 
-# The loop waits so long for brokers to accept new certificates, and tries again after the watch's interval.
-CONNECT_TIMEOUT_S = 2.0
 # How often outcomes are looked for while a stop or a rebalance waits for them.
 LOOK_S = 0.05
 # Reports of what was purged need no broker.
@@ -163,15 +161,8 @@ class Outputs:
         self._send_what_fits()
 
     def _renew(self) -> None:
-        try:
-            fresh = self._make_client()
-            # Connected before the old one is given up: brokers take the new credentials, and the pause is short.
-            fresh.list_topics(timeout=CONNECT_TIMEOUT_S)
-        except ConfigError as error:
-            self._watch.postpone(error)
-            return
-        except KafkaException as error:
-            self._watch.postpone(f"no broker has accepted them yet: {error.args[0].str()}")
+        fresh = self._watch.connect(self._make_client)
+        if fresh is None:
             return
         call_with_timeout(self._client.close, 0)
         self._client = fresh

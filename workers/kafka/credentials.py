@@ -9,10 +9,12 @@ import logging
 import re
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from confluent_kafka import KafkaException
 
 from workers.config import ClientConfig, Setting, read_text
 from workers.errors import ConfigError
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("workers")
 # A few files of some kilobytes; kubelet itself looks for a changed Secret about once a minute.
 INTERVAL_S = 3.0
+# A worker waits so long for brokers to accept a new client, and tries again after INTERVAL_S.
+CONNECT_TIMEOUT_S = 2.0
 # The kinds of credentials, as in the metrics.
 KINDS = ("ca", "certificate", "password")
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -34,6 +38,15 @@ class Client(Protocol):
     """A client of any kind."""
 
     def set_sasl_credentials(self, username: str, password: str) -> None: ...
+
+
+class _Asking(Protocol):
+    """The part of a new client that shows whether a broker accepts it."""
+
+    def list_topics(self, topic: str | None = None, timeout: float = -1) -> object: ...
+
+
+_Client = TypeVar("_Client", bound=_Asking)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +158,21 @@ class CredentialsWatch:
             self.renewed()
             return False
         return bool(changed)
+
+    def connect(self, make: Callable[[], _Client], topic: str | None = None) -> _Client | None:
+        """Return a new client that a broker has answered about `topic`, or about all topics; None where the credentials
+        of now cannot be used yet. An old client is given up only for one of these, so the pause is short.
+        """
+        try:
+            fresh = make()
+            fresh.list_topics(topic, timeout=CONNECT_TIMEOUT_S)
+        except ConfigError as error:
+            self.postpone(error)
+        except KafkaException as error:
+            self.postpone(f"no broker has accepted them yet: {error.args[0].str()}")
+        else:
+            return fresh
+        return None
 
     def postpone(self, error: ConfigError | str) -> None:
         """Log, once, why the credentials of now cannot be used: the old ones stay in use."""

@@ -42,8 +42,6 @@ PURGE_S = 2.0
 STALL_S = 60.0
 # How long a client with old certificates may take to deliver what it has; as long as delivery.timeout.ms by default.
 DRAIN_TIMEOUT_S = 120.0
-# The loop waits so long for brokers to accept new certificates, and tries again after the watch's interval.
-CONNECT_TIMEOUT_S = 2.0
 
 
 class Producer:
@@ -183,15 +181,8 @@ class Producer:
         if not self._renewal_due:
             return
         self._renewal_due = False
-        try:
-            fresh = self._create_client()
-            # Connected before the old one is given up: brokers take the new credentials, and the pause is short.
-            fresh.list_topics(self.deliveries.topic, timeout=CONNECT_TIMEOUT_S)
-        except ConfigError as error:
-            self._watch.postpone(error)
-            return
-        except KafkaException as error:
-            self._watch.postpone(f"no broker has accepted them yet: {error.args[0].str()}")
+        fresh = self._watch.connect(self._create_client, self.deliveries.topic)
+        if fresh is None:
             return
         self._drain(DRAIN_TIMEOUT_S)
         call_with_timeout(self._client.close, 0)
