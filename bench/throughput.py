@@ -46,7 +46,7 @@ def produce(bed: Bed) -> Section:
     count = bed.count(1_000_000)
     all_sent = _says(rf"\b{count} records sent")
     tuned = ("batch.size=1000000", "linger.ms=5", "buffer.memory=67108864")
-    # What people set for throughput; it gives up that a message is in the log once (docs/guarantees.md).
+    # Settings for throughput; they give up that a message is in the log once (docs/guarantees.md).
     hasty = ("linger.ms=20", "batch.size=1000000", "batch.num.messages=100000", "max.in.flight=5")
     programs = [
         Program(f"{OURS} produce", lambda: bed.producer(bed.only_topic(), "--count", str(count)), acknowledged(count)),

@@ -54,7 +54,7 @@ class Rotating:
         }
 
     def environment(self, cluster: Cluster) -> dict[str, str]:
-        """What the chart tells a worker."""
+        """The variables that the chart gives a worker."""
         return {
             "KAFKA_BOOTSTRAP_SERVERS": cluster.secure_bootstrap_servers,
             "KAFKA_SECURITY_PROTOCOL": "sasl_ssl",

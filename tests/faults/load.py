@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 MEMBERS = 2
 # As in the Dockerfile, for memory is measured.
 IMAGE_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
-# What docs/guarantees.md promises for a stop of a worker that is not stuck.
+# The bound in docs/guarantees.md for a stop of a worker that is not stuck.
 STOP_TIMEOUT_S = 15.0
 # Not as shipped: that partitions were added is seen after two seconds instead of a minute.
 PROPERTIES = ["--property", "topic.metadata.refresh.interval.ms=2000"]

@@ -153,10 +153,13 @@ class Group:
         return eventually(met, what, 20)
 
     def end(self) -> None:
+        """Stop all members and wait for them."""
         self.gate.set()
         self.broker.kill()
         for member in self.members:
             member.shutdown.request()
+        for member in self.members:
+            eventually(partial(getattr, member, "ended"), "the member ends", 20)
 
 
 @pytest.fixture
@@ -169,8 +172,6 @@ def group(broker: FakeBroker) -> Iterator[Group]:
     group = Group(broker)
     yield group
     group.end()
-    for member in group.members:
-        eventually(partial(getattr, member, "ended"), "the member ends", 20)
 
 
 def numbers(begin: int, end: int) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""What handlers give back: written before the offset of their message is committable, whatever happens meanwhile."""
+"""Outputs of handlers: written before the offset of their message is committable, whatever happens meanwhile."""
 
 import logging
 import threading
@@ -37,8 +37,6 @@ def group(broker: FakeBroker) -> Iterator[Group]:
     group = Group(broker)
     yield group
     group.end()
-    for member in group.members:
-        eventually(partial(getattr, member, "ended"), "the member ends", 20)
 
 
 def forward(message: Message) -> Outgoing:

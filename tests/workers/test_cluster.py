@@ -51,7 +51,7 @@ def test_a_cluster_that_is_stopped_or_killed_leaves_nothing_behind(
 
 
 def bootstrap_servers_of(cluster: Process) -> str:
-    """What the cluster prints when it is ready."""
+    """The address that the cluster prints when it is ready."""
     printed = eventually(lambda: cluster.stdout.strip() or not cluster.running, "the bootstrap address", START_S)
     assert cluster.running, cluster.stderr
     return str(printed)

@@ -1,4 +1,4 @@
-"""What handlers give back, against real brokers."""
+"""Outputs of handlers, against real brokers."""
 
 import json
 

@@ -28,7 +28,7 @@ def send(processes: Processes, topic: str, lines: list[str]) -> None:
 
 
 def handle(processes: Processes, topic: str, group: str, *arguments: str) -> list[str]:
-    """What a member of the group handles until nothing comes any more."""
+    """The values that a member of the group handles until nothing comes any more."""
     member = processes.consume(topic, group, "--format", "value", "--idle-timeout", "2", *arguments)
     assert member.wait() == 0, member.stderr
     return member.lines

@@ -6,26 +6,18 @@ import time
 from collections.abc import Sequence
 
 import click
-from confluent_kafka.admin import AdminClient
 
+from workers.cli.admin import connected_admin
 from workers.cli.context import Context
 from workers.cli.parameters import LagOptions
-from workers.config import COMMON_DEFAULTS
 from workers.errors import WorkerError
 from workers.kafka import groups
-from workers.kafka.client import ClientState, create_client, wait_for_topics
 from workers.lifecycle import Shutdown
 
 
 def lag(options: LagOptions, context: Context, shutdown: Shutdown) -> None:
     """Shows a group; raises WorkerError when it is further behind than allowed."""
-    config = context.client_config(COMMON_DEFAULTS)
-    context.show_config(config)
-    context.set_up_logging()
-    client_state = ClientState()
-    admin = create_client(AdminClient, config, client_state.callbacks())
-    timeout_s = options.connection.timeout
-    wait_for_topics(admin, list(options.topics), config, client_state, timeout_s=timeout_s, shutdown=shutdown)
+    admin = connected_admin(options.connection, context, options.topics, shutdown)
     while True:
         group = groups.describe(admin, options.group_id, list(options.topics))
         if options.as_json:

@@ -174,4 +174,6 @@ def build(kind: type[_Options], parameters: Mapping[str, Any]) -> _Options:
 
 def check_dead_letter_topic(name: str | None, topics: Sequence[str]) -> None:
     if name is not None and name in topics:
-        raise ConfigError(f"--dead-letter-topic {name}: letters need a topic of their own, and --topic names it too")
+        raise ConfigError(
+            f"--dead-letter-topic {name}: dead letters need a topic of their own, and --topic names it too"
+        )

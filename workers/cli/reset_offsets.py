@@ -3,25 +3,17 @@
 import json
 
 import click
-from confluent_kafka.admin import AdminClient
 
+from workers.cli.admin import connected_admin
 from workers.cli.context import Context
 from workers.cli.parameters import ResetOffsetsOptions
-from workers.config import COMMON_DEFAULTS
 from workers.kafka import group_offsets
-from workers.kafka.client import ClientState, create_client, wait_for_topics
 from workers.lifecycle import Shutdown
 
 
 def reset_offsets(options: ResetOffsetsOptions, context: Context, shutdown: Shutdown) -> None:
     """Shows what moving the offsets would skip and repeat, and with --yes moves them."""
-    config = context.client_config(COMMON_DEFAULTS)
-    context.show_config(config)
-    context.set_up_logging()
-    client_state = ClientState()
-    admin = create_client(AdminClient, config, client_state.callbacks())
-    timeout_s = options.connection.timeout
-    wait_for_topics(admin, list(options.topics), config, client_state, timeout_s=timeout_s, shutdown=shutdown)
+    admin = connected_admin(options.connection, context, options.topics, shutdown)
     moves = group_offsets.plan(admin, options.group_id, options.topics, options.partitions, options.to)
     if options.yes:
         group_offsets.commit(admin, options.group_id, moves)

@@ -1,4 +1,4 @@
-"""What a handler gives back: messages to write before the message that they are of is done.
+"""The messages that a handler gives back: they are written before the message that they are of is done.
 
 The handler's thread makes and checks them. From `Work.finished` on they belong to the loop's thread, which sends them.
 """

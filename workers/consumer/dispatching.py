@@ -156,7 +156,7 @@ class Dispatcher:
         for work in sorted(written, key=lambda work: work.handled > 0):
             self._settle(work)
         if outputs.full:
-            # What has begun ends with its message at hand; the rest waits until there is room.
+            # Works under way end with their message at hand; the rest waits until there is room.
             self._parts.executor.interrupt()
 
     def account(self, work: Work, revoked: bool = False) -> None:

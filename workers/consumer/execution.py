@@ -55,7 +55,7 @@ class Executor:
         self.batch = False
         self.concurrency = concurrency
         self._middlewares = middlewares
-        # What the outputs of a work may be before it ends early: its share, with as much under way already.
+        # The outputs of a work after which it ends early: its share, with as much under way already.
         self._output_messages = max(1, MAX_MESSAGES // (2 * concurrency))
         self._output_bytes = MAX_BYTES // (2 * concurrency)
         # Submitted and not collected yet.
@@ -267,7 +267,7 @@ class Executor:
         return self._handler
 
     def _wrapped(self, inner: Any) -> Any:
-        """What is called: once for each handler, so with a lifespan `per_thread` once in each thread."""
+        """The function to call: made once for each handler, so with a lifespan `per_thread` once in each thread."""
         check_handler(inner)
         return wrap(inner, self._middlewares)
 
@@ -418,7 +418,7 @@ class Executor:
 
 
 async def _gathered(answer: object) -> object:
-    """What an async generator yields that a handler has returned; anything else as it is."""
+    """The messages of an async generator that a handler has returned; anything else as it is."""
     return [each async for each in answer] if isinstance(answer, AsyncIterable) else answer
 
 

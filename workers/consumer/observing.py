@@ -1,4 +1,4 @@
-"""What the client and the brokers say of the partitions: their ends, and fetches that hang.
+"""The client's and the brokers' reports on partitions: their ends, and fetches that hang.
 
 Called by the loop's thread.
 """

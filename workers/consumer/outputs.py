@@ -57,7 +57,7 @@ class Outputs:
         auth_timeout_s: float = 0.0,
         connect: Callable[[dict[str, Any]], Any] | None = None,
     ) -> None:
-        # What became of outputs, by topic; for the metrics and the account.
+        # Outcomes of outputs, by topic; for the metrics and the account.
         self.topics: dict[str, Deliveries] = {}
         self.messages = 0
         self.bytes = 0
@@ -250,7 +250,7 @@ _REASONS = {
 
 
 def _failure(error: KafkaError, output: Output) -> Exception:
-    """What the message has failed with whose output this is. Where the output may be in the log all the same, brokers
+    """The error of the message whose output this is. Where the output may be in the log all the same, brokers
     are away, which is not the message's fault: such an attempt is not counted.
     """
     reason = _REASONS.get(error.code(), error.str())

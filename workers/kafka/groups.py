@@ -70,7 +70,7 @@ class Member:
 
 
 class Committed(NamedTuple):
-    """What a group has committed for a partition."""
+    """The committed offset of a partition, and what was committed beside it."""
 
     offset: int
     metadata: OffsetMetadata

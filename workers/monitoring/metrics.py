@@ -304,15 +304,19 @@ class ProducerCollector(Collector):
         yield from _client(producer.client_state, self._client_id)
 
 
+def _add_outcomes(counter: CounterMetricFamily, deliveries: Deliveries) -> None:
+    counter.add_metric([deliveries.topic, "success"], deliveries.acknowledged)
+    counter.add_metric([deliveries.topic, "failure"], deliveries.failed)
+    counter.add_metric([deliveries.topic, "unknown"], deliveries.unknown)
+
+
 def _deliveries(topics: list[Deliveries]) -> Iterator[Metric]:
     enqueued = _counter("kafka_producer_messages_enqueued_total")
     outcomes = _counter("kafka_producer_deliveries_total")
     failures = _counter("kafka_producer_delivery_failures_total")
     for each in topics:
         enqueued.add_metric([each.topic], each.enqueued)
-        outcomes.add_metric([each.topic, "success"], each.acknowledged)
-        outcomes.add_metric([each.topic, "failure"], each.failed)
-        outcomes.add_metric([each.topic, "unknown"], each.unknown)
+        _add_outcomes(outcomes, each)
         for error, count in list(each.errors.items()):
             failures.add_metric([each.topic, error], count)
     yield from (enqueued, outcomes, failures)
@@ -348,10 +352,8 @@ class ConsumerCollector(Collector):
             "kafka_consumer_end_to_end_latency_seconds", [(topic.name, topic.latencies) for topic in topics]
         )
         outputs = _counter("kafka_consumer_outputs_total")
-        for name, deliveries in list(status.outputs.items()):
-            outputs.add_metric([name, "success"], deliveries.acknowledged)
-            outputs.add_metric([name, "failure"], deliveries.failed)
-            outputs.add_metric([name, "unknown"], deliveries.unknown)
+        for deliveries in list(status.outputs.values()):
+            _add_outcomes(outputs, deliveries)
         yield outputs
         assigned = _gauge("kafka_consumer_assigned_partitions")
         assigned.add_metric([], len(status.partitions))

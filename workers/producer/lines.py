@@ -41,7 +41,7 @@ class LineReader(Iterable[Record]):
         self._stopped = self._ends_at_once = False
         self.waiting = False
         self._poll: select.poll | None = None
-        # What has no descriptor is in memory and never waits.
+        # A stream without a descriptor is in memory and never waits.
         with suppress(OSError):
             descriptor = stream.fileno()
             self._poll = select.poll()

@@ -13,11 +13,10 @@ def summarize(
 ) -> dict[str, Any]:
     """The account of one run, ready for JSON. Times are seconds; ranges are half-open, see `CountedRanges`."""
     latencies = deliveries.latencies
-    letters = {} if dead_letters is None else {"dead_letters": _outcomes(dead_letters)}
     return {
         "run": run,
         **_outcomes(deliveries),
-        **letters,
+        **({} if dead_letters is None else {"dead_letters": _outcomes(dead_letters)}),
         "duration_s": round(duration_s, 3),
         "rate_per_s": round(deliveries.acknowledged / duration_s, 1) if duration_s else 0.0,
         "latency_s": {f"p{percent}": _rounded(latencies.percentile(percent)) for percent in PERCENTILES},
@@ -58,9 +57,9 @@ def as_text(summary: Mapping[str, Any]) -> str:
     if latency["p50"] is not None:
         lines[1] += "; latency " + ", ".join(f"{name} {seconds * 1000:.1f} ms" for name, seconds in latency.items())
     lines += _errors_as_text(summary)
-    letters = summary.get("dead_letters", {"sent": 0})
-    if letters["sent"]:
-        lines += [f"dead letters to {letters['topic']}: {_outcomes_as_text(letters)}", *_errors_as_text(letters)]
+    dead = summary.get("dead_letters", {"sent": 0})
+    if dead["sent"]:
+        lines += [f"dead letters to {dead['topic']}: {_outcomes_as_text(dead)}", *_errors_as_text(dead)]
     if summary["unknown"] and summary["streams"]:
         lines.append(
             "unknown messages may or may not be in the log: `kafka-workers verify --account` tells which, as a "

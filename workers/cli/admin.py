@@ -1,0 +1,27 @@
+"""The admin client of the commands that look at a group and end."""
+
+from collections.abc import Sequence
+
+from confluent_kafka.admin import AdminClient
+
+from workers.cli.context import Context
+from workers.cli.parameters import ConnectionOptions
+from workers.config import COMMON_DEFAULTS
+from workers.kafka.client import ClientState, create_client, wait_for_topics
+from workers.lifecycle import Shutdown
+
+
+def connected_admin(
+    connection: ConnectionOptions, context: Context, topics: Sequence[str], shutdown: Shutdown
+) -> AdminClient:
+    """Return a client whose brokers have answered about `topics`; raises as `wait_for_topics`.
+
+    With --show-config it prints the configuration and ends the command.
+    """
+    config = context.client_config(COMMON_DEFAULTS)
+    context.show_config(config)
+    context.set_up_logging()
+    client_state = ClientState()
+    admin = create_client(AdminClient, config, client_state.callbacks())
+    wait_for_topics(admin, list(topics), config, client_state, timeout_s=connection.timeout, shutdown=shutdown)
+    return admin
