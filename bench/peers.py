@@ -61,7 +61,7 @@ async def faststream_aiokafka(servers: str, topic: str, count: int, group: str, 
     """
     from faststream.kafka import KafkaBroker, KafkaMessage
 
-    broker: Any = KafkaBroker(servers, logger=None)
+    broker: Any = KafkaBroker(servers.split(","), logger=None)
 
     def place(message: Any) -> tuple[bytes | None, int]:
         return message.raw_message.key, message.raw_message.offset

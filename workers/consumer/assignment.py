@@ -413,7 +413,7 @@ def _runs(messages: list[Message], one_topic: bool) -> Iterator[list[Message]]:
         yield messages
         return
     begin = 0
-    for _, run in groupby(zip(map(Message.topic, messages), partitions, strict=True)):
+    for _, run in groupby(partitions if one_topic else zip(map(Message.topic, messages), partitions, strict=True)):
         end = begin + len([*run])
         yield messages[begin:end]
         begin = end

@@ -5,7 +5,7 @@ of what was received, so key, value and headers are taken before the handler see
 """
 
 from collections.abc import Sequence
-from itertools import chain, islice
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -119,13 +119,16 @@ class Received:
 
 def _headers(messages: list[Message]) -> list[Any] | None:
     found: list[Any] = []
+    rest = iter(messages)
     while len(found) < len(messages):
         try:
             # What came before an error stays in the list.
-            found.extend(map(Message.headers, islice(messages, len(found), None)))
+            found.extend(map(Message.headers, rest))
         except SystemError:
             drop_headers(messages[len(found)])
             found.append(None)
+    if found.count(None) == len(found):
+        return None
     # A message returns the same list each time, which a handler may change in place.
     return [headers and [*headers] for headers in found] if any(found) else None
 
@@ -135,7 +138,8 @@ def _bytes(values: list[Any], keys: list[Any], headers: list[Any] | None) -> int
         size = sum(map(len, values))
     except TypeError:  # one is None
         size = sum(map(len, filter(None, values)))
-    size += sum(map(len, filter(None, keys)))
+    if keys.count(None) < len(keys):
+        size += sum(map(len, filter(None, keys)))
     return size if headers is None else size + sum(map(_size, filter(None, headers)))
 
 
