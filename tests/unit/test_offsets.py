@@ -1,6 +1,9 @@
 """Which offsets of a partition are done, and the metadata that is committed with the low-water mark."""
 
+from unittest.mock import Mock
+
 import pytest
+from confluent_kafka import TopicPartition
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -15,6 +18,8 @@ from workers.accounting.offset_metadata import (
 from workers.accounting.order import MAX_GAPS, MAX_STREAMS, OrderCounts, OrderLedger
 from workers.accounting.stamps import encode as stamp
 from workers.accounting.stamps import stream_of
+from workers.consumer.assignment import Assignment
+from workers.consumer.committing import StoredOffsets
 from workers.consumer.offsets import OffsetTracker
 
 OFFSETS = st.integers(0, 2**62)
@@ -222,3 +227,22 @@ def test_a_ledger_of_version_0_1_is_still_read_and_that_of_another_envelope_is_n
 
     assert decode(5, ledger).ledger == ledger
     assert decode(5, f"kw2|id|3|100|5-7|{ledger}").ledger == ""
+
+
+def test_the_answer_to_an_earlier_commit_does_not_stand_for_one_that_was_not_sent() -> None:
+    client = Mock()
+    assignment = Assignment(["t"])
+    [state] = assignment.assign([TopicPartition("t", 0, 20)])
+    committer = StoredOffsets(lambda: client, Mock())
+    state.topic_id = "an-id"
+    state.commit_explicitly()
+
+    # The client has committed by itself what was stored before the id was known.
+    committer.on_commit(None, [TopicPartition("t", 0, 20)], assignment.partitions)
+    committer.stage(assignment.partitions.values())
+    [place] = client.commit.call_args.kwargs["offsets"]
+    assert decode(20, place.metadata).topic_id == "an-id"
+
+    committer.on_commit(None, [place], assignment.partitions)
+    committer.stage(assignment.partitions.values(), now=True)
+    assert client.commit.call_count == 1
