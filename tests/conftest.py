@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.processes import Processes
 from workers.local.cluster import Cluster, finish
+from workers.testing.processes import Processes
 
 USER, PASSWORD = "worker", "correct-horse"
 

@@ -18,8 +18,8 @@ from confluent_kafka.admin import (
 
 from tests.conftest import PASSWORD, USER
 from tests.mounted import Secret, broker_store, client_pair, pem
-from tests.processes import Process
 from workers.local.cluster import Cluster
+from workers.testing.processes import Process
 
 LISTENER = "listener.name.secure"
 

@@ -146,7 +146,13 @@ def is_batch(handler: Handler) -> bool:
 
 def load_handler(reference: str) -> Lifespan:
     """The handler that `--handler` names; raises ConfigError when it cannot be imported."""
-    found = load("--handler", reference)
+    return lifespan_of(load("--handler", reference))
+
+
+def lifespan_of(found: Any) -> Lifespan:
+    """The lifespan of what a user names: a handler, or a function marked with `lifespan`; raises ConfigError for what
+    is neither.
+    """
     if getattr(found, _LIFESPAN, False):
         manager: Lifespan = found
         return manager

@@ -16,8 +16,8 @@ from confluent_kafka.admin import (
 
 from tests.chart.rendering import render
 from tests.conftest import Certificates, secure
-from tests.processes import Processes, eventually
 from workers.local.cluster import Cluster
+from workers.testing.processes import Processes, eventually
 
 USERS = ("producer", "consumer")
 BAD_HANDLER = "def handle(message):\n    raise ValueError('never')\n"

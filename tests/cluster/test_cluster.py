@@ -8,7 +8,7 @@ import pytest
 
 from tests.chart.rendering import second_release
 from tests.cluster.kind import CHART, CONTEXT, REPOSITORY, Release, found, kubectl, output, run
-from tests.processes import eventually
+from workers.testing.processes import eventually
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.compose.engine import IMAGE, PROJECT, Stack, build, docker, image_of, there, why_not
-from tests.processes import Processes
+from workers.testing.processes import Processes
 
 HOST_LISTENERS = "localhost:19092,localhost:29092,localhost:39092"
 

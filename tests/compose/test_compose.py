@@ -23,7 +23,7 @@ from tests.compose.engine import (
     published_addresses,
     service_of,
 )
-from tests.processes import Processes, eventually
+from workers.testing.processes import Processes, eventually
 
 pytestmark = pytest.mark.timeout(900)
 

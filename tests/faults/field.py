@@ -18,9 +18,9 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from tests.faults.load import ROOT, Load, Setup
 from tests.faults.proxy import Proxy
-from tests.processes import Processes
 from tests.rotating import Rotating
 from workers.local.cluster import Cluster, finish
+from workers.testing.processes import Processes
 
 # Each fault meets both group protocols, with one call at a time and with many.
 KEYED = ("--source", "tests.faults.keyed:messages", "--stamp")

@@ -15,8 +15,8 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from tests.faults.books import Acknowledged, Handled, Tail
 from tests.faults.recorder import FILE, HEAP_SUFFIX, HOLD
-from tests.processes import Process, Processes, eventually
 from workers.local.cluster import Cluster
+from workers.testing.processes import Process, Processes, eventually
 
 ROOT = Path(__file__).parents[2]
 MEMBERS = 2

@@ -11,18 +11,15 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, Message, TopicPartition
 
-from tests.fakes import FakeBroker, FakeClient, FakeDeadLetters, FakeWatermarks
-from tests.processes import eventually
 from workers.accounting.offset_metadata import OffsetMetadata, decode, encode
-from workers.config import CONSUMER_DEFAULTS, PRODUCER_DEFAULTS, ClientConfig, Precedence, Setting
 from workers.consumer.failures import ErrorPolicy
-from workers.consumer.loop import Consumer
-from workers.consumer.outputs import Outputs
 from workers.consumer.status import PartitionStatus
 from workers.deadletters.headers import dead_letter_headers
 from workers.errors import WorkerError
 from workers.handlers import Reject, Retry, batch
-from workers.lifecycle import Shutdown
+from workers.testing.handling import Member
+from workers.testing.memory import FakeBroker, FakeDeadLetters
+from workers.testing.processes import eventually
 
 QUICK = ErrorPolicy(backoff_s=0.01, backoff_max_s=0.02)
 FOR_EVER = ErrorPolicy("retry", backoff_s=0.01, backoff_max_s=0.02)
@@ -52,82 +49,6 @@ class Handled:
         return [offset for _, offset, _ in self.messages]
 
 
-class Member:
-    """A consumer that runs in a thread of its own."""
-
-    def __init__(
-        self,
-        broker: FakeBroker,
-        handler: Any,
-        *,
-        properties: dict[str, str] | None = None,
-        dead_letters: FakeDeadLetters | None = None,
-        policy: ErrorPolicy = QUICK,
-        stop_timeout_s: float = 5.0,
-        **options: Any,
-    ) -> None:
-        told = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": "0", **(properties or {})}
-        settings = [Setting(*each, Precedence.COMMAND_LINE, "") for each in told.items()]
-        self.shutdown = Shutdown(stop_timeout_s)
-        self.dead_letters = dead_letters or FakeDeadLetters()
-        watermarks: Any = FakeWatermarks(broker)
-        self.consumer = Consumer(
-            ClientConfig(CONSUMER_DEFAULTS, settings),
-            ["t"],
-            lambda: nullcontext(handler),
-            self.shutdown,
-            policy=policy,
-            dead_letters=self.dead_letters,
-            outputs=Outputs(ClientConfig(PRODUCER_DEFAULTS, settings), connect=broker.connect_producer),
-            watermarks=watermarks,
-            connect=broker.connect,
-            **options,
-        )
-        self.error: BaseException | None = None
-        self._broker = broker
-        self._thread = threading.Thread(target=self._run, name="member", daemon=True)
-
-    @property
-    def client(self) -> FakeClient:
-        return self._broker.clients[-1]
-
-    @property
-    def ended(self) -> bool:
-        return not self._thread.is_alive()
-
-    def start(self) -> "Member":
-        self._thread.start()
-        return self
-
-    def finish(self, timeout_s: float = 30.0) -> "Member":
-        """Wait until it ends by itself; raises what has ended it."""
-        if not self._thread.ident:
-            self.start()
-        self._thread.join(timeout_s)
-        assert self.ended, f"it still runs after {timeout_s:g} s"
-        if self.error is not None:
-            raise self.error
-        return self
-
-    def stop(self) -> "Member":
-        self.shutdown.request()
-        return self.finish()
-
-    def partition(self, number: int = 0) -> PartitionStatus | None:
-        return next((each for each in self.consumer.status.partitions if each.partition == number), None)
-
-    def lag(self, number: int = 0) -> int | None:
-        known = self.partition(number)
-        return None if known is None else known.lag_messages
-
-    def _run(self) -> None:
-        try:
-            self.consumer.start(5.0)
-            self.consumer.run()
-        except BaseException as error:
-            self.error = error
-
-
 class Group:
     """Starts members, and ends at the end of the test those that still run."""
 
@@ -137,7 +58,7 @@ class Group:
         self.gate = threading.Event()
 
     def member(self, handler: Any, **options: Any) -> Member:
-        member = Member(self.broker, handler, **options)
+        member = Member(self.broker, lambda: nullcontext(handler), **{"policy": QUICK, **options})
         self.members.append(member)
         return member
 
@@ -851,7 +772,7 @@ def test_the_lag_of_a_partition_whose_fetch_hangs_stays_true(
         return sum(each.lag_messages or 0 for each in member.consumer.status.partitions)
 
     group.until(lambda: lag() == 5, "the lag grows")
-    monkeypatch.setattr("tests.fakes.WATERMARKS_S", 60.0)
+    monkeypatch.setattr("workers.testing.memory.WATERMARKS_S", 60.0)
     for _ in range(3):
         before = member.consumer.client_state.statistics
         group.until(lambda: member.consumer.client_state.statistics is not before, "other statistics")  # noqa: B023

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from confluent_kafka import Message
 
-from tests.processes import eventually
 from workers.consumer.answers import MAX_BYTES
 from workers.consumer.execution import Executor
 from workers.consumer.received import Received
@@ -23,6 +22,7 @@ from workers.errors import ConfigError, WorkerError
 from workers.handlers import Handler, Lifespan, batch, lifespan
 from workers.lifecycle import Shutdown
 from workers.sources import Outgoing
+from workers.testing.processes import eventually
 
 WAIT_S = 30
 

@@ -12,8 +12,6 @@ import pytest
 import trustme
 from confluent_kafka import KafkaError, Message
 
-from tests.fakes import LATER, FakeBroker
-from tests.processes import eventually
 from tests.unit.test_consumer import BY_KEY, FOR_EVER, Group, Handled, key_of_ten, numbers
 from workers.config import PRODUCER_DEFAULTS, ClientConfig, Precedence, Setting
 from workers.consumer import outputs as module
@@ -25,6 +23,8 @@ from workers.consumer.scheduling import Shard, Work
 from workers.errors import ConfigError, WorkerError
 from workers.handlers import batch
 from workers.sources import Outgoing
+from workers.testing.memory import LATER, FakeBroker
+from workers.testing.processes import eventually
 
 
 @pytest.fixture

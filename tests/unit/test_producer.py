@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Message
 
-from tests.processes import eventually
 from workers.accounting.stamps import encode, stream_of
 from workers.config import PRODUCER_DEFAULTS, ClientConfig, Precedence, Setting
 from workers.errors import WorkerError
@@ -19,6 +18,7 @@ from workers.producer.deliveries import Deliveries
 from workers.producer.loop import Producer
 from workers.producer.prefetch import ThreadedSource
 from workers.sources import BATCH_MESSAGES, Delivery, Outgoing, Record, SourceError, call_source
+from workers.testing.processes import eventually
 
 AWAY = {"bootstrap.servers": "127.0.0.1:1"}
 # librdkafka's own mock cluster, inside the client.

@@ -17,12 +17,12 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge, Metric
 from prometheus_client.registry import Collector
 
-from tests.processes import eventually
 from workers.errors import ConfigError
 from workers.kafka.statistics import parse
 from workers.lifecycle import Shutdown, call_with_timeout
 from workers.monitoring import server as monitoring
 from workers.monitoring.server import Server
+from workers.testing.processes import eventually
 
 
 class Probes:

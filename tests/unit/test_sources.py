@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.processes import eventually
 from workers.accounting.stamps import STAMP_HEADER, decode, stream_of
 from workers.errors import ConfigError
 from workers.producer import lines
@@ -22,6 +21,7 @@ from workers.producer.generator import StampedSource
 from workers.producer.lines import LineFormat, LineReader, read_file
 from workers.producer.prefetch import ThreadedSource
 from workers.sources import AHEAD_BYTES, AHEAD_MESSAGES, Outgoing, Record, SourceError, call_source
+from workers.testing.processes import eventually
 
 
 def values_of(data: bytes, line_format: LineFormat | None = None) -> list[bytes | None]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import eventually
 from workers.local import supervisor
 from workers.local.cluster import Broker, Cluster, ClusterError
 from workers.local.supervisor import MAX_FAILURES, Supervisor
+from workers.testing.processes import eventually
 
 # Runs until it is killed, unless it finds the file `broken` beside its log.
 PROGRAM = """

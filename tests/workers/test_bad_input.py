@@ -8,8 +8,8 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from tests.conftest import PASSWORD, USER, Certificates
-from tests.processes import Processes
 from workers.local.cluster import Cluster
+from workers.testing.processes import Processes
 
 MODULE = """
 not_callable = 1

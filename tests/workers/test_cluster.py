@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import Process, Processes, eventually
 from workers.local.cluster import START_TIMEOUT_S
+from workers.testing.processes import Process, Processes, eventually
 
 # The cluster itself gives brokers so long, on a busy machine, and says when they are late.
 START_S = START_TIMEOUT_S + 10

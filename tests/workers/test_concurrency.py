@@ -7,8 +7,8 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from tests.conftest import Topics
-from tests.processes import Process, Processes, eventually
 from workers.accounting.offset_metadata import decode
+from workers.testing.processes import Process, Processes, eventually
 
 HANDLERS = """
 import asyncio

@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import Topics
-from tests.processes import COMMAND, Process, Processes, eventually
+from workers.testing.processes import COMMAND, Process, Processes, eventually
 
 
 def committed(admin: AdminClient, group: str) -> dict[int, int]:

@@ -21,7 +21,6 @@ from confluent_kafka import Message
 
 from tests.faults.faults import FAULTS
 from tests.faults.report import BEGIN, END
-from tests.processes import DEADLINE_S, eventually
 from workers.cli.main import cli
 from workers.consumer.execution import Executor
 from workers.consumer.failures import ErrorPolicy, RetryLater, SendDeadLetter, decide
@@ -30,6 +29,7 @@ from workers.consumer.scheduling import Shard, Work
 from workers.handlers import Lifespan, Middleware, load_handler
 from workers.lifecycle import Shutdown
 from workers.monitoring.metrics import markdown
+from workers.testing.processes import DEADLINE_S, eventually
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted((ROOT / "docs").glob("*.md"))

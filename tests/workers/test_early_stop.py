@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import COMMAND, Process, Processes, eventually
+from workers.testing.processes import COMMAND, Process, Processes, eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 PROMPTLY_S = 10.0

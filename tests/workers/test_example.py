@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Topics
-from tests.processes import Process, Processes, eventually
+from workers.testing.processes import Process, Processes, eventually
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "orders"
 ORDERS = 600

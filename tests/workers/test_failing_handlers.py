@@ -11,7 +11,6 @@ from confluent_kafka import Consumer, IsolationLevel, KafkaError, Message, Produ
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from tests.conftest import Topics
-from tests.processes import Processes, eventually
 from tests.workers.test_consume import committed
 from workers import Retry
 from workers.accounting.order import OrderCounts
@@ -27,6 +26,7 @@ from workers.kafka.messages import headers_of
 from workers.kafka.watermarks import Watermarks
 from workers.lifecycle import Shutdown
 from workers.local.cluster import finish
+from workers.testing.processes import Processes, eventually
 
 HANDLERS = """
 import time

@@ -14,8 +14,8 @@ from confluent_kafka.admin import (
 )
 
 from tests.conftest import Topics
-from tests.processes import Process, Processes, eventually
 from workers.local.cluster import Cluster
+from workers.testing.processes import Process, Processes, eventually
 
 HANGS = "import time\ndef handle(message):\n    time.sleep(3600)\n"
 INTERVAL_S = 0.5

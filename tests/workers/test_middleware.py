@@ -1,6 +1,6 @@
 """Middleware that the command line names, against real brokers."""
 
-from tests.processes import Processes
+from workers.testing.processes import Processes
 
 CODE = """
 import functools

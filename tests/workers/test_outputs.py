@@ -3,7 +3,7 @@
 import json
 
 from tests.conftest import Topics
-from tests.processes import Processes, eventually
+from workers.testing.processes import Processes, eventually
 
 HANDLERS = """
 import asyncio

@@ -9,8 +9,8 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from tests.conftest import Topics
-from tests.processes import COMMAND, Processes, eventually
 from workers.local.cluster import Cluster
+from workers.testing.processes import COMMAND, Processes, eventually
 
 
 def read_all(bootstrap_servers: str, topic: str, count: int) -> list[tuple[bytes | None, bytes | None]]:

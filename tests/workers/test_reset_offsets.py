@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Topics
-from tests.processes import Processes, eventually
+from workers.testing.processes import Processes, eventually
 
 COUNT = 30
 

@@ -15,9 +15,9 @@ import trustme
 from confluent_kafka import Consumer, TopicPartition
 
 from tests.conftest import PASSWORD
-from tests.processes import Process, Processes, eventually
 from tests.rotating import LISTENER, Rotating, renewals
 from workers.local.cluster import Cluster
+from workers.testing.processes import Process, Processes, eventually
 
 AGAIN_MS = 5000
 # kubelet brings a new file so long after the brokers refuse the old password.

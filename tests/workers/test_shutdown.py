@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.processes import Process, Processes, eventually
 from workers.local.cluster import Cluster
 from workers.producer.loop import MAX_QUEUE_MESSAGES
 from workers.sources import BATCH_MESSAGES
+from workers.testing.processes import Process, Processes, eventually
 
 BOUND_S = 3.0
 # On top of the bound: closing the client is given a second or two, and the machine may be busy.

@@ -8,8 +8,8 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from tests.conftest import Topics
-from tests.processes import Processes, eventually
 from workers.accounting.stamps import encode, stream_of
+from workers.testing.processes import Processes, eventually
 
 
 def write_stamped(bootstrap_servers: str, topic: str, run: str, sequences: list[int]) -> None:

@@ -1,4 +1,7 @@
-"""Runs `kafka-workers` as a user does: as a process, looked at from outside."""
+"""Runs `kafka-workers` as a user does: as a process, looked at from outside.
+
+Everything that waits raises AssertionError, with what the process said, when it waits in vain.
+"""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A Kafka cluster and its client in memory, for tests of the consumer that need no broker.
+"""A Kafka cluster and its clients in memory, on which the consumer runs as it is.
 
 `FakeClient` has the part of confluent_kafka.Consumer that workers/consumer uses, with librdkafka's rules where they
 matter: a stored offset is committed only above the committed one; a partition whose position is outside of its log gets
@@ -92,6 +92,8 @@ class FakeBroker:
         self.producers: list[FakeProducer] = []
         # So many calls of committed() time out.
         self.committed_timeouts = 0
+        # Nobody waits for messages any more.
+        self.over = False
         self._ids = count(1)
         for name, partitions in topics.items():
             self.create(name, partitions)
@@ -303,7 +305,7 @@ class FakeClient:
         while True:
             self._serve()
             found = self._next()
-            if found is not None or time.monotonic() >= deadline:
+            if found is not None or self._broker.over or time.monotonic() >= deadline:
                 return found
             time.sleep(LOOK_S)
 
@@ -449,6 +451,8 @@ class FakeClient:
             self._commit(due)
 
     def _commit(self, places: list[TopicPartition]) -> None:
+        if self.dead:
+            return
         refused = self._broker.take_commit(self, places)
         if refused is None:
             self._committed |= {(each.topic, each.partition): each.offset for each in places}
@@ -594,7 +598,14 @@ class FakeProducer:
                 continue
             if outcome is None:
                 topic = message.topic() or ""
-                self._broker.produce([message.value()], topic=topic, partition=partition, key=message.key())
+                self._broker.produce(
+                    [message.value()],
+                    topic=topic,
+                    partition=partition,
+                    key=message.key(),
+                    headers=message.headers() or None,
+                    timestamp_ms=message.timestamp()[1] or None,
+                )
             on_delivery(None if outcome is None else KafkaError(outcome), message)
             served += 1
         self._under_way = kept + self._under_way

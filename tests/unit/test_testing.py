@@ -1,0 +1,270 @@
+"""The kit for users' tests: what becomes of messages in memory, and faults of handlers, each of which it finds."""
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Message
+
+from workers import Outgoing, Reject, Retry, batch, lifespan
+from workers.testing import Effects, check, handle, message
+
+MESSAGES = [message(f"{number}", key=f"k{number % 3}") for number in range(12)]
+
+
+class Database:
+    """What a handler writes to: rows by key, and whether it can be reached."""
+
+    def __init__(self) -> None:
+        self.rows: dict[Any, Any] = {}
+        self.away = False
+
+    def put(self, key: Any, value: Any) -> None:
+        if self.away:
+            raise ConnectionError("the database is away")
+        self.rows[key] = value
+
+    def get(self, key: Any) -> Any:
+        if self.away:
+            raise ConnectionError("the database is away")
+        return self.rows.get(key)
+
+    @contextmanager
+    def outage(self) -> Iterator[None]:
+        self.away = True
+        try:
+            yield
+        finally:
+            self.away = False
+
+    @property
+    def effects(self) -> Effects:
+        return Effects(lambda: dict(self.rows), self.rows.clear)
+
+
+@pytest.fixture
+def database() -> Database:
+    return Database()
+
+
+def place(message: Message) -> tuple[Any, Any]:
+    return message.key(), message.value()
+
+
+# What becomes of messages
+
+
+def test_messages_are_handled_retried_and_rejected_by_the_rules_of_the_consumer() -> None:
+    calls: list[Any] = []
+
+    def handler(message: Message) -> None:
+        calls.append(message.value())
+        if message.value() == b"bad":
+            raise Reject("not an order")
+        if message.value() == b"weak" and calls.count(b"weak") < 3:
+            raise ValueError("once more")
+        if message.value() == b"never":
+            raise ValueError("no")
+
+    handled = handle(handler, [message(each) for each in ("a", "bad", "weak", "never", "z")])
+    assert calls == [b"a", b"bad", *[b"weak"] * 3, *[b"never"] * 5, b"z"]
+    assert [(each.value, each.attempts, each.error) for each in handled.dead_letters] == [
+        (b"bad", 1, "not an order"),
+        (b"never", 5, "no"),
+    ]
+    assert handled.retried == 6
+
+
+def test_what_a_handler_gives_back_is_returned_by_topic() -> None:
+    def handler(message: Message) -> Outgoing:
+        return Outgoing(message.value(), key=message.key(), headers=[("of", b"order")], topic="invoices")
+
+    [invoice, _] = handle(handler, [message("1", key="k"), message("2", key="k")]).outputs["invoices"]
+    assert (invoice.topic(), invoice.key(), invoice.value(), invoice.headers()) == (
+        "invoices", b"k", b"1", [("of", b"order")],
+    )  # fmt: skip
+
+
+def test_a_message_that_is_tried_without_end_is_named() -> None:
+    def handler(message: Message) -> None:
+        if message.value() == b"1":
+            raise Retry("later")
+
+    with pytest.raises(AssertionError, match=r"^not handled within 0.5 s: offset 1 and what comes after it; \d+ calls"):
+        handle(handler, [message("0"), message("1")], timeout_s=0.5)
+
+
+# Handlers without fault
+
+
+def upsert(database: Database) -> Callable[[Message], None]:
+    return lambda message: database.put(*place(message))
+
+
+def test_a_handler_that_writes_under_the_key_has_no_fault(database: Database) -> None:
+    check(upsert(database), MESSAGES, database.effects, outage=database.outage)
+
+
+def test_a_lifespan_and_a_batch_handler_and_an_async_one_have_no_fault(database: Database) -> None:
+    @lifespan
+    def batches() -> Any:
+        @batch
+        def store(messages: list[Message]) -> None:
+            for each in messages:
+                database.put(*place(each))
+
+        yield store
+
+    async def store(message: Message) -> None:
+        await asyncio.sleep(0)
+        database.put(*place(message))
+
+    check(batches, MESSAGES, database.effects, outage=database.outage)
+    check(store, MESSAGES, database.effects, outage=database.outage)
+
+
+def test_outputs_with_the_right_key_are_no_fault() -> None:
+    def handler(message: Message) -> Outgoing:
+        return Outgoing(message.value(), key=message.key(), topic="out")
+
+    check(handler, MESSAGES, Effects(lambda: None, lambda: None), output_key=lambda each: each.key())
+
+
+# Ten faults
+
+
+def finds(fault: str, handler: Any, database: Database, **options: Any) -> str:
+    with pytest.raises(AssertionError) as found:
+        check(handler, MESSAGES, database.effects, **options)
+    text = str(found.value)
+    assert text.startswith("the handler has ")
+    assert fault in text
+    return text
+
+
+def test_a_swallowed_error_is_found(database: Database) -> None:
+    def handler(message: Message) -> None:
+        with suppress(ConnectionError):
+            database.put(*place(message))
+
+    text = finds("it swallows errors: ", handler, database, outage=database.outage)
+    assert "of 12 messages counted as handled" in text
+
+
+def test_a_write_that_is_not_idempotent_is_found(database: Database) -> None:
+    def handler(message: Message) -> None:
+        database.put(message.key(), (database.get(message.key()) or 0) + 1)
+
+    text = finds("messages that came again from offset 0 on have changed what was done", handler, database)
+    assert "wanted: {b'k0': 4, b'k1': 4, b'k2': 4}" in text
+    assert "found:  {b'k0': 8, b'k1': 8, b'k2': 8}" in text
+
+
+def test_dependence_on_the_order_of_keys_is_found(database: Database) -> None:
+    def handler(message: Message) -> None:
+        database.put("latest", message.value())
+
+    finds("depends on the order of messages with different keys", handler, database)
+
+
+def test_a_blocking_call_in_an_async_handler_is_found_with_its_line(database: Database) -> None:
+    async def handler(message: Message) -> None:
+        time.sleep(0.03)
+        database.put(*place(message))
+
+    text = finds("it blocks its event loop at ", handler, database)
+    assert f"{__file__}:{handler.__code__.co_firstlineno + 1};" in text
+
+
+def test_a_write_after_the_commit_is_found(database: Database) -> None:
+    def handler(message: Message) -> None:
+        threading.Timer(0.2, database.put, place(message)).start()
+
+    finds("it still works on a message after it has returned", handler, database)
+
+
+def test_messages_that_are_kept_for_a_later_write_are_found(database: Database) -> None:
+    @lifespan
+    def buffered() -> Any:
+        kept: list[Message] = []
+
+        def flush() -> None:
+            for each in kept:
+                database.put(each.value(), each.key())
+            kept.clear()
+
+        def handler(message: Message) -> None:
+            kept.append(message)
+            if len(kept) == 4:
+                flush()
+
+        yield handler
+        flush()
+
+    finds("after a SIGKILL behind offset ", buffered, database)
+
+
+MUTABLE = """
+import database
+
+totals = {}
+
+def handler(message):
+    totals[message.key()] = totals.get(message.key(), 0) + int(message.value())
+    database.put(message.key(), max(totals[message.key()], 0))
+"""
+
+
+def test_a_mutable_global_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: Database) -> None:
+    (tmp_path / "mutable_global.py").write_text(MUTABLE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "database", database)
+    finds("after a SIGKILL behind offset ", "mutable_global:handler", database)
+
+
+def test_a_retry_without_end_is_found(database: Database) -> None:
+    def handler(message: Message) -> None:
+        if message.value() == b"7":
+            raise Retry("not yet")
+        database.put(*place(message))
+
+    finds("AssertionError: not handled within 0.3 s: offset 7", handler, database, timeout_s=0.3)
+
+
+def test_a_huge_output_is_found(database: Database) -> None:
+    def handler(message: Message) -> Outgoing:
+        return Outgoing(b"x" * 1_100_000, key=message.key(), topic="out")
+
+    text = finds("12 of 12 messages became dead letters", handler, database)
+    assert "bytes are too large; raise message.max.bytes" in text
+
+
+def test_a_wrong_key_is_found(database: Database) -> None:
+    def handler(message: Message) -> Outgoing:
+        return Outgoing(message.value(), topic="out")
+
+    finds("12 outputs have another key than the one wanted", handler, database, output_key=lambda each: each.key())
+
+
+def test_a_leak_is_found(database: Database) -> None:
+    seen: set[float] = set()
+
+    def handler(message: Message) -> None:
+        seen.add(time.monotonic())
+        database.put(*place(message))
+
+    finds("bytes of memory for each message", handler, database)
+
+
+def test_all_faults_are_named_at_once(database: Database) -> None:
+    def handler(message: Message) -> None:
+        database.put("last", ((database.get("last") or (0,))[0] + 1, message.value()))
+
+    text = finds("the handler has 2 faults:", handler, database)
+    assert text.count("\n- ") == 2

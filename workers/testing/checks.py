@@ -1,0 +1,342 @@
+"""What a correct handler shows however its messages come, checked in memory.
+
+Each check runs the handler on the same messages in another way, and compares what it has done with the first run.
+"""
+
+import gc
+import random
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from itertools import cycle, islice, pairwise
+from typing import Any, NamedTuple, Self, TypeAlias
+
+from confluent_kafka import Message
+
+from workers.consumer.execution import Executor
+from workers.consumer.failures import ErrorPolicy
+from workers.handlers import Handler, Lifespan, load_handler
+from workers.lifecycle import HANDLER_THREAD
+from workers.loading import named
+from workers.testing.handling import AT_ONCE, TIMEOUT_S, Trial
+
+Outage: TypeAlias = Callable[[], AbstractContextManager[object]]
+# Members are killed at so many places.
+CRASHES = 8
+# Work that goes on after the handler has returned is looked for so long.
+SETTLED_S = 0.3
+# So many times messages are brought into another order of keys.
+SHUFFLES = 3
+# Rounds of the check of memory: the first ones fill caches. A handler that keeps its messages keeps more than this.
+LEAK_ROUNDS = 6
+LEAK_MESSAGES = 200
+LEAST_MESSAGES = 20
+ROUND_S = 0.3
+LEAK_BYTES = 16
+# The event loop is looked at so often, and is blocked when it stands still for so many looks.
+SAMPLE_S = 0.001
+BLOCKED_SAMPLES = 10
+
+
+@dataclass(frozen=True)
+class Effects:
+    """How to see what a handler has done: `read` returns it, to be compared by ==, and `clear` undoes it."""
+
+    read: Callable[[], object]
+    clear: Callable[[], object]
+
+
+def check(
+    handler: Handler | Lifespan | str,
+    messages: Sequence[Message],
+    effects: Effects,
+    *,
+    outage: Outage | None = None,
+    output_key: Callable[[Message], Any] | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> None:
+    """Check a handler; raises AssertionError that names all that is wrong with it.
+
+    - Each of `messages` is handled: none becomes a dead letter, or is tried for ever.
+    - A message that comes again changes nothing.
+    - After a SIGKILL at any message, all is done when the next member has handled the rest. Name the handler as
+      MODULE:NAME, and its module is imported anew for that member, as a new process does.
+    - Messages of other keys may come in any order. Only messages with keys are moved.
+    - An `async` handler does not block its event loop for 10 ms or more.
+    - What it keeps in memory does not grow with the messages.
+    - With `outage`, a context in which what the handler needs is away: no message counts as handled that is not.
+    - With `output_key`, which returns the key that the outputs of a message must have: they have it.
+    """
+    checks = _Checks(handler, messages, effects, outage, output_key, timeout_s)
+    found = [each for each in checks.run() if each is not None]
+    if found:
+        raise AssertionError("\n".join([f"the handler has {len(found)} faults:", *(f"- {each}" for each in found)]))
+
+
+@dataclass
+class _Checks:
+    handler: Handler | Lifespan | str
+    messages: Sequence[Message]
+    effects: Effects
+    outage: Outage | None
+    output_key: Callable[[Message], Any] | None
+    timeout_s: float
+
+    def run(self) -> Iterator[str | None]:
+        self._wanted: object = None
+        self._message_s = 0.0
+        with _BlockedLoop() as loop:
+            first = self._attempt(self._handles_all)
+        if first is not None:
+            # Nothing to compare with.
+            yield first
+            return
+        yield from map(self._blocks, sorted(loop.found))
+        yield self._attempt(self._redelivery)
+        yield self._attempt(self._crash)
+        if len({each.key() for each in self.messages if each.key() is not None}) > 1:
+            yield self._attempt(self._order)
+        if self.outage is not None:
+            yield self._attempt(self._outage)
+        yield self._attempt(self._memory)
+
+    def _attempt(self, what: Callable[[], str | None]) -> str | None:
+        self.effects.clear()
+        try:
+            return what()
+        except Exception as error:
+            return f"{(what.__doc__ or '').split(';')[0].rstrip('.')}: {named(error)}"
+        finally:
+            self.effects.clear()
+
+    def _handles_all(self) -> str | None:
+        """Handling all messages once."""
+        with self._trial() as trial:
+            trial.deliver(self.messages)
+            begun_at = time.monotonic()
+            trial.start()
+            trial.wait_for(lambda: trial.done >= len(self.messages), self.timeout_s)
+            self._message_s = (time.monotonic() - begun_at) / len(self.messages)
+            done = self.effects.read()
+            trial.finish(self.timeout_s)
+            time.sleep(SETTLED_S)
+            self._wanted = self.effects.read()
+            if done != self._wanted:
+                return (
+                    "it still works on a message after it has returned, so a SIGKILL would lose that; return only when "
+                    f"the work is done\n  then:  {done!r}\n  later: {self._wanted!r}"
+                )
+        handled = trial.handled
+        if handled.dead_letters:
+            letter = handled.dead_letters[0]
+            return (
+                f"{len(handled.dead_letters)} of {len(self.messages)} messages became dead letters; the first one, at "
+                f"offset {letter.offset}, after {letter.attempts} attempts: {letter.error}"
+            )
+        if self.output_key is not None:
+            wanted = {self.output_key(each) for each in self.messages}
+            wrong = [each for outputs in handled.outputs.values() for each in outputs if each.key() not in wanted]
+            if wrong:
+                return (
+                    f"{len(wrong)} outputs have another key than the one wanted, the first one {wrong[0].key()!r}: "
+                    "messages of one key would be in several partitions, without order"
+                )
+        return None
+
+    def _blocks(self, where: str) -> str:
+        return (
+            f"it blocks its event loop at {where}; no other message is handled meanwhile: await what waits, or call "
+            "it with asyncio.to_thread"
+        )
+
+    def _redelivery(self) -> str | None:
+        """Handling messages that come again."""
+        for offset in sorted({0, len(self.messages) // 2}):
+            self.effects.clear()
+            with self._trial() as trial:
+                trial.deliver(self.messages)
+                trial.finish(self.timeout_s)
+                trial.kill()
+                trial.redeliver(offset)
+                trial.start()
+                trial.finish(self.timeout_s)
+                if self.effects.read() != self._wanted:
+                    return self._differs(
+                        f"messages that came again from offset {offset} on have changed what was done; write under the "
+                        "message's key, or note its offset with what is written"
+                    )
+        return None
+
+    def _crash(self) -> str | None:
+        """Handling the rest after a SIGKILL."""
+        last = len(self.messages)
+        for count in sorted({max(1, last * part // CRASHES) for part in range(1, CRASHES)}):
+            self.effects.clear()
+            with self._trial() as trial:
+                trial.deliver(self.messages[:count])
+                trial.finish(self.timeout_s)
+                trial.kill()
+                trial.deliver(self.messages[count:])
+                with self._as_new_process(trial):
+                    trial.start()
+                    trial.finish(self.timeout_s)
+                # Before the first member ends its lifespan, which a killed process does not.
+                if self.effects.read() != self._wanted:
+                    return self._differs(
+                        f"after a SIGKILL behind offset {count - 1} something is missing or wrong that was handled "
+                        "before; finish the work before the handler returns, and keep nothing in memory that later "
+                        "messages need"
+                    )
+        return None
+
+    def _order(self) -> str | None:
+        """Handling messages in another order of keys."""
+        for number in range(SHUFFLES):
+            self.effects.clear()
+            with self._trial() as trial:
+                trial.deliver(_shuffled(self.messages, random.Random(number)))  # noqa: S311  (not a secret)
+                trial.finish(self.timeout_s)
+                if self.effects.read() != self._wanted:
+                    return self._differs(
+                        "what was done depends on the order of messages with different keys, which have none; let it "
+                        "depend on the messages of one key only"
+                    )
+        return None
+
+    def _outage(self) -> str | None:
+        """Handling messages while what it needs is away."""
+        assert self.outage is not None
+        with self._trial(ErrorPolicy("retry", AT_ONCE.max_attempts, AT_ONCE.backoff_s, AT_ONCE.backoff_max_s)) as trial:
+            trial.deliver(self.messages)
+            with self.outage():
+                trial.start()
+                trial.wait_for(lambda: trial.handled.retried > 0 or trial.committed > 0, self.timeout_s)
+            done = trial.committed
+            trial.finish(self.timeout_s)
+            if self.effects.read() != self._wanted:
+                return self._differs(
+                    f"it swallows errors: {done} of {len(self.messages)} messages counted as handled while what it "
+                    "needs was away, and are lost; let the error pass, or raise Retry"
+                )
+        return None
+
+    def _memory(self) -> str | None:
+        """Handling many messages without keeping them."""
+        with self._trial() as trial:
+            # A slow handler is given fewer.
+            count = max(LEAST_MESSAGES, min(LEAK_MESSAGES, int(ROUND_S / self._message_s)))
+            kept = []
+            tracing = tracemalloc.is_tracing()
+            tracemalloc.start()
+            try:
+                for _ in range(LEAK_ROUNDS):
+                    trial.deliver(_repeated(self.messages, count))
+                    trial.finish(self.timeout_s)
+                    trial.forget()
+                    gc.collect()
+                    kept.append(tracemalloc.get_traced_memory()[0])
+            finally:
+                if not tracing:
+                    tracemalloc.stop()
+        grown = [after - before for before, after in pairwise(kept[1:])]
+        if min(grown) > count * LEAK_BYTES:
+            return (
+                f"it keeps about {min(grown) // count} bytes of memory for each message; a worker runs for "
+                "months: bound what is kept"
+            )
+        return None
+
+    def _trial(self, policy: ErrorPolicy = AT_ONCE) -> Trial:
+        return Trial(self.handler, policy=policy)
+
+    @contextmanager
+    def _as_new_process(self, trial: Trial) -> Iterator[None]:
+        if not isinstance(self.handler, str):
+            yield
+            return
+        name = self.handler.partition(":")[0]
+        before = sys.modules.pop(name, None)
+        try:
+            trial.use(load_handler(self.handler))
+            yield
+        finally:
+            if before is not None:
+                sys.modules[name] = before
+
+    def _differs(self, text: str) -> str:
+        return f"{text}\n  wanted: {self._wanted!r}\n  found:  {self.effects.read()!r}"
+
+
+def _shuffled(messages: Sequence[Message], rng: random.Random) -> list[Message]:
+    """The messages in another order of keys, and those of each key in their own; those without a key are the last."""
+    of_keys: dict[Any, list[Message]] = {}
+    for each in messages:
+        of_keys.setdefault(each.key(), []).append(each)
+    turns = [key for key, of_key in of_keys.items() if key is not None for _ in of_key]
+    rng.shuffle(turns)
+    left = {key: iter(of_key) for key, of_key in of_keys.items()}
+    return [next(left[key]) for key in turns] + of_keys.get(None, [])
+
+
+def _repeated(messages: Sequence[Message], count: int) -> Iterator[Message]:
+    return islice(cycle(messages), count)
+
+
+class _BlockedLoop:
+    """Looks at the event loop of an `async` handler: `found` are the lines that kept it waiting.
+
+    Source of the idea: a profiler that samples. A call that stands at the same place, takes no CPU and is not the
+    selector of the loop waits for something else.
+    """
+
+    def __init__(self) -> None:
+        self.found: set[str] = set()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="blocked-loop", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        before: _Standing | None = None
+        samples = 0
+        while not self._over.wait(SAMPLE_S):
+            now = _standing()
+            samples = samples + 1 if now is not None and now == before else 0
+            before = now
+            if now is not None and samples >= BLOCKED_SAMPLES:
+                self.found.add(now.where)
+
+
+class _Standing(NamedTuple):
+    """Where a call of an `async` handler stands: the instruction, the line of the handler, CPU in hundredths of a
+    second.
+    """
+
+    frame: int
+    instruction: int
+    where: str
+    cpu: int
+
+
+def _standing() -> _Standing | None:
+    for thread in threading.enumerate():
+        innermost = sys._current_frames().get(thread.ident or 0) if thread.name == HANDLER_THREAD else None
+        frame, inner = innermost, None
+        while frame is not None and frame.f_code is not Executor._handle_async.__code__:
+            # The handler's own frame is the first one that is called from here; middlewares of ours are not its own.
+            frame, inner = frame.f_back, frame
+        if frame is not None and inner is not None and innermost is not None and thread.ident is not None:
+            cpu = time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+            where = f"{inner.f_code.co_filename}:{inner.f_lineno}"
+            return _Standing(id(innermost), innermost.f_lasti, where, int(cpu * 100))
+    return None

@@ -1,0 +1,284 @@
+"""Runs a handler on messages without a broker: the consumer is the one that is shipped, its client is in memory."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from confluent_kafka import Message
+
+from workers.config import CONSUMER_DEFAULTS, PRODUCER_DEFAULTS, ClientConfig, Precedence, Setting
+from workers.consumer.failures import ErrorPolicy
+from workers.consumer.loop import Consumer
+from workers.consumer.outputs import Outputs
+from workers.consumer.status import PartitionStatus
+from workers.handlers import Handler, Lifespan, Middleware, lifespan_of, load_handler
+from workers.lifecycle import Shutdown
+from workers.testing.memory import FakeBroker, FakeClient, FakeDeadLetters, FakeWatermarks, Letter
+
+TOPIC = "t"
+TIMEOUT_S = 10.0
+# Retries come at once: a test waits for nothing.
+AT_ONCE = ErrorPolicy(backoff_s=0.001, backoff_max_s=0.001)
+LOOK_S = 0.002
+
+
+class Member:
+    """A consumer on a broker in memory, in a thread of its own."""
+
+    def __init__(
+        self,
+        broker: FakeBroker,
+        lifespan: Lifespan,
+        *,
+        properties: dict[str, str] | None = None,
+        dead_letters: FakeDeadLetters | None = None,
+        policy: ErrorPolicy = AT_ONCE,
+        stop_timeout_s: float = 5.0,
+        **options: Any,
+    ) -> None:
+        told = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": "0", **(properties or {})}
+        settings = [Setting(*each, Precedence.COMMAND_LINE, "") for each in told.items()]
+        self.shutdown = Shutdown(stop_timeout_s)
+        self.dead_letters = dead_letters or FakeDeadLetters()
+        watermarks: Any = FakeWatermarks(broker)
+        self.consumer = Consumer(
+            ClientConfig(CONSUMER_DEFAULTS, settings),
+            [TOPIC],
+            lifespan,
+            self.shutdown,
+            policy=policy,
+            dead_letters=self.dead_letters,
+            outputs=Outputs(ClientConfig(PRODUCER_DEFAULTS, settings), connect=broker.connect_producer),
+            watermarks=watermarks,
+            connect=broker.connect,
+            **options,
+        )
+        self.error: BaseException | None = None
+        self._broker = broker
+        self._thread = threading.Thread(target=self._run, name="member", daemon=True)
+
+    @property
+    def client(self) -> FakeClient:
+        return self._broker.clients[-1]
+
+    @property
+    def ended(self) -> bool:
+        return not self._thread.is_alive()
+
+    def start(self) -> "Member":
+        self._thread.start()
+        return self
+
+    def finish(self, timeout_s: float = 30.0) -> "Member":
+        """Wait until it ends by itself; raises what has ended it."""
+        if not self._thread.ident:
+            self.start()
+        self._thread.join(timeout_s)
+        assert self.ended, f"it still runs after {timeout_s:g} s"
+        if self.error is not None:
+            raise self.error
+        return self
+
+    def stop(self) -> "Member":
+        self.shutdown.request()
+        return self.finish()
+
+    def partition(self, number: int = 0) -> PartitionStatus | None:
+        """The status of a partition of it, None where it has none."""
+        return next((each for each in self.consumer.status.partitions if each.partition == number), None)
+
+    def lag(self, number: int = 0) -> int | None:
+        """The lag of a partition in messages, None where it is not known."""
+        known = self.partition(number)
+        return None if known is None else known.lag_messages
+
+    def _run(self) -> None:
+        try:
+            self.consumer.start(5.0)
+            self.consumer.run()
+        except BaseException as error:
+            self.error = error
+
+
+@dataclass
+class Handled:
+    """What became of messages: those that became dead letters, in the order in which they did, and what the handler
+    gave back, by topic.
+
+    `retried` is how many calls failed and were tried again.
+    """
+
+    dead_letters: list[Letter] = field(default_factory=list)
+    outputs: dict[str, list[Message]] = field(default_factory=dict)
+    retried: int = 0
+
+
+def message(
+    value: Any, key: Any = None, headers: Any = None, *, topic: str = TOPIC, offset: int = 0, timestamp_ms: int = 0
+) -> Message:
+    """A message as a handler gets it; text becomes UTF-8."""
+    return Message(
+        topic=topic,
+        partition=0,
+        offset=offset,
+        key=_bytes(key),
+        value=_bytes(value),
+        headers=headers,
+        timestamp=(1, timestamp_ms or int(time.time() * 1000)),
+    )
+
+
+def handle(
+    handler: Handler | Lifespan | str,
+    messages: Iterable[Message],
+    *,
+    middlewares: Sequence[Middleware] = (),
+    concurrency: int = 1,
+    order: str | None = None,
+    on_error: str = "dead-letter",
+    max_attempts: int = 5,
+    timeout_s: float = TIMEOUT_S,
+) -> Handled:
+    """Have messages handled, with the options and the defaults of `kafka-workers consume`; retries come at once.
+
+    `handler` is a function, a lifespan, or MODULE:NAME as --handler takes it. The messages are those of one partition,
+    in their order, and get their offsets here. Raises AssertionError when they are not all handled within `timeout_s`,
+    and what would end the worker: WorkerError, ConfigError.
+    """
+    with Trial(
+        handler,
+        middlewares=middlewares,
+        concurrency=concurrency,
+        order=order or ("partition" if concurrency == 1 else "key"),
+        policy=ErrorPolicy(on_error, max_attempts, AT_ONCE.backoff_s, AT_ONCE.backoff_max_s),
+    ) as trial:
+        trial.deliver(messages)
+        trial.finish(timeout_s)
+    return trial.handled
+
+
+class Trial:
+    """One partition in memory, and members of a group that handle its messages one after the other.
+
+    Leaving the `with` block ends the member, and its handler's lifespan.
+    """
+
+    def __init__(self, handler: Handler | Lifespan | str, *, policy: ErrorPolicy = AT_ONCE, **options: Any) -> None:
+        self.broker = _Broker(**{TOPIC: 1})
+        self.dead_letters = FakeDeadLetters()
+        self.retried = 0
+        self._lifespan = load_handler(handler) if isinstance(handler, str) else lifespan_of(handler)
+        self._policy = policy
+        self._options = options
+        self._members: list[Member] = []
+
+    def __enter__(self) -> "Trial":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for member in self._members:
+            member.shutdown.request()
+        self.broker.over = True
+        for member in self._members:
+            if member.error is None:
+                member.finish()
+
+    @property
+    def handled(self) -> Handled:
+        """What became of the messages so far."""
+        outputs = {
+            topic: [message(each.value, each.key, each.headers, topic=topic, offset=at, timestamp_ms=each.timestamp_ms)
+                    for at, each in enumerate(log.records)]
+            for (topic, _), log in self.broker.logs.items()
+            if topic != TOPIC
+        }  # fmt: skip
+        retried = sum(member.consumer.status.topics[TOPIC].retried for member in self._members)
+        return Handled([*self.dead_letters.sent], outputs, retried)
+
+    @property
+    def done(self) -> int:
+        """How many messages are handled or dead letters, counted each time."""
+        return sum(member.consumer.status.topics[TOPIC].handled for member in self._members)
+
+    @property
+    def committed(self) -> int:
+        """The offset that the group has committed."""
+        return self.broker.offset(topic=TOPIC) or 0
+
+    def deliver(self, messages: Iterable[Message]) -> None:
+        """Append messages to the partition."""
+        for each in messages:
+            self.broker.produce(
+                [each.value()],
+                topic=TOPIC,
+                key=each.key(),
+                headers=each.headers(),
+                timestamp_ms=each.timestamp()[1] or None,
+            )
+
+    def start(self) -> Member:
+        """Start a member: it goes on from what is committed."""
+        member = Member(
+            self.broker, self._lifespan, policy=self._policy, dead_letters=self.dead_letters, **self._options
+        )
+        self._members.append(member)
+        return member.start()
+
+    def kill(self) -> None:
+        """Let the member vanish as if its process was killed: it commits nothing more."""
+        self.broker.kill()
+
+    def redeliver(self, offset: int) -> None:
+        """Set the group back to `offset`."""
+        with self.broker.lock:
+            self.broker.committed[TOPIC, 0].offset = offset
+
+    def use(self, lifespan: Lifespan) -> None:
+        """Have the next members run another handler."""
+        self._lifespan = lifespan
+
+    def forget(self) -> None:
+        """Delete all messages, and the notes about them."""
+        with self.broker.lock:
+            self.broker.commits.clear()
+            self.dead_letters.sent.clear()
+            for (topic, number), log in self.broker.logs.items():
+                self.broker.delete_before(log.end, topic, number)
+
+    def finish(self, timeout_s: float = TIMEOUT_S) -> None:
+        """Wait until all messages are handled and committed; raises AssertionError, and what has ended the member."""
+        if not self._members or self._members[-1].client.dead:
+            self.start()
+        end = self.broker.logs[TOPIC, 0].end
+        self.wait_for(lambda: self.committed >= end, timeout_s)
+
+    def wait_for(self, condition: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> None:
+        """Wait; raises AssertionError, and what has ended the member."""
+        deadline = time.monotonic() + timeout_s
+        member = self._members[-1]
+        while not condition():
+            if member.error is not None:
+                raise member.error
+            if time.monotonic() > deadline:
+                at = self.committed
+                raise AssertionError(
+                    f"not handled within {timeout_s:g} s: offset {at} and what comes after it; "
+                    f"{self.handled.retried} calls failed and were tried again"
+                )
+            time.sleep(LOOK_S)
+
+
+class _Broker(FakeBroker):
+    """Makes the topics that outputs go to."""
+
+    def produce(self, values: Iterable[Any], *, topic: str = TOPIC, **options: Any) -> None:
+        with self.lock:
+            if (topic, 0) not in self.logs:
+                self.create(topic)
+            super().produce(values, topic=topic, **{**options, "partition": 0})
+
+
+def _bytes(value: Any) -> Any:
+    return value.encode() if isinstance(value, str) else value
