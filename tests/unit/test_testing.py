@@ -13,6 +13,7 @@ import pytest
 from confluent_kafka import Message
 
 from workers import Outgoing, Reject, Retry, batch, lifespan
+from workers.errors import ConfigError
 from workers.testing import Effects, check, handle, message
 
 MESSAGES = [message(f"{number}", key=f"k{number % 3}") for number in range(12)]
@@ -268,3 +269,15 @@ def test_all_faults_are_named_at_once(database: Database) -> None:
 
     text = finds("the handler has 2 faults:", handler, database)
     assert text.count("\n- ") == 2
+
+
+no_handler: Any = lambda: None  # noqa: E731  (as a user may write it)
+
+
+def test_what_is_no_handler_is_no_fault_of_one(database: Database) -> None:
+    with pytest.raises(ConfigError, match="--handler shop_without:store: importing shop_without raised ModuleNotFound"):
+        check("shop_without:store", MESSAGES, database.effects)
+    with pytest.raises(ConfigError, match="does not take one argument"):
+        check(no_handler, MESSAGES, database.effects)
+    with pytest.raises(ValueError, match="there are no messages"):
+        check(upsert(database), [], database.effects)

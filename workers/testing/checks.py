@@ -19,6 +19,7 @@ from confluent_kafka import Message
 
 from workers.consumer.execution import Executor
 from workers.consumer.failures import ErrorPolicy
+from workers.errors import ConfigError
 from workers.handlers import Handler, Lifespan, load_handler
 from workers.lifecycle import HANDLER_THREAD
 from workers.loading import named
@@ -35,7 +36,7 @@ SHUFFLES = 3
 LEAK_ROUNDS = 6
 LEAK_MESSAGES = 200
 LEAST_MESSAGES = 20
-ROUND_S = 0.3
+ROUND_S = 1.0
 LEAK_BYTES = 16
 # The event loop is looked at so often, and is blocked when it stands still for so many looks.
 SAMPLE_S = 0.001
@@ -59,7 +60,8 @@ def check(
     output_key: Callable[[Message], Any] | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> None:
-    """Check a handler; raises AssertionError that names all that is wrong with it.
+    """Check a handler; raises AssertionError that names all that is wrong with it, and ConfigError for what is no
+    handler.
 
     - Each of `messages` is handled: none becomes a dead letter, or is tried for ever.
     - A message that comes again changes nothing.
@@ -71,10 +73,13 @@ def check(
     - With `outage`, a context in which what the handler needs is away: no message counts as handled that is not.
     - With `output_key`, which returns the key that the outputs of a message must have: they have it.
     """
+    if not messages:
+        raise ValueError("check: there are no messages; give it some, of several keys where the handler uses keys")
     checks = _Checks(handler, messages, effects, outage, output_key, timeout_s)
     found = [each for each in checks.run() if each is not None]
     if found:
-        raise AssertionError("\n".join([f"the handler has {len(found)} faults:", *(f"- {each}" for each in found)]))
+        count = "a fault" if len(found) == 1 else f"{len(found)} faults"
+        raise AssertionError("\n".join([f"the handler has {count}:", *(f"- {each}" for each in found)]))
 
 
 @dataclass
@@ -88,7 +93,6 @@ class _Checks:
 
     def run(self) -> Iterator[str | None]:
         self._wanted: object = None
-        self._message_s = 0.0
         with _BlockedLoop() as loop:
             first = self._attempt(self._handles_all)
         if first is not None:
@@ -108,6 +112,8 @@ class _Checks:
         self.effects.clear()
         try:
             return what()
+        except ConfigError:
+            raise
         except Exception as error:
             return f"{(what.__doc__ or '').split(';')[0].rstrip('.')}: {named(error)}"
         finally:
@@ -117,10 +123,8 @@ class _Checks:
         """Handling all messages once."""
         with self._trial() as trial:
             trial.deliver(self.messages)
-            begun_at = time.monotonic()
             trial.start()
             trial.wait_for(lambda: trial.done >= len(self.messages), self.timeout_s)
-            self._message_s = (time.monotonic() - begun_at) / len(self.messages)
             done = self.effects.read()
             trial.finish(self.timeout_s)
             time.sleep(SETTLED_S)
@@ -227,8 +231,7 @@ class _Checks:
     def _memory(self) -> str | None:
         """Handling many messages without keeping them."""
         with self._trial() as trial:
-            # A slow handler is given fewer.
-            count = max(LEAST_MESSAGES, min(LEAK_MESSAGES, int(ROUND_S / self._message_s)))
+            count = self._in_a_round(trial)
             kept = []
             tracing = tracemalloc.is_tracing()
             tracemalloc.start()
@@ -249,6 +252,19 @@ class _Checks:
                 "months: bound what is kept"
             )
         return None
+
+    def _in_a_round(self, trial: Trial) -> int:
+        """How many messages the rounds have: a slow handler is given fewer."""
+        seconds = 0.0
+        # The first time the handler starts, too.
+        for _ in range(2):
+            begun_at, wanted = time.monotonic(), trial.done + LEAST_MESSAGES
+            trial.deliver(_repeated(self.messages, LEAST_MESSAGES))
+            if not seconds:
+                trial.start()
+            trial.wait_for(lambda wanted=wanted: trial.done >= wanted, self.timeout_s)  # type: ignore[misc]
+            seconds = time.monotonic() - begun_at
+        return max(LEAST_MESSAGES, min(LEAK_MESSAGES, int(ROUND_S * LEAST_MESSAGES / seconds)))
 
     def _trial(self, policy: ErrorPolicy = AT_ONCE) -> Trial:
         return Trial(self.handler, policy=policy)
