@@ -9,7 +9,7 @@ import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
 
-# A handler that is done with a message before that is written; in memory `check` would find it.
+# A handler that returns before its message is written.
 FORGETFUL = """
 import os
 import sqlite3

@@ -16,6 +16,7 @@ from workers.accounting.stamps import check_run, new_run, stream_of
 from workers.cli.context import Context
 from workers.cli.parameters import ProduceOptions, check_dead_letter_topic
 from workers.config import PRODUCER_DEFAULTS
+from workers.deadletters.headers import SUFFIX
 from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.lifecycle import Shutdown, Stopped, settle_memory
 from workers.loading import load
@@ -89,7 +90,7 @@ def _dead_letter_topic(options: ProduceOptions) -> str | None:
     if options.on_invalid != "dead-letter":
         return None
     check_dead_letter_topic(options.dead_letter_topic, [options.topic])
-    return options.dead_letter_topic or f"{options.topic}.dlq"
+    return options.dead_letter_topic or options.topic + SUFFIX
 
 
 def _check_combinations(options: ProduceOptions, context: Context) -> None:

@@ -57,13 +57,13 @@ class StoredOffsets:
         self._commit_rewound(states, at, now)
 
     def _store(self, state: PartitionState) -> None:
-        state.dirty = False
         if state.next_offset is None:
+            state.dirty = False
             return
         place = state.to_commit()
         if place.offset == state.staged_offset and state.tracker.distance:
-            state.rewound = True
-            state.rewound_sent = False
+            state.commit_explicitly()
+        state.dirty = False
         state.staged_offset = place.offset
         try:
             self._client().store_offsets(offsets=[place])

@@ -127,8 +127,6 @@ def _headers(messages: list[Message]) -> list[Any] | None:
         except SystemError:
             drop_headers(messages[len(found)])
             found.append(None)
-    if found.count(None) == len(found):
-        return None
     # A message returns the same list each time, which a handler may change in place.
     return [headers and [*headers] for headers in found] if any(found) else None
 
@@ -138,8 +136,7 @@ def _bytes(values: list[Any], keys: list[Any], headers: list[Any] | None) -> int
         size = sum(map(len, values))
     except TypeError:  # one is None
         size = sum(map(len, filter(None, values)))
-    if keys.count(None) < len(keys):
-        size += sum(map(len, filter(None, keys)))
+    size += sum(map(len, filter(None, keys)))
     return size if headers is None else size + sum(map(_size, filter(None, headers)))
 
 

@@ -7,6 +7,8 @@ from confluent_kafka import Message
 from workers.kafka.messages import headers_of
 from workers.loading import text_of
 
+# The dead-letter topic of a topic is its name with this behind it, unless the user names another.
+SUFFIX = ".dlq"
 PREFIX = "kafka-workers."
 ORIGINAL_TOPIC = PREFIX + "original-topic"
 ORIGINAL_PARTITION = PREFIX + "original-partition"

@@ -19,7 +19,7 @@ import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from workers.config import ClientConfig
-from workers.deadletters.headers import ORIGINAL_PARTITION, ORIGINAL_TOPIC, own_headers
+from workers.deadletters.headers import ORIGINAL_PARTITION, ORIGINAL_TOPIC, SUFFIX, own_headers
 from workers.deadletters.writer import ANY_SIZE
 from workers.errors import ConfigError, WorkerError
 from workers.kafka.client import ClientState, create_client, poll_producer, wait_for_topics
@@ -31,8 +31,6 @@ log = logging.getLogger(__name__)
 CLOSE_TIMEOUT_S = 2.0
 COMMITTED_TIMEOUT_S = 10.0
 MAX_PARTITION = 2**31 - 1
-# Of the name of a dead-letter topic, where no other is given.
-SUFFIX = ".dlq"
 
 
 class Origin(NamedTuple):

@@ -9,7 +9,7 @@ import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from workers.config import ClientConfig
-from workers.deadletters.headers import dead_letter_headers
+from workers.deadletters.headers import SUFFIX, dead_letter_headers
 from workers.errors import ConfigError
 from workers.kafka.client import ClientState, create_client, poll_producer
 from workers.kafka.credentials import CredentialsWatch
@@ -52,7 +52,7 @@ class DeadLetters:
         return self._name(message.topic() or "")
 
     def _name(self, topic: str) -> str:
-        return self._topic or f"{topic}.dlq"
+        return self._topic or topic + SUFFIX
 
     def check(self, client: confluent_kafka.Consumer, topics: Iterable[str]) -> None:
         """Says which dead-letter topics are not there: a message that needs one would wait for it."""

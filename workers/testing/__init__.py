@@ -1,6 +1,6 @@
 """Tests of your own handler: `handle` and `check` in memory, and fixtures for pytest with real brokers.
 
-`workers.testing.plugin` has the fixtures, which pytest finds where the extra `testing` is installed.
+`workers.pytest_plugin` has the fixtures, which pytest finds where the extra `testing` is installed.
 """
 
 from workers.testing.checks import Effects, check

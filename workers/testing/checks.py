@@ -1,6 +1,5 @@
-"""What a correct handler shows however its messages come, checked in memory.
-
-Each check runs the handler on the same messages in another way, and compares what it has done with the first run.
+"""Checks of a handler in memory: each gives it the same messages in another way, and compares what it has done with the
+first run.
 """
 
 import gc
@@ -26,11 +25,11 @@ from workers.loading import named
 from workers.testing.handling import AT_ONCE, TIMEOUT_S, Trial
 
 Outage: TypeAlias = Callable[[], AbstractContextManager[object]]
-# Members are killed at so many places.
+# The messages are cut into eight parts, and the member is killed between each two.
 CRASHES = 8
-# Work that goes on after the handler has returned is looked for so long.
+# How long to wait for work that goes on after the handler has returned.
 SETTLED_S = 0.3
-# So many times messages are brought into another order of keys.
+# How many other orders of keys are tried.
 SHUFFLES = 3
 # Rounds of the check of memory: the first ones fill caches. A handler that keeps its messages keeps more than this.
 LEAK_ROUNDS = 6
@@ -68,7 +67,7 @@ def check(
     - After a SIGKILL at any message, all is done when the next member has handled the rest. Name the handler as
       MODULE:NAME, and its module is imported anew for that member, as a new process does.
     - Messages of other keys may come in any order. Only messages with keys are moved.
-    - An `async` handler does not block its event loop for 10 ms or more.
+    - An `async` handler does not wait in its event loop, without using the CPU, for 10 ms or more.
     - What it keeps in memory does not grow with the messages.
     - With `outage`, a context in which what the handler needs is away: no message counts as handled that is not.
     - With `output_key`, which returns the key that the outputs of a message must have: they have it.
@@ -115,7 +114,7 @@ class _Checks:
         except ConfigError:
             raise
         except Exception as error:
-            return f"{(what.__doc__ or '').split(';')[0].rstrip('.')}: {named(error)}"
+            return f"{(what.__doc__ or '').rstrip('.')}: {named(error)}"
         finally:
             self.effects.clear()
 
@@ -168,11 +167,12 @@ class _Checks:
                 trial.redeliver(offset)
                 trial.start()
                 trial.finish(self.timeout_s)
-                if self.effects.read() != self._wanted:
-                    return self._differs(
-                        f"messages that came again from offset {offset} on have changed what was done; write under the "
-                        "message's key, or note its offset with what is written"
-                    )
+                fault = self._differs(
+                    f"messages that came again from offset {offset} on have changed what was done; write under the "
+                    "message's key, or note its offset with what is written"
+                )
+                if fault is not None:
+                    return fault
         return None
 
     def _crash(self) -> str | None:
@@ -189,12 +189,12 @@ class _Checks:
                     trial.start()
                     trial.finish(self.timeout_s)
                 # Before the first member ends its lifespan, which a killed process does not.
-                if self.effects.read() != self._wanted:
-                    return self._differs(
-                        f"after a SIGKILL behind offset {count - 1} something is missing or wrong that was handled "
-                        "before; finish the work before the handler returns, and keep nothing in memory that later "
-                        "messages need"
-                    )
+                fault = self._differs(
+                    f"after a SIGKILL behind offset {count - 1} something is missing or wrong that was handled before; "
+                    "finish the work before the handler returns, and keep nothing in memory that later messages need"
+                )
+                if fault is not None:
+                    return fault
         return None
 
     def _order(self) -> str | None:
@@ -204,11 +204,12 @@ class _Checks:
             with self._trial() as trial:
                 trial.deliver(_shuffled(self.messages, random.Random(number)))  # noqa: S311  (not a secret)
                 trial.finish(self.timeout_s)
-                if self.effects.read() != self._wanted:
-                    return self._differs(
-                        "what was done depends on the order of messages with different keys, which have none; let it "
-                        "depend on the messages of one key only"
-                    )
+                fault = self._differs(
+                    "what was done depends on the order of messages with different keys, which have none; let it "
+                    "depend on the messages of one key only"
+                )
+                if fault is not None:
+                    return fault
         return None
 
     def _outage(self) -> str | None:
@@ -218,15 +219,13 @@ class _Checks:
             trial.deliver(self.messages)
             with self.outage():
                 trial.start()
-                trial.wait_for(lambda: trial.handled.retried > 0 or trial.committed > 0, self.timeout_s)
+                trial.wait_for(lambda: trial.retried > 0 or trial.committed > 0, self.timeout_s)
             done = trial.committed
             trial.finish(self.timeout_s)
-            if self.effects.read() != self._wanted:
-                return self._differs(
-                    f"it swallows errors: {done} of {len(self.messages)} messages counted as handled while what it "
-                    "needs was away, and are lost; let the error pass, or raise Retry"
-                )
-        return None
+            return self._differs(
+                f"it swallows errors: {done} of {len(self.messages)} messages counted as handled while what it needs "
+                "was away, and are lost; let the error pass, or raise Retry"
+            )
 
     def _memory(self) -> str | None:
         """Handling many messages without keeping them."""
@@ -255,14 +254,11 @@ class _Checks:
 
     def _in_a_round(self, trial: Trial) -> int:
         """How many messages the rounds have: a slow handler is given fewer."""
-        seconds = 0.0
         # The first time the handler starts, too.
         for _ in range(2):
-            begun_at, wanted = time.monotonic(), trial.done + LEAST_MESSAGES
+            begun_at = time.monotonic()
             trial.deliver(_repeated(self.messages, LEAST_MESSAGES))
-            if not seconds:
-                trial.start()
-            trial.wait_for(lambda wanted=wanted: trial.done >= wanted, self.timeout_s)  # type: ignore[misc]
+            trial.finish(self.timeout_s)
             seconds = time.monotonic() - begun_at
         return max(LEAST_MESSAGES, min(LEAK_MESSAGES, int(ROUND_S * LEAST_MESSAGES / seconds)))
 
@@ -283,8 +279,10 @@ class _Checks:
             if before is not None:
                 sys.modules[name] = before
 
-    def _differs(self, text: str) -> str:
-        return f"{text}\n  wanted: {self._wanted!r}\n  found:  {self.effects.read()!r}"
+    def _differs(self, text: str) -> str | None:
+        """The fault that `text` names, with both effects; None where they are those of the first run."""
+        found = self.effects.read()
+        return None if found == self._wanted else f"{text}\n  wanted: {self._wanted!r}\n  found:  {found!r}"
 
 
 def _shuffled(messages: Sequence[Message], rng: random.Random) -> list[Message]:
@@ -305,8 +303,7 @@ def _repeated(messages: Sequence[Message], count: int) -> Iterator[Message]:
 class _BlockedLoop:
     """Looks at the event loop of an `async` handler: `found` are the lines that kept it waiting.
 
-    Source of the idea: a profiler that samples. A call that stands at the same place, takes no CPU and is not the
-    selector of the loop waits for something else.
+    A call that stands at one place through ten samples, and uses no CPU meanwhile, waits for something.
     """
 
     def __init__(self) -> None:

@@ -168,7 +168,6 @@ class Trial:
     def __init__(self, handler: Handler | Lifespan | str, *, policy: ErrorPolicy = AT_ONCE, **options: Any) -> None:
         self.broker = _Broker(**{TOPIC: 1})
         self.dead_letters = FakeDeadLetters()
-        self.retried = 0
         self._lifespan = load_handler(handler) if isinstance(handler, str) else lifespan_of(handler)
         self._policy = policy
         self._options = options
@@ -194,8 +193,12 @@ class Trial:
             for (topic, _), log in self.broker.logs.items()
             if topic != TOPIC
         }  # fmt: skip
-        retried = sum(member.consumer.status.topics[TOPIC].retried for member in self._members)
-        return Handled([*self.dead_letters.sent], outputs, retried)
+        return Handled([*self.dead_letters.sent], outputs, self.retried)
+
+    @property
+    def retried(self) -> int:
+        """How many calls have failed and are tried again."""
+        return sum(member.consumer.status.topics[TOPIC].retried for member in self._members)
 
     @property
     def done(self) -> int:
@@ -265,7 +268,7 @@ class Trial:
                 at = self.committed
                 raise AssertionError(
                     f"not handled within {timeout_s:g} s: offset {at} and what comes after it; "
-                    f"{self.handled.retried} calls failed and were tried again"
+                    f"{self.retried} calls failed and were tried again"
                 )
             time.sleep(LOOK_S)
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Producer
 
+from workers.deadletters.headers import SUFFIX
 from workers.kafka.client import ClientState
 from workers.kafka.reader import PROPERTIES, read_to_end
 from workers.lifecycle import Shutdown
@@ -22,8 +23,6 @@ from workers.testing.processes import DEADLINE_S, Process, Processes, eventually
 
 # A killed member is missed after a second, not after ten; KIP-848 leaves that to the brokers.
 QUICK = ("--property", "session.timeout.ms=1000", "--property", "heartbeat.interval.ms=300")
-# Of the dead-letter topic, as `kafka-workers consume` has it.
-SUFFIX = ".dlq"
 FLUSH_S = 60.0
 
 
@@ -32,7 +31,6 @@ class Kafka:
 
     def __init__(self) -> None:
         self._cluster = Cluster()
-        self._hanging: set[int] = set()
 
     def __enter__(self) -> Self:
         self._cluster.start()
@@ -99,14 +97,14 @@ class Kafka:
     def hang_broker(self, number: int = 0) -> None:
         """Stop a broker with SIGSTOP: its connections stay open, and it does not answer until `recover`."""
         self._cluster.brokers[number].send(signal.SIGSTOP)
-        self._hanging.add(number)
 
     def recover(self) -> None:
         """Let all brokers run again, and wait until they do."""
-        for number in self._hanging:
-            self._cluster.brokers[number].send(signal.SIGCONT)
-        self._hanging.clear()
         down = [broker.node_id for broker in self._cluster.brokers if not broker.running]
+        for broker in self._cluster.brokers:
+            if broker.running:
+                # It does nothing to one that does not hang.
+                broker.send(signal.SIGCONT)
         for number in down:
             self._cluster.start_broker(number)
         if down:
@@ -179,25 +177,24 @@ class Workers:
         `kill`, (when, value), kills it at the first message with that value: "before" its call, "during" it, or
         "after" it and before its offset is committed.
         """
-        extra: tuple[str, ...] = ()
-        variables = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **(env or {})}
+        variables = dict(env or {})
+        own = ["--group-id", self._group, "--handler", handler]
         if kill is not None:
             variables[VARIABLE] = ":".join(kill)
-            extra = ("--middleware", "workers.testing.killing:kill")
-        process = self._processes.start(
-            "consume", "--topic", self._topic, "--group-id", self._group, "--handler", handler, "--summary", "json",
-            *extra, *(() if "--group-protocol" in options else QUICK), *options, env=variables,
-        )  # fmt: skip
-        return Worker(process, self._topic)
+            own += ["--middleware", "workers.testing.killing:kill"]
+        if "--group-protocol" not in options:
+            own += QUICK
+        return self._start("consume", *own, *options, env=variables)
 
     def produce(self, source: str, *options: str, env: Mapping[str, str] | None = None) -> Worker:
         """Start a producer with a source, MODULE:NAME, and any options of `kafka-workers produce`."""
-        variables = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **(env or {})}
-        process = self._processes.start(
-            "produce", "--topic", self._topic, "--source", source, "--summary", "json", *options, env=variables
-        )
-        return Worker(process, self._topic)
+        return self._start("produce", "--source", source, *options, env=env or {})
 
     def kill_all(self) -> None:
         """Kill what still runs."""
         self._processes.kill_all()
+
+    def _start(self, command: str, *arguments: str, env: Mapping[str, str]) -> Worker:
+        variables = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **env}
+        process = self._processes.start(command, "--topic", self._topic, "--summary", "json", *arguments, env=variables)
+        return Worker(process, self._topic)

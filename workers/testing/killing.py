@@ -4,6 +4,8 @@ import functools
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from workers.handlers import Handler, is_async, is_batch
@@ -20,36 +22,30 @@ def kill(handler: Handler) -> Handler:
     wanted = value.encode()
     function: Any = handler
 
-    def is_due(given: Any) -> bool:
-        return any(each.value() == wanted for each in (given if is_batch(handler) else [given]))
-
-    def before(given: Any) -> bool:
-        due = is_due(given)
+    @contextmanager
+    def dying(given: Any) -> Iterator[None]:
+        due = any(each.value() == wanted for each in (given if is_batch(handler) else [given]))
         if due and when == "before":
             _die()
         if due and when == "during":
             threading.Timer(DURING_S, _die).start()
-        return due
+        yield
+        if due and when == "after":
+            _die()
 
     if is_async(handler):
 
         @functools.wraps(function)
         async def call_async(given: Any) -> object:
-            due = before(given)
-            answer = await function(given)
-            if due and when == "after":
-                _die()
-            return answer
+            with dying(given):
+                return await function(given)
 
         return call_async
 
     @functools.wraps(function)
     def call(given: Any) -> object:
-        due = before(given)
-        answer = function(given)
-        if due and when == "after":
-            _die()
-        return answer
+        with dying(given):
+            return function(given)
 
     return call
 

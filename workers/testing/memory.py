@@ -25,6 +25,7 @@ from confluent_kafka import (
 )
 
 from workers.accounting.offset_metadata import decode
+from workers.deadletters.headers import SUFFIX
 from workers.deadletters.writer import DeadLetter, DeadLetters
 from workers.kafka.watermarks import Watermark
 
@@ -173,7 +174,7 @@ class FakeBroker:
     def kill(self) -> None:
         """Let all members vanish as if their processes were killed: nothing that they do matters any more."""
         with self.lock:
-            for client in self.clients:
+            for client in self.clients + self.producers:
                 client.dead = True
             self.owners.clear()
 
@@ -541,6 +542,7 @@ class FakeProducer:
     def __init__(self, broker: FakeBroker, own: dict[str, Any]) -> None:
         self.own = own
         self.closed = False
+        self.dead = False
         # So many messages fit at once.
         self.room = 1000
         self.most = 0
@@ -592,20 +594,21 @@ class FakeProducer:
         under_way, self._under_way = self._under_way, []
         for each in under_way:
             message, partition, on_delivery = each
-            outcome = self._broker.outcome(message) if self._broker.answers else LATER
+            # Under the lock, so that nothing is written any more once `FakeBroker.kill` has returned.
+            with self._broker.lock:
+                outcome = self._broker.outcome(message) if self._broker.answers and not self.dead else LATER
+                if outcome is None:
+                    self._broker.produce(
+                        [message.value()],
+                        topic=message.topic() or "",
+                        partition=partition,
+                        key=message.key(),
+                        headers=message.headers() or None,
+                        timestamp_ms=message.timestamp()[1] or None,
+                    )
             if outcome == LATER:
                 kept.append(each)
                 continue
-            if outcome is None:
-                topic = message.topic() or ""
-                self._broker.produce(
-                    [message.value()],
-                    topic=topic,
-                    partition=partition,
-                    key=message.key(),
-                    headers=message.headers() or None,
-                    timestamp_ms=message.timestamp()[1] or None,
-                )
             on_delivery(None if outcome is None else KafkaError(outcome), message)
             served += 1
         self._under_way = kept + self._under_way
@@ -673,7 +676,7 @@ class FakeDeadLetters(DeadLetters):
         self._under_way: list[DeadLetter] = []
 
     def topic_for(self, message: Message) -> str:
-        return f"{message.topic()}.dlq"
+        return f"{message.topic()}{SUFFIX}"
 
     def check(self, client: Any, topics: Iterable[str]) -> None: ...
 

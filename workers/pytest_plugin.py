@@ -1,6 +1,7 @@
 """Fixtures for pytest: a real three-broker Kafka, a topic, and your handler or source as a worker process.
 
-They need the extra `testing`. Nothing is imported before a test asks for one of them.
+They need the extra `testing`. pytest loads this module in every session, so the kit is imported only when a test asks
+for one of them: it lies outside of `workers/testing`, whose import brings in the whole consumer.
 """
 
 from __future__ import annotations
