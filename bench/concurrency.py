@@ -17,13 +17,16 @@ from bench.report import Judgement, Row, Section
 from bench.running import Running
 from bench.throughput import OURS, handled
 from workers.config import CONSUMER_DEFAULTS
+from workers.consumer.committing import STAGE_INTERVAL_S
 
 KEYS = 1000
 POISONED_KEYS = 10
 # --max-offset-distance by default: how far a partition goes on beyond a message that is not done.
 DISTANCE = 10_000
 BACKLOG_BYTES = 1000
-_COMMIT_S = next(float(each.value) / 1000 for each in CONSUMER_DEFAULTS if each.name == "auto.commit.interval.ms")
+_COMMIT_S = STAGE_INTERVAL_S + next(
+    float(each.value) / 1000 for each in CONSUMER_DEFAULTS if each.name == "auto.commit.interval.ms"
+)
 
 # Of a message in a topic: its partition and its offset.
 Place = tuple[int, int]

@@ -3,7 +3,7 @@
 from unittest.mock import Mock
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaError, Message, TopicPartition
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -246,3 +246,41 @@ def test_the_answer_to_an_earlier_commit_does_not_stand_for_one_that_was_not_sen
     committer.on_commit(None, [place], assignment.partitions)
     committer.stage(assignment.partitions.values(), now=True)
     assert client.commit.call_count == 1
+
+
+def test_only_the_answer_to_an_explicit_commit_ends_it_and_not_one_that_was_on_its_way_or_was_refused() -> None:
+    client = Mock()
+    assignment = Assignment(["t"])
+    [state] = assignment.assign([TopicPartition("t", 0, 20)])
+    committer = StoredOffsets(lambda: client, Mock())
+    state.topic_id = "an-id"
+    state.commit_explicitly()
+    committer.stage(assignment.partitions.values(), now=True)
+    [place] = client.commit.call_args.kwargs["offsets"]
+
+    committer.on_commit(None, [TopicPartition("t", 0, 20)], assignment.partitions)
+    committer.on_commit(KafkaError(KafkaError.NOT_COORDINATOR), [place], assignment.partitions)
+    committer.stage(assignment.partitions.values(), now=True)
+    assert client.commit.call_count == 2
+
+    committer.on_commit(None, [place], assignment.partitions)
+    committer.stage(assignment.partitions.values(), now=True)
+    assert client.commit.call_count == 2
+
+
+def test_what_is_done_in_any_order_is_stored_before_it_is_committed_explicitly() -> None:
+    client = Mock()
+    assignment = Assignment(["t"], in_order=False)
+    [state] = assignment.assign([TopicPartition("t", 0, 20)])
+    committer = StoredOffsets(lambda: client, Mock())
+    committer.stage(assignment.partitions.values())
+    client.reset_mock()
+    [(_, received)] = assignment.buffer(
+        [Message(topic="t", partition=0, offset=20 + number, value=b"v") for number in range(3)]
+    )
+    assignment.complete(state, received, 0, 2)
+    state.commit_explicitly()
+    committer.stage(assignment.partitions.values())
+    committer.stage(assignment.partitions.values(), now=True)
+
+    assert [call[0] for call in client.method_calls] == ["store_offsets", "commit"]

@@ -83,8 +83,8 @@ class PartitionState:
         # librdkafka commits by itself only what is above the offset committed before: nothing after a jump backwards,
         # and nothing while the low-water mark stands and only the metadata changes.
         self.rewound = False
-        # Whether that was asked of the brokers: the answer to an earlier commit says nothing about it.
-        self.rewound_sent = False
+        # The offset and metadata that were last committed explicitly: only their answer ends `rewound`.
+        self.sent: tuple[int, str | None] | None = None
         self.begin_offset = -1
         self.end_offset = -1
         self.behind_since_s = 0.0
@@ -109,7 +109,7 @@ class PartitionState:
     def commit_explicitly(self) -> None:
         """Have the offset and its metadata committed, also where the offset stays the same."""
         self.dirty = self.rewound = True
-        self.rewound_sent = False
+        self.sent = None
 
     def topic_partition(self, offset: int = OFFSET_INVALID) -> TopicPartition:
         """The partition for the client, without a leader epoch: that of the low-water mark is not what was received."""

@@ -24,7 +24,8 @@ FORGOTTEN = frozenset(
 FORGOTTEN_S = 8.0
 # How often the offset of a partition that was rewound is committed until the brokers have it.
 REPEAT_S = 1.0
-# Staging a partition whose messages are completed in any order takes longer: its metadata lists them.
+# To make the metadata of all partitions at each turn would take a tenth of the loop's time. With
+# auto.commit.interval.ms this is how much a crash redelivers.
 STAGE_INTERVAL_S = 0.2
 
 
@@ -48,12 +49,13 @@ class StoredOffsets:
     def stage(self, states: Iterable[PartitionState], *, now: bool = False) -> None:
         """Have the low-water marks that have changed committed; `now` says that there is no later time."""
         at = time.monotonic()
-        due = now or at - self._staged_at >= STAGE_INTERVAL_S
-        changed = [state for state in states if state.dirty and (due or state.in_order)]
-        if due:
+        if not now:
+            if at - self._staged_at < STAGE_INTERVAL_S:
+                return
             self._staged_at = at
-        for state in changed:
-            self._store(state)
+        for state in states:
+            if state.dirty:
+                self._store(state)
         self._commit_rewound(states, at, now)
 
     def _store(self, state: PartitionState) -> None:
@@ -75,11 +77,12 @@ class StoredOffsets:
         rewound = [state for state in states if state.rewound and state.next_offset is not None]
         if rewound and (now or at - self._repeated_at >= REPEAT_S):
             self._repeated_at = at
-            for state in rewound:
+            places = [state.to_commit() for state in rewound]
+            for state, place in zip(rewound, places, strict=True):
                 # What is stored later at this offset has other metadata at most: only an explicit commit takes that.
-                state.staged_offset = state.next_offset
-                state.rewound_sent = True
-            self.commit([state.to_commit() for state in rewound])
+                state.staged_offset = place.offset
+                state.sent = place.offset, place.metadata
+            self.commit(places)
 
     def commit(self, places: list[TopicPartition]) -> None:
         """Commit offsets explicitly, without waiting for the answer."""
@@ -95,9 +98,12 @@ class StoredOffsets:
         failed = error or next((each.error for each in partitions if each.error is not None), None)
         for each in partitions:
             state = owned.get((each.topic, each.partition))
-            if error is not None or each.error is not None or state is None or not state.rewound_sent:
-                continue
-            if each.offset <= (state.next_offset or 0):
+            if (
+                error is None
+                and each.error is None
+                and state is not None
+                and state.sent == (each.offset, each.metadata)
+            ):
                 state.rewound = False
         if failed is None:
             self.successes += 1

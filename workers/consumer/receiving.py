@@ -26,19 +26,23 @@ class Receiver:
         self._dispatcher = dispatcher
 
     def receive(self) -> None:
-        """Take what has arrived. `consume` alone would wait for a full batch, so the first message is polled for."""
-        first = self._parts.client.poll(self._poll_timeout_s())
+        """Take what has arrived, or wait for it: `consume` would wait for a full batch, so that is left to `poll`."""
+        client, assignment = self._parts.client, self._parts.assignment
+        # Where the handler does not keep up, what it has yet to do must not pile up here.
+        limit = 1 if self._flow.full() else self._flow.receive_limit
+        if limit > 1:
+            messages = client.consume(limit, 0)
+            if messages:
+                self._take(messages)
+                return
+        first = client.poll(self._poll_timeout_s())
         if first is None:
             self._parts.fetching.drained_at = time.monotonic()
             return
-        if self._flow.full():
-            # The handler does not keep up: what it has yet to do must not pile up here.
-            self._take([first])
-            return
-        before = self._parts.assignment.find(first)
-        following = self._parts.client.consume(self._flow.receive_limit - 1, 0)
+        before = assignment.find(first)
+        following = client.consume(limit - 1, 0) if limit > 1 else []
         # A rebalance can happen in there. What a partition had before it comes again, if the partition comes again.
-        self._take([first, *following] if self._parts.assignment.find(first) is before else following)
+        self._take([first, *following] if assignment.find(first) is before else following)
 
     def _poll_timeout_s(self) -> float:
         scheduler = self._parts.scheduler
