@@ -18,7 +18,7 @@ from workers.accounting.offset_metadata import (
 from workers.accounting.order import MAX_GAPS, MAX_STREAMS, OrderCounts, OrderLedger
 from workers.accounting.stamps import encode as stamp
 from workers.accounting.stamps import stream_of
-from workers.consumer.assignment import Assignment
+from workers.consumer.assignment import Assignment, PartitionState
 from workers.consumer.committing import StoredOffsets
 from workers.consumer.offsets import OffsetTracker
 
@@ -229,11 +229,16 @@ def test_a_ledger_of_version_0_1_is_still_read_and_that_of_another_envelope_is_n
     assert decode(5, f"kw2|id|3|100|5-7|{ledger}").ledger == ""
 
 
-def test_the_answer_to_an_earlier_commit_does_not_stand_for_one_that_was_not_sent() -> None:
+def committing(*, in_order: bool = True) -> tuple[Mock, Assignment, PartitionState, StoredOffsets]:
+    """A partition whose group has committed offset 20, and the parts that commit for it."""
     client = Mock()
-    assignment = Assignment(["t"])
+    assignment = Assignment(["t"], in_order=in_order)
     [state] = assignment.assign([TopicPartition("t", 0, 20)])
-    committer = StoredOffsets(lambda: client, Mock())
+    return client, assignment, state, StoredOffsets(lambda: client, Mock())
+
+
+def test_the_answer_to_an_earlier_commit_does_not_stand_for_one_that_was_not_sent() -> None:
+    client, assignment, state, committer = committing()
     state.topic_id = "an-id"
     state.commit_explicitly()
 
@@ -249,10 +254,7 @@ def test_the_answer_to_an_earlier_commit_does_not_stand_for_one_that_was_not_sen
 
 
 def test_only_the_answer_to_an_explicit_commit_ends_it_and_not_one_that_was_on_its_way_or_was_refused() -> None:
-    client = Mock()
-    assignment = Assignment(["t"])
-    [state] = assignment.assign([TopicPartition("t", 0, 20)])
-    committer = StoredOffsets(lambda: client, Mock())
+    client, assignment, state, committer = committing()
     state.topic_id = "an-id"
     state.commit_explicitly()
     committer.stage(assignment.partitions.values(), now=True)
@@ -269,10 +271,7 @@ def test_only_the_answer_to_an_explicit_commit_ends_it_and_not_one_that_was_on_i
 
 
 def test_what_is_done_in_any_order_is_stored_before_it_is_committed_explicitly() -> None:
-    client = Mock()
-    assignment = Assignment(["t"], in_order=False)
-    [state] = assignment.assign([TopicPartition("t", 0, 20)])
-    committer = StoredOffsets(lambda: client, Mock())
+    client, assignment, state, committer = committing(in_order=False)
     committer.stage(assignment.partitions.values())
     client.reset_mock()
     [(_, received)] = assignment.buffer(

@@ -84,7 +84,7 @@ class PartitionState:
         # and nothing while the low-water mark stands and only the metadata changes.
         self.rewound = False
         # The offset and metadata that were last committed explicitly: only their answer ends `rewound`.
-        self.sent: tuple[int, str | None] | None = None
+        self.explicit_commit: tuple[int, str | None] | None = None
         self.begin_offset = -1
         self.end_offset = -1
         self.behind_since_s = 0.0
@@ -109,7 +109,7 @@ class PartitionState:
     def commit_explicitly(self) -> None:
         """Have the offset and its metadata committed, also where the offset stays the same."""
         self.dirty = self.rewound = True
-        self.sent = None
+        self.explicit_commit = None
 
     def topic_partition(self, offset: int = OFFSET_INVALID) -> TopicPartition:
         """The partition for the client, without a leader epoch: that of the low-water mark is not what was received."""

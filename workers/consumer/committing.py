@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -46,7 +46,7 @@ class StoredOffsets:
         self._staged_at = 0.0
         self._repeated_at = float("-inf")
 
-    def stage(self, states: Iterable[PartitionState], *, now: bool = False) -> None:
+    def stage(self, states: Collection[PartitionState], *, now: bool = False) -> None:
         """Have the low-water marks that have changed committed; `now` says that there is no later time."""
         at = time.monotonic()
         if not now:
@@ -56,16 +56,15 @@ class StoredOffsets:
         for state in states:
             if state.dirty:
                 self._store(state)
+                state.dirty = False
         self._commit_rewound(states, at, now)
 
     def _store(self, state: PartitionState) -> None:
         if state.next_offset is None:
-            state.dirty = False
             return
         place = state.to_commit()
         if place.offset == state.staged_offset and state.tracker.distance:
             state.commit_explicitly()
-        state.dirty = False
         state.staged_offset = place.offset
         try:
             self._client().store_offsets(offsets=[place])
@@ -73,7 +72,7 @@ class StoredOffsets:
             # The partition went while the handler was busy; its next owner begins at what was committed.
             log.debug("%s: offset %d not stored: %s", state, place.offset, error)
 
-    def _commit_rewound(self, states: Iterable[PartitionState], at: float, now: bool) -> None:
+    def _commit_rewound(self, states: Collection[PartitionState], at: float, now: bool) -> None:
         rewound = [state for state in states if state.rewound and state.next_offset is not None]
         if rewound and (now or at - self._repeated_at >= REPEAT_S):
             self._repeated_at = at
@@ -81,7 +80,7 @@ class StoredOffsets:
             for state, place in zip(rewound, places, strict=True):
                 # What is stored later at this offset has other metadata at most: only an explicit commit takes that.
                 state.staged_offset = place.offset
-                state.sent = place.offset, place.metadata
+                state.explicit_commit = place.offset, place.metadata
             self.commit(places)
 
     def commit(self, places: list[TopicPartition]) -> None:
@@ -98,12 +97,8 @@ class StoredOffsets:
         failed = error or next((each.error for each in partitions if each.error is not None), None)
         for each in partitions:
             state = owned.get((each.topic, each.partition))
-            if (
-                error is None
-                and each.error is None
-                and state is not None
-                and state.sent == (each.offset, each.metadata)
-            ):
+            taken = error is None and each.error is None
+            if taken and state is not None and state.explicit_commit == (each.offset, each.metadata):
                 state.rewound = False
         if failed is None:
             self.successes += 1
