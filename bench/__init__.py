@@ -1,1 +1,1 @@
-"""What the workers cost, measured beside their peers. `make bench` runs all of it and writes RESULTS.md."""
+"""The cost of the workers, measured beside their peers. `make bench` runs all of it and writes RESULTS.md."""

@@ -23,12 +23,12 @@ from workers.lifecycle import settle_memory
 BATCH = 1000
 PARTITIONS = 3
 QUEUE = 100_000
-# What a bare member says on standard error once it owns its partitions.
+# A bare member says this on standard error once it owns its partitions.
 ASSIGNED = "assigned"
 
 
 def properties(defaults: tuple[Default, ...], servers: str, **extra: str) -> dict[str, str]:
-    """What a worker would give librdkafka, without the statistics that only a worker reads."""
+    """The properties that a worker would give librdkafka, without the statistics that only a worker reads."""
     shipped = {default.name: default.value for default in defaults}
     return {**shipped, "statistics.interval.ms": "0", "bootstrap.servers": servers, **extra}
 

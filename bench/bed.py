@@ -38,7 +38,7 @@ class Bed:
 
     def topic(self, partitions: int = 3) -> str:
         name = f"bench-{secrets.token_hex(4)}"
-        # What a deleted topic held leaves the disk at once instead of after a minute.
+        # The messages of a deleted topic leave the disk at once instead of after a minute.
         self.cluster.create_topic(name, partitions, **{"file.delete.delay.ms": "1000"})
         self._topics.append(name)
         return name

@@ -1,4 +1,4 @@
-"""What is not a throughput: growth with partitions and topics, scale-out, rebalances, memory."""
+"""Measurements other than throughput: growth with partitions and topics, scale-out, rebalances, memory."""
 
 import os
 import time
