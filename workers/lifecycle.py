@@ -14,10 +14,11 @@ from types import FrameType
 from pythonjsonlogger.json import JsonFormatter
 
 log = logging.getLogger(__name__)
-# Names of daemon threads that may be stuck for ever: in the user's handler, or in closing a client.
+# Names of daemon threads that may be stuck for ever: in the user's handler, in closing a client, or in a request.
 HANDLER_THREAD = "handler"
 CLOSING_THREAD = "closing"
-LEFT_BEHIND = frozenset({HANDLER_THREAD, CLOSING_THREAD})
+WATERMARKS_THREAD = "watermarks"
+LEFT_BEHIND = frozenset({HANDLER_THREAD, CLOSING_THREAD, WATERMARKS_THREAD})
 # Python looks for cycles after so many new objects instead of 700: at 700 it would walk through each batch of messages,
 # which have none, several times while they are alive.
 NEW_OBJECTS_BEFORE_COLLECTION = 50_000

@@ -221,7 +221,6 @@ class Consumer:
     def _leave(self) -> None:
         """End the handler, await its outputs, commit and leave the group, within what is left of the time to stop."""
         self._parts.shutdown.request()
-        self._parts.watermarks.stop()
         trouble = self._parts.executor.stop(self._parts.shutdown.remaining_s())
         missing = self._dispatcher.finish()
         self.trouble = trouble or missing
@@ -230,6 +229,7 @@ class Consumer:
         except WorkerError as error:
             self.trouble = str(error)
         self._dead_letters.close(1.0)
+        self._parts.watermarks.close(1.0)
         self._parts.outputs.close(1.0)
         self._parts.committer.stage(self._parts.assignment.partitions.values(), now=True)
         left = call_with_timeout(self._membership.close_client, max(1.0, self._parts.shutdown.remaining_s()))

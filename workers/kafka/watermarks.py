@@ -1,22 +1,29 @@
 """Where partitions begin and end, as their brokers say, on a timer and independent of what is fetched.
 
 Statistics and fetched messages say that too, but not of a partition that is paused, or whose fetch hangs.
+
+A thread of librdkafka answers the requests of an admin client in Python. An answer that comes when the interpreter is
+gone crashes the process (SIGSEGV), so the client is closed before.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, wait
 from typing import Any, NamedTuple
 
 from confluent_kafka import IsolationLevel, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from workers.lifecycle import WATERMARKS_THREAD
+
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 5.0
 REQUEST_TIMEOUT_S = 4.0
+# How often a thread that waits for answers looks whether it is to end.
+LOOK_S = 0.05
 
 Key = tuple[str, int]
 
@@ -26,6 +33,10 @@ class Watermark(NamedTuple):
 
     begin: int
     end: int
+
+
+class _ClosedError(Exception):
+    """The answers are not waited for any more."""
 
 
 class Watermarks:
@@ -49,7 +60,7 @@ class Watermarks:
         self._generation = self._connected = 0
         self._asked = threading.Event()
         self._ended = False
-        self._thread = threading.Thread(target=self._run, name="watermarks", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=WATERMARKS_THREAD, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -62,21 +73,34 @@ class Watermarks:
         """Make a new client before the next round: credentials have changed."""
         self._generation += 1
 
-    def stop(self) -> None:
-        """End the thread; a request that is under way is left behind."""
+    def close(self, timeout_s: float) -> bool:
+        """End the thread and its client; return whether they ended within `timeout_s`. A request that is under way is
+        not waited for.
+        """
         self._ended = True
         self._asked.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
+        try:
+            self._ask_until_closed()
+        finally:
+            self._disconnect()
+
+    def _ask_until_closed(self) -> None:
         while not self._ended:
             wanted = self.wanted
             if wanted:
                 asked_at = time.monotonic()
                 try:
                     admin = self._client()
-                    self.latest = query(admin, wanted, self._isolation)
+                    self.latest = self._query(admin, wanted)
                     # Asked afterwards: it goes to the controller, which can be away when the leaders are not.
-                    self.topic_ids = topic_ids(admin, {topic for topic, _ in wanted})
+                    self.topic_ids = self._query_topic_ids(admin, {topic for topic, _ in wanted})
+                except _ClosedError:
+                    return
                 except Exception as error:  # the thread must not end: whatever it is, the next round may go well
                     self.latest, self.topic_ids = {}, {}
                     log.debug("the ends of partitions are not known: %s", error)
@@ -88,38 +112,52 @@ class Watermarks:
     def _client(self) -> AdminClient:
         generation = self._generation
         if self._admin is None or self._connected != generation:
+            self._disconnect()
             self._admin = self._connect()
             self._connected = generation
         return self._admin
 
+    def _disconnect(self) -> None:
+        if self._admin is not None:
+            # The binding has no other name for closing; it waits for the thread that answers.
+            self._admin.__exit__(None, None, None)
+            self._admin = None
 
-def query(admin: AdminClient, keys: Iterable[Key], isolation: IsolationLevel) -> dict[Key, Watermark]:
-    """The watermarks of partitions; those that were not answered for are left out. Raises KafkaException."""
-    partitions = [TopicPartition(*key) for key in keys]
-    begins, ends = (
-        admin.list_offsets(
-            dict.fromkeys(partitions, spec), isolation_level=isolation, request_timeout=REQUEST_TIMEOUT_S
+    def _query(self, admin: AdminClient, keys: Iterable[Key]) -> dict[Key, Watermark]:
+        """Return the watermarks of partitions, without those that were not answered for. Raises KafkaException."""
+        partitions = [TopicPartition(*key) for key in keys]
+        begins, ends = (
+            admin.list_offsets(
+                dict.fromkeys(partitions, spec), isolation_level=self._isolation, request_timeout=REQUEST_TIMEOUT_S
+            )
+            for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
         )
-        for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
-    )
-    found = {}
-    for partition in partitions:
-        begin, end = _offset(begins[partition]), _offset(ends[partition])
-        if end >= 0:
-            found[partition.topic, partition.partition] = Watermark(begin, end)
-    return found
+        self._wait(begins)
+        self._wait(ends)
+        found = {}
+        for partition in partitions:
+            begin, end = _offset(begins[partition]), _offset(ends[partition])
+            if end >= 0:
+                found[partition.topic, partition.partition] = Watermark(begin, end)
+        return found
 
+    def _query_topic_ids(self, admin: AdminClient, topics: Iterable[str]) -> dict[str, str]:
+        """Return the ids of topics by their names, without those that were not answered for. Raises KafkaException."""
+        answers = admin.describe_topics(TopicCollection([*topics]), request_timeout=REQUEST_TIMEOUT_S)
+        self._wait(answers)
+        found = {}
+        for name, answer in answers.items():
+            try:
+                found[name] = str(answer.result().topic_id)
+            except KafkaException as error:
+                log.debug("the id of topic %s is not known: %s", name, error)
+        return found
 
-def topic_ids(admin: AdminClient, topics: Iterable[str]) -> dict[str, str]:
-    """The ids of topics by their names; those that were not answered for are left out. Raises KafkaException."""
-    answers = admin.describe_topics(TopicCollection([*topics]), request_timeout=REQUEST_TIMEOUT_S)
-    found = {}
-    for name, answer in answers.items():
-        try:
-            found[name] = str(answer.result().topic_id)
-        except KafkaException as error:
-            log.debug("the id of topic %s is not known: %s", name, error)
-    return found
+    def _wait(self, answers: "Mapping[Any, Future[Any]]") -> None:
+        """Wait for answers; raises _ClosedError when the thread is to end before they are there."""
+        while wait(answers.values(), LOOK_S).not_done:
+            if self._ended:
+                raise _ClosedError
 
 
 def _offset(answer: "Future[Any]") -> int:
