@@ -17,8 +17,9 @@ from workers.consumer.status import PartitionStatus
 from workers.deadletters.headers import dead_letter_headers
 from workers.errors import WorkerError
 from workers.handlers import Reject, Retry, batch
+from workers.kafka.credentials import CredentialsWatch
 from workers.testing.handling import Member
-from workers.testing.memory import FakeBroker, FakeDeadLetters
+from workers.testing.memory import FakeBroker, FakeClient, FakeDeadLetters
 from workers.testing.processes import eventually
 
 QUICK = ErrorPolicy(backoff_s=0.01, backoff_max_s=0.02)
@@ -78,6 +79,8 @@ class Group:
         self.gate.set()
         self.broker.kill()
         for member in self.members:
+            # Dead brokers take no commit that it could wait for.
+            member.shutdown.timeout_s = 0.0
             member.shutdown.request()
         for member in self.members:
             eventually(partial(getattr, member, "ended"), "the member ends", 20)
@@ -206,6 +209,87 @@ def test_a_revocation_waits_for_the_message_at_hand_and_commits_it(broker: FakeB
 
     assert handled.offsets == [0, 1, 2, 3, 4]
     assert broker.offset() == 5
+
+
+class Rebalancing:
+    """A coordinator that refuses the next commits, as it does while other members join."""
+
+    def __init__(self, broker: FakeBroker, refusals: int) -> None:
+        self._left = 0
+        self._refusals = refusals
+        self._take_commit = broker.take_commit
+
+    def begin(self) -> None:
+        self._left = self._refusals
+
+    def take_commit(self, client: FakeClient, places: list[TopicPartition]) -> KafkaError | None:
+        if self._left:
+            self._left -= 1
+            return KafkaError(KafkaError.REBALANCE_IN_PROGRESS)
+        return self._take_commit(client, places)
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_member_that_stops_during_a_rebalance_leaves_when_its_commit_was_taken(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch, concurrency: int
+) -> None:
+    rebalancing = Rebalancing(broker, refusals=3)
+    monkeypatch.setattr(broker, "take_commit", rebalancing.take_commit)
+    broker.produce(numbers(0, 6))
+    begun = threading.Event()
+
+    def hang_at_the_last(message: Message) -> None:
+        if message.offset() == 5:
+            begun.set()
+            group.gate.wait(20)
+
+    handled = Handled(hang_at_the_last)
+    member = group.member(handled, stop_timeout_s=20.0, concurrency=concurrency).start()
+    assert begun.wait(20)
+    group.until(lambda: broker.offset() == 5, "all but the last are committed")
+    rebalancing.begin()
+    member.shutdown.request()
+    group.gate.set()
+    member.finish()
+
+    assert sorted(handled.offsets) == [*range(6)]
+    assert broker.offset() == 6
+    assert member.consumer.trouble is None
+
+
+def test_new_certificates_during_a_rebalance_have_nothing_handled_again(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rebalancing = Rebalancing(broker, refusals=3)
+    monkeypatch.setattr(broker, "take_commit", rebalancing.take_commit)
+    changed = threading.Event()
+
+    def refresh(_watch: CredentialsWatch, client: FakeClient | None) -> bool:
+        return changed.is_set() and client is broker.clients[0]
+
+    monkeypatch.setattr(CredentialsWatch, "refresh", refresh)
+    broker.produce(numbers(0, 5))
+    begun = threading.Event()
+
+    def hang_at_the_last(message: Message) -> None:
+        if message.offset() == 4:
+            begun.set()
+            group.gate.wait(20)
+
+    handled = Handled(hang_at_the_last)
+    member = group.member(handled).start()
+    assert begun.wait(20)
+    group.until(lambda: broker.offset() == 4, "all but the last are committed")
+    rebalancing.begin()
+    changed.set()
+    group.until(lambda: len(broker.clients) == 2, "a new client is connected")
+    group.gate.set()
+    broker.produce(numbers(5, 10))
+    group.until(lambda: broker.offset() == 10, "all is committed")
+    member.stop()
+
+    assert handled.offsets == [*range(10)]
+    assert broker.clients[0].closed
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])

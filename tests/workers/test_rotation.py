@@ -214,18 +214,14 @@ def test_consumers_go_on_while_all_their_credentials_are_rotated(
     with capsys.disabled():
         print(f"\nconsumers, {protocol}: longest pause of a partition in seconds: {pauses}; {sent} messages")
 
-    # Nothing is lost. A member commits what it has handled before it leaves, so nothing comes twice, except what is
-    # handled while the coordinator refuses the password: nothing can be committed then, and the session times out.
-    # A coordinator of KIP-848 refuses the last commit where another rebalance is under way.
+    # Nothing is lost. A member leaves when the brokers have taken its last commit, so nothing comes twice, except what
+    # is handled while the coordinator refuses the password: nothing can be committed then, and the session times out.
     first: dict[tuple[int, int], float] = {}
     again = set()
     for partition, offset, at in sorted(all_handled, key=lambda each: each[2]):
         if first.setdefault((partition, offset), at) != at:
             again.add((partition, offset))
     assert len(first) == sent
-    if protocol == "classic":
-        committed_s = 2.0
-        assert [
-            each for each in again if not begins["password"] - committed_s < first[each] < begins["new CA only"]
-        ] == []
+    committed_s = 2.0
+    assert [each for each in again if not begins["password"] - committed_s < first[each] < begins["new CA only"]] == []
     check_pauses(pauses)

@@ -80,6 +80,8 @@ class PartitionState:
         self.dirty = False
         # Of what was staged last; metadata that changes without the offset has to be committed explicitly.
         self.staged_offset = offset
+        # What the brokers have taken, as far as they have answered.
+        self.confirmed_offset = offset
         # librdkafka commits by itself only what is above the offset committed before: nothing after a jump backwards,
         # and nothing while the low-water mark stands and only the metadata changes.
         self.rewound = False
@@ -110,6 +112,13 @@ class PartitionState:
         """Have the offset and its metadata committed, also where the offset stays the same."""
         self.dirty = self.rewound = True
         self.explicit_commit = None
+
+    @property
+    def unconfirmed(self) -> bool:
+        """Whether something was handled that the brokers have not confirmed as committed."""
+        if self.next_offset is None:
+            return False
+        return self.dirty or self.rewound or self.staged_offset != self.confirmed_offset
 
     def topic_partition(self, offset: int = OFFSET_INVALID) -> TopicPartition:
         """The partition for the client, without a leader epoch: that of the low-water mark is not what was received."""

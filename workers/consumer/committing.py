@@ -98,7 +98,10 @@ class StoredOffsets:
         for each in partitions:
             state = owned.get((each.topic, each.partition))
             taken = error is None and each.error is None
-            if taken and state is not None and state.explicit_commit == (each.offset, each.metadata):
+            if not taken or state is None:
+                continue
+            state.confirmed_offset = each.offset
+            if state.explicit_commit == (each.offset, each.metadata):
                 state.rewound = False
         if failed is None:
             self.successes += 1

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from confluent_kafka import OFFSET_INVALID, TopicPartition
+from confluent_kafka import OFFSET_INVALID, KafkaException, TopicPartition
 
 from workers.config import ClientConfig
 from workers.consumer.assignment import PartitionState, names
@@ -20,6 +20,10 @@ log = logging.getLogger(__name__)
 
 # How long a rebalance waits for the messages at hand; then they are redelivered to the next owner.
 REVOKE_WAIT_S = 10.0
+# How long a member that leaves waits until the brokers have taken its last commit; then its messages are redelivered.
+CONFIRM_S = 5.0
+# How often it looks for their answer, and commits again when they have refused.
+CONFIRM_LOOK_S = 0.05
 # How long leaving the group may take besides.
 LEAVE_S = 5.0
 
@@ -47,6 +51,8 @@ class Membership:
         self._credentials = credentials
         self._connect = connect
         self._account = account
+        # Nothing is begun of what is assigned meanwhile.
+        self._leaving = False
         self._broker_assigns = config.get("group.protocol") == "consumer"
         # Strategies other than cooperative-sticky take everything away in a rebalance and give it back.
         strategy = config.get("partition.assignment.strategy", "cooperative-sticky")
@@ -112,9 +118,10 @@ class Membership:
             return
         self._parts.executor.interrupt()
         # Its callbacks wait for the messages at hand, and are to be over when the new client is in its place.
-        if not call_with_timeout(self.close_client, REVOKE_WAIT_S + LEAVE_S):
+        if not call_with_timeout(self._finish_and_close, REVOKE_WAIT_S + CONFIRM_S + LEAVE_S):
             log.warning("the group was not left in time: its session with the old client has to time out")
         self._parts.client = fresh
+        self._leaving = False
         # Where brokers do not answer, closing has called back for nothing.
         gone = self._take_away([state.topic_partition() for state in self._parts.assignment.partitions.values()])
         self._parts.outputs.forsake(gone)
@@ -139,16 +146,51 @@ class Membership:
         self._credentials.renewed()
         self._parts.watermarks.reconnect()
 
+    def _finish_and_close(self) -> None:
+        self._await_works([*self._parts.assignment.partitions.values()])
+        self.close_client()
+
     def close_client(self) -> None:
+        """Commit what was handled, leave the group and close the client. Nothing is handled any more."""
+        client = self._parts.client
+        self._leaving = True
+        self._confirm_commits(client)
         # With cooperative-sticky, close() of librdkafka 2.16 sends no LeaveGroup for a member without partitions:
         # the group would wait for it until its session times out.
-        client = self._parts.client
         try:
             client.unsubscribe()
         finally:
             client.close()
 
+    def _confirm_commits(self, client: Any) -> None:
+        """Commit until the brokers have taken it, or the time is up.
+
+        While other members join, the coordinator refuses commits (REBALANCE_IN_PROGRESS, ILLEGAL_GENERATION,
+        STALE_MEMBER_EPOCH), and leaving has but one. A member that polls takes part in the rebalance: its next commit
+        is taken.
+        """
+        committer, assignment = self._parts.committer, self._parts.assignment
+        until = time.monotonic() + min(CONFIRM_S, self._parts.shutdown.remaining_s() / 2)
+        for state in assignment.partitions.values():
+            if state.unconfirmed:
+                state.commit_explicitly()
+        refused = -1
+        while client is self._parts.client:
+            waiting = [state for state in assignment.partitions.values() if state.unconfirmed]
+            if not waiting or time.monotonic() >= until:
+                return
+            committer.stage(waiting, now=committer.failures != refused)
+            refused = committer.failures
+            try:
+                # Messages that come now are for the next owner.
+                client.poll(CONFIRM_LOOK_S)
+            except KafkaException:
+                return
+
     def _on_assign(self, client: Any, partitions: list[TopicPartition]) -> None:
+        if self._leaving or client is not self._parts.client:
+            self._assign(client, partitions)
+            return
         self.rebalances["assign"] += 1
         self.assigned_at = time.monotonic()
         self._parts.committer.forgotten_since = None
@@ -156,11 +198,7 @@ class Membership:
         for state in self._parts.assignment.assign(assigned):
             if state.awaits_committed:
                 self._parts.starts.await_committed(state)
-        places = [*map(_without_metadata, assigned)]
-        if self._eager:
-            client.assign(places)
-        else:
-            client.incremental_assign(places)
+        self._assign(client, [*map(_without_metadata, assigned)])
         for each in begins:
             # Until the brokers have taken it: the next owner would begin at a later end.
             self._parts.assignment.partitions[each.topic, each.partition].commit_explicitly()
@@ -233,6 +271,12 @@ class Membership:
             # librdkafka keeps the pause of a partition that leaves: if it came back, nothing would be fetched from it.
             self._parts.client.resume(paused)
         return gone
+
+    def _assign(self, client: Any, partitions: list[TopicPartition]) -> None:
+        if self._eager:
+            client.assign(partitions)
+        else:
+            client.incremental_assign(partitions)
 
     def _unassign(self, client: Any, partitions: list[TopicPartition]) -> None:
         if self._eager:
