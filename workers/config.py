@@ -85,6 +85,13 @@ PRODUCER_DEFAULTS = (
     Default("queue.buffering.max.messages", "200000", "above our own bound, so the client never refuses a message"),
     Default("queue.buffering.max.kbytes", "1048576", "above our own bound, so the client never refuses a message"),
 )
+# Of the producer of `consume --exactly-once`.
+TRANSACTION_DEFAULTS = (
+    *PRODUCER_DEFAULTS,
+    Default("transaction.timeout.ms", "10000", "what a killed member has begun keeps its partitions waiting so long"),
+    Default("delivery.timeout.ms", "10000", "librdkafka takes no more than transaction.timeout.ms"),
+    Default("max.in.flight", "5", "a request that is refused aborts its transaction, so nothing is written twice"),
+)
 CONSUMER_DEFAULTS = (
     *COMMON_DEFAULTS,
     Default("enable.auto.offset.store", "false", "an offset is stored after its message was handled"),

@@ -30,6 +30,7 @@ WAIT_S = 30
 class Partition:
     owned = True
     key = ("t", 0)
+    next_offset = 0
 
     def __str__(self) -> str:
         return "t[0]"

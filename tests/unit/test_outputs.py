@@ -371,6 +371,7 @@ def test_what_is_under_way_is_bounded_and_all_is_written(
 class Partition:
     owned = True
     key = ("t", 0)
+    next_offset = 0
 
 
 def work_with(*handed: list[Outgoing]) -> Work:

@@ -106,6 +106,7 @@ def test_the_map_of_the_code_has_every_module_of_every_folder() -> None:
 class Partition:
     owned = True
     key = ("t", 0)
+    next_offset = 0
 
 
 class Page:

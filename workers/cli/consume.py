@@ -2,6 +2,7 @@
 
 import json
 import logging
+import uuid
 from dataclasses import asdict
 
 import click
@@ -15,6 +16,7 @@ from workers.config import (
     COMMON_DEFAULTS,
     CONSUMER_DEFAULTS,
     PRODUCER_DEFAULTS,
+    TRANSACTION_DEFAULTS,
     ClientConfig,
     Setting,
 )
@@ -22,8 +24,9 @@ from workers.consumer.failures import ErrorPolicy
 from workers.consumer.loop import Consumer
 from workers.consumer.outputs import Outputs
 from workers.consumer.printer import printer
+from workers.consumer.transactions import HeldDeadLetters, Transaction
 from workers.deadletters.writer import DeadLetters
-from workers.errors import WorkerError
+from workers.errors import ConfigError, WorkerError
 from workers.handlers import load_handler, load_middlewares
 from workers.kafka.client import UNPOLLED, create_client
 from workers.kafka.watermarks import Watermarks
@@ -31,6 +34,8 @@ from workers.lifecycle import Shutdown, Stopped, settle_memory
 from workers.monitoring.metrics import ConsumerCollector
 
 log = logging.getLogger("workers")
+# As Kafka Streams commits with exactly-once.
+COMMIT_INTERVAL_S = 0.1
 
 
 def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> None:
@@ -39,6 +44,7 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
     context.show_config(config)
     context.set_up_logging()
     check_dead_letter_topic(options.dead_letter_topic, options.topics)
+    _check_exactly_once(options, context, config)
     try:
         with shutdown.at_once():
             handler = load_handler(options.handler) if options.handler is not None else printer(options.format_name)
@@ -49,22 +55,36 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
     # The consumer's own properties mean nothing to the producers of dead letters and outputs, so they get what is about
     # the connection.
     producer_config = context.client_config(PRODUCER_DEFAULTS)
+    policy = ErrorPolicy(options.on_error, options.max_attempts, options.retry_backoff, options.retry_backoff_max)
     admin_config = context.client_config(COMMON_DEFAULTS)
     committed_only = config.get("isolation.level", "read_committed") == "read_committed"
     watermarks = Watermarks(
         lambda: create_client(AdminClient, admin_config, UNPOLLED),
         IsolationLevel.READ_COMMITTED if committed_only else IsolationLevel.READ_UNCOMMITTED,
     )
+    outputs: Outputs | Transaction
+    if options.exactly_once:
+        outputs = Transaction(
+            context.client_config(TRANSACTION_DEFAULTS),
+            options.transactional_id or f"{config.get('group.id')}-{uuid.uuid4().hex[:12]}",
+            options.commit_interval or COMMIT_INTERVAL_S,
+            policy,
+            options.worker.auth_timeout,
+        )
+        dead_letters: DeadLetters = HeldDeadLetters(options.dead_letter_topic, config.get("group.id"), outputs)
+    else:
+        outputs = Outputs(producer_config, options.worker.auth_timeout)
+        dead_letters = DeadLetters(
+            producer_config, options.dead_letter_topic, config.get("group.id"), options.worker.auth_timeout
+        )
     consumer = Consumer(
         config,
         options.topics,
         handler,
         shutdown,
-        policy=ErrorPolicy(options.on_error, options.max_attempts, options.retry_backoff, options.retry_backoff_max),
-        dead_letters=DeadLetters(
-            producer_config, options.dead_letter_topic, config.get("group.id"), options.worker.auth_timeout
-        ),
-        outputs=Outputs(producer_config, options.worker.auth_timeout),
+        policy=policy,
+        dead_letters=dead_letters,
+        outputs=outputs,
         watermarks=watermarks,
         middlewares=middlewares,
         max_messages=options.max_messages,
@@ -87,6 +107,20 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
             _show_consumed(consumer, options.worker.summary)
     if consumer.trouble is not None:
         raise WorkerError(consumer.trouble)
+
+
+def _check_exactly_once(options: ConsumeOptions, context: Context, config: ClientConfig) -> None:
+    if not options.exactly_once:
+        for name in ("transactional_id", "commit_interval"):
+            if context.given(name):
+                raise ConfigError(f"{context.origin(name)} is for --exactly-once; add that, or leave it out")
+        return
+    isolation = config.settings["isolation.level"]
+    if isolation.value != "read_committed":
+        raise ConfigError(
+            f"{isolation.origin}: isolation.level={isolation.value} would have offsets read that are not committed, so "
+            "--exactly-once needs read_committed; leave it out"
+        )
 
 
 def _consumer_config(options: ConsumeOptions, context: Context) -> ClientConfig:

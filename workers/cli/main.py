@@ -211,6 +211,20 @@ def produce(**parameters: Any) -> None:
     show_default=True,
     help="When retention has deleted messages before they were handled: count them and go on, or stop.",
 )
+@option(
+    "--exactly-once",
+    is_flag=True,
+    help="Write outputs, dead letters and offsets in one Kafka transaction; see docs/exactly-once.md.",
+)
+@option(
+    "--transactional-id",
+    help="With --exactly-once: a name of this process alone that it keeps when it starts again.  [default: a new one]",
+)
+@option(
+    "--commit-interval",
+    type=click.FloatRange(0.01, 5),
+    help="With --exactly-once: seconds between the commits of transactions.  [default: 0.1]",
+)
 @worker_options
 @connection_options
 def consume(**parameters: Any) -> None:

@@ -102,6 +102,9 @@ class ConsumeOptions:
     batch_size: int
     max_offset_distance: int
     on_deleted: Literal["continue", "stop"]
+    exactly_once: bool
+    transactional_id: str | None
+    commit_interval: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,6 +87,10 @@ class PartitionState:
         self.rewound = False
         # The offset and metadata that were last committed explicitly: only their answer ends `rewound`.
         self.explicit_commit: tuple[int, str | None] | None = None
+        # Where it begins again when a transaction is aborted before the group has committed anything for it.
+        self.restart_at: TopicPartition | None = None
+        # How many of its messages were handled and are in no transaction that was committed.
+        self.uncommitted = 0
         self.begin_offset = -1
         self.end_offset = -1
         self.behind_since_s = 0.0
@@ -124,18 +128,21 @@ class PartitionState:
         """The partition for the client, without a leader epoch: that of the low-water mark is not what was received."""
         return TopicPartition(self.topic.name, self.number, offset)
 
-    def to_commit(self) -> TopicPartition:
-        """What is to be committed, with the metadata for the next owner; there is something."""
+    def to_commit(self, *, ahead: bool = True) -> TopicPartition:
+        """What is to be committed, with the metadata for the next owner; there is something.
+
+        `ahead` says that what is done beyond the low-water mark travels with it: the next owner passes that over.
+        """
         offset = self.tracker.next_offset
         assert offset is not None
-        ahead = OffsetMetadata(self.topic_id, self.partitions_at_begin)
-        if self.tracker.distance:
-            ahead = ahead._replace(
+        told = OffsetMetadata(self.topic_id, self.partitions_at_begin)
+        if ahead and self.tracker.distance:
+            told = told._replace(
                 ahead=self.tracker.ahead(), leader_epoch=self.completed_epoch, time_ms=int(time.time() * 1000)
             )
         if self.completed_earlier is not None:
-            ahead = _with_rest(ahead, self.completed_earlier, max(offset + 1, self.position or 0))
-        metadata = ahead._replace(ledger=self.ledger.as_text(room_for_ledger(ahead, offset)))
+            told = _with_rest(told, self.completed_earlier, max(offset + 1, self.position or 0))
+        metadata = told._replace(ledger=self.ledger.as_text(room_for_ledger(told, offset)))
         return TopicPartition(self.topic.name, self.number, offset, encode(offset, metadata), self.leader_epoch)
 
     def age_s(self) -> float:
@@ -204,6 +211,21 @@ class Assignment:
         fresh.rewound = state.rewound or (state.next_offset is not None and offset < state.next_offset)
         fresh.dirty = True
         self.partitions[state.key] = fresh
+        return fresh
+
+    def rewind(self, state: PartitionState) -> PartitionState:
+        """Begin a partition again at what the group has committed, which is not known here; return its new state.
+
+        Where a start was decided that no commit has confirmed yet, it begins there again. What was handled since counts
+        as not handled.
+        """
+        self.handled -= state.uncommitted
+        place = state.restart_at
+        fresh = self.adopt(TopicPartition(*state.key, OFFSET_INVALID) if place is None else place)
+        if place is not None:
+            fresh.restart_at = place
+            fresh.position = place.offset
+            fresh.commit_explicitly()
         return fresh
 
     # What the client delivers
@@ -322,6 +344,7 @@ class Assignment:
         last = received.messages[end - 1]
         self.handled += count
         state.topic.handled += count
+        state.uncommitted += count
         self.progress_at = state.progress_at = time.monotonic()
         timestamp_ms = last.timestamp()[1] or 0
         if timestamp_ms > 0:

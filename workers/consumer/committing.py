@@ -46,6 +46,11 @@ class StoredOffsets:
         self._staged_at = 0.0
         self._repeated_at = float("-inf")
 
+    # In how many seconds `stage` has something to do: whenever it is called.
+    due_s = float("inf")
+    # Whether there is something that only a later `stage` commits; at the end `stage` with `now` does.
+    pending = False
+
     def stage(self, states: Collection[PartitionState], *, now: bool = False) -> None:
         """Have the low-water marks that have changed committed; `now` says that there is no later time."""
         at = time.monotonic()

@@ -44,10 +44,11 @@ class Dispatcher:
         """Give the handler what may be handled now; it works while the loop goes on to receive."""
         works: list[Work] = []
         room = self._room()
-        size = self._work_size()
+        only_next = self._parts.outputs.only_next
+        size = 1 if only_next else self._work_size()
         held = self._held()
         for _ in range(self._free_slots()):
-            work = self._parts.scheduler.take(size, room, held)
+            work = self._parts.scheduler.take(size, room, held, only_next=only_next)
             if work is None:
                 break
             works.append(work)
@@ -136,10 +137,10 @@ class Dispatcher:
         finished = self._parts.executor.collect(longest_s if wait and not polls else 0.0)
         for work in finished:
             # All of them first: what one has failed with may end the worker.
-            self.account(work)
             self._note_pace(work)
             if work.answers and work.partition.owned:
                 outputs.send(work)
+            self.account(work)
         # Those that were not handled yet are first again: their partitions have waited while the others' were.
         for work in sorted(finished, key=lambda work: work.handled > 0):
             if work not in outputs.works:

@@ -46,6 +46,7 @@ class FailedMessages:
         messages = len(work) if self._parts.executor.batch else 1
         isolated = False
         for shard, part in zip(work.shards, work.parts, strict=True):
+            shard.attempts = max(shard.attempts, work.earlier_attempts)
             shard.backoff_step += 1
             shard.attempts += not isinstance(error, Retry)
             decision = decide(

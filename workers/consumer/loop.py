@@ -1,7 +1,7 @@
 """The consumer's loop: receive messages, have them handled, commit what was handled.
 
     Receiver -> Assignment.buffer -> Scheduler -> Dispatcher -> Executor (-> Outputs) -> Assignment.complete
-             -> StoredOffsets.stage
+             -> StoredOffsets.stage, or with --exactly-once Transaction.stage
 
 At least once: an offset becomes committable only after the handler returned for its message and for all before it, and
 brokers have acknowledged what it gave back. A message whose handler fails is tried again after a growing pause;
@@ -34,6 +34,7 @@ from workers.consumer.receiving import Receiver
 from workers.consumer.scheduling import Order, Scheduler
 from workers.consumer.starting import Starts
 from workers.consumer.status import ConsumerStatus, Publisher
+from workers.consumer.transactions import Transaction
 from workers.deadletters.writer import DeadLetters
 from workers.errors import WorkerError
 from workers.handlers import Lifespan, Middleware
@@ -60,7 +61,7 @@ class Consumer:
         *,
         policy: ErrorPolicy,
         dead_letters: DeadLetters,
-        outputs: Outputs,
+        outputs: Outputs | Transaction,
         watermarks: Watermarks,
         max_messages: int | None = None,
         idle_timeout_s: float | None = None,
@@ -87,12 +88,15 @@ class Consumer:
         credentials = self._credentials = CredentialsWatch(config, self.client_state)
         own = {
             **self.client_state.callbacks(),
-            "on_commit": self._on_commit,
             "enable.partition.eof": True,
             # librdkafka would move on without a word where retention, truncation or a new topic took the offset away;
             # `Starts` decides, counts and says so.
             "auto.offset.reset": "error",
         }
+        if isinstance(outputs, Transaction):
+            own["enable.auto.commit"] = False
+        else:
+            own["on_commit"] = self._on_commit
         make = connect or (lambda own: create_client(confluent_kafka.Consumer, config, own, credentials.credentials))
         parts = self._parts = Parts(
             client=make(own),
@@ -101,7 +105,9 @@ class Consumer:
             scheduler=Scheduler(order),
             executor=Executor(lifespan, concurrency, middlewares),
             outputs=outputs,
-            committer=StoredOffsets(lambda: parts.client, self.client_state.say),
+            committer=outputs
+            if isinstance(outputs, Transaction)
+            else StoredOffsets(lambda: parts.client, self.client_state.say),
             starts=Starts(config, stop_on_deleted=stop_on_deleted),
             fetching=FetchWatch(),
             watermarks=watermarks,
@@ -116,6 +122,8 @@ class Consumer:
         self._membership = Membership(
             parts, config, topics, credentials, connect=lambda: make(own), account=dispatcher.account
         )
+        if isinstance(outputs, Transaction):
+            outputs.attach(lambda: parts.client, parts.assignment.find, self._membership.rewind, shutdown)
         self._observer = Observer(parts, self._membership)
         self._publisher = Publisher(parts, self._membership, stall_timeout_s)
         self.status = ConsumerStatus(topics=parts.assignment.topics)
@@ -135,6 +143,9 @@ class Consumer:
             self._dead_letters.check(self._parts.client, self._topics)
         self._parts.executor.start(self._parts.shutdown)
         self._parts.scheduler.batches = self._parts.executor.batch
+        if isinstance(self._parts.outputs, Transaction):
+            in_order = self._parts.scheduler.order == "partition"
+            self._parts.outputs.start(timeout_s, batch=self._parts.executor.batch, in_order=in_order)
         self._parts.watermarks.start()
 
     def run(self) -> None:
@@ -184,9 +195,11 @@ class Consumer:
 
     def _finished(self) -> bool:
         self._note_the_turn()
-        if self._parts.shutdown.requested or self._dispatcher.finished:
+        pending = self._parts.committer.pending
+        if self._parts.shutdown.requested or (self._dispatcher.finished and not pending):
             return True
-        if not self._membership.joined or any(state.count for state in self._parts.assignment.partitions.values()):
+        states = self._parts.assignment.partitions.values()
+        if pending or not self._membership.joined or any(state.count or state.awaits_committed for state in states):
             # Before that nothing can come, and to a partition that is paused nothing does.
             self._receiver.idle_since = time.monotonic()
         idle_s = time.monotonic() - max(self._receiver.idle_since, self._membership.assigned_at)
@@ -230,12 +243,15 @@ class Consumer:
             self.trouble = str(error)
         self._dead_letters.close(1.0)
         self._parts.watermarks.close(1.0)
-        self._parts.outputs.close(1.0)
         self._parts.committer.stage(self._parts.assignment.partitions.values(), now=True)
+        unfinished = self._parts.outputs.close(1.0)
+        self.trouble = self.trouble or unfinished
         left = call_with_timeout(self._membership.close_client, max(1.0, self._parts.shutdown.remaining_s()))
         if not left and self.trouble is None:
             self.trouble = "the group was not left in time; what was not committed is redelivered"
         self._publish(time.monotonic())
 
     def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
-        self._parts.committer.on_commit(error, partitions, self._parts.assignment.partitions)
+        committer = self._parts.committer
+        assert isinstance(committer, StoredOffsets)
+        committer.on_commit(error, partitions, self._parts.assignment.partitions)

@@ -93,7 +93,21 @@ class Membership:
             self._reassign(state, start.offset)
             if start.commit:
                 state.commit_explicitly()
+                state.restart_at = state.to_commit()
             self._parts.committer.stage([state], now=True)
+
+    def rewind(self) -> None:
+        """Begin all partitions again at what the group has committed: the transaction they were in is aborted."""
+        for state in [*self._parts.assignment.partitions.values()]:
+            if state.paused:
+                self._parts.client.resume([state.topic_partition()])
+            self._parts.scheduler.drop(state)
+            self._parts.starts.forget(state)
+            fresh = self._parts.assignment.rewind(state)
+            if fresh.restart_at is not None:
+                self._reassign(fresh, fresh.restart_at.offset)
+            else:
+                self._parts.starts.await_committed(fresh)
 
     def _reassign(self, state: PartitionState, offset: int) -> None:
         """Begin to fetch anew: a partition without a valid offset cannot be sought."""
@@ -201,7 +215,9 @@ class Membership:
         self._assign(client, [*map(_without_metadata, assigned)])
         for each in begins:
             # Until the brokers have taken it: the next owner would begin at a later end.
-            self._parts.assignment.partitions[each.topic, each.partition].commit_explicitly()
+            state = self._parts.assignment.partitions[each.topic, each.partition]
+            state.commit_explicitly()
+            state.restart_at = each
         self._parts.committer.stage(self._parts.assignment.partitions.values(), now=True)
         self._parts.watermarks.wanted = tuple(self._parts.assignment.partitions)
         self._parts.watermarks.ask()
@@ -221,6 +237,7 @@ class Membership:
         revoked = self._take_away(partitions)
         self._await_works(revoked)
         self._parts.committer.stage(revoked, now=True)
+        self._parts.outputs.forsake(revoked)
         self._unassign(client, partitions)
         log.info("revoked %s", names(partitions))
 
@@ -244,7 +261,6 @@ class Membership:
         for work in {*works, *outputs.works}:
             if work.partition in states:
                 self._account(work, True)
-        outputs.forsake(states)
         if late:
             self._parts.executor.forsake(late)
 

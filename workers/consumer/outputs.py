@@ -94,6 +94,9 @@ class Outputs:
         self._queue.append(sending)
         self._send_what_fits()
 
+    # Whether only messages at the low-water mark may begin; see Transaction.
+    only_next = False
+
     def poll(self, timeout_s: float) -> None:
         """Hear of what is under way, and send what waits; raises WorkerError when the client cannot go on."""
         self._hear(timeout_s)
@@ -128,8 +131,8 @@ class Outputs:
             self._hear(min(LOOK_S, left_s))
         return sum(len(each.unsent) + each.unanswered for each in of)
 
-    def close(self, timeout_s: float) -> None:
-        """End the client. What has no outcome by now gets one, and its message is redelivered."""
+    def close(self, timeout_s: float) -> str | None:
+        """End the client. What has no outcome by now gets one, and its message is redelivered; return None."""
         self._closed = True
         for sending in self._sendings.values():
             self._withdraw(sending)
@@ -137,12 +140,13 @@ class Outputs:
         self._queue.clear()
         client, self._client = self._client, None
         if client is None:
-            return
+            return None
         client.purge()
         until = time.monotonic() + PURGE_S
         while len(client) and time.monotonic() < until:
             poll_producer(client, self._client_state, LOOK_S)
         call_with_timeout(client.close, timeout_s)
+        return None
 
     # The client
 
@@ -223,7 +227,7 @@ class Outputs:
         if error is None:
             answer.pending -= 1
         else:
-            answer.error = answer.error or _failure(error, output)
+            answer.error = answer.error or failure_of(error, output)
             self._withdraw(sending)
         if sending.over and self._sendings.get(sending.work) is sending:
             self._over.append(sending.work)
@@ -249,7 +253,7 @@ _REASONS = {
 }
 
 
-def _failure(error: KafkaError, output: Output) -> Exception:
+def failure_of(error: KafkaError, output: Output) -> Exception:
     """The error of the message whose output this is. Where the output may be in the log all the same, brokers
     are away, which is not the message's fault: such an attempt is not counted.
     """

@@ -12,6 +12,7 @@ from workers.consumer.fetching import FetchWatch
 from workers.consumer.outputs import Outputs
 from workers.consumer.scheduling import Scheduler
 from workers.consumer.starting import Starts
+from workers.consumer.transactions import Transaction
 from workers.kafka.client import ClientState
 from workers.kafka.watermarks import Watermarks
 from workers.lifecycle import Shutdown
@@ -21,7 +22,8 @@ from workers.lifecycle import Shutdown
 class Parts:
     """What the loop, its flow control, its membership and its handling of failures share.
 
-    `client` is confluent-kafka's Consumer, replaced when the group is joined anew.
+    `client` is confluent-kafka's Consumer, replaced when the group is joined anew. With exactly-once, `outputs` and
+    `committer` are one transaction.
     """
 
     client: Any
@@ -29,8 +31,8 @@ class Parts:
     assignment: Assignment
     scheduler: Scheduler
     executor: Executor
-    outputs: Outputs
-    committer: StoredOffsets
+    outputs: Outputs | Transaction
+    committer: StoredOffsets | Transaction
     starts: Starts
     fetching: FetchWatch
     watermarks: Watermarks

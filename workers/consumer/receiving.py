@@ -49,10 +49,12 @@ class Receiver:
         if self._parts.executor.in_flight:
             # The handler's end is waited for, not more messages, unless it could be given more at once.
             return ACTIVE_POLL_S if self._dispatcher.wants_more else 0.0
-        if self._parts.outputs.works or (scheduler.runnable and self._dispatcher.may_begin):
+        outputs = self._parts.outputs
+        waits = outputs.full or outputs.only_next
+        if outputs.works or (scheduler.runnable and self._dispatcher.may_begin and not waits):
             # Outputs are waited for in the poll of their own client.
             return 0.0
-        timeout_s = POLL_S
+        timeout_s = min(POLL_S, self._parts.committer.due_s)
         retry_s = scheduler.next_retry_s()
         if retry_s is not None:
             timeout_s = min(timeout_s, retry_s)

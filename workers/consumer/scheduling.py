@@ -29,6 +29,9 @@ class Partition(Protocol):
     @property
     def key(self) -> tuple[str, int]: ...
 
+    @property
+    def next_offset(self) -> int | None: ...
+
 
 class Shard:
     """Messages of one partition that are handled one after the other, and what became of the first of them.
@@ -106,6 +109,7 @@ class Work:
         "accounted",
         "answers",
         "begun_at",
+        "earlier_attempts",
         "error",
         "finished",
         "handled",
@@ -130,6 +134,8 @@ class Work:
         self.answers: deque[Answer] = deque()
         self.output_messages = self.output_bytes = 0
         self.accounted = 0
+        # How often its first message that was not handled has failed in transactions that were aborted.
+        self.earlier_attempts = 0
         self.error: Exception | None = None
         self.interrupted = False
         self.finished = False
@@ -205,15 +211,25 @@ class Scheduler:
 
     # What may run
 
-    def take(self, batch_size: int, room: int | None = None, held: Collection[tuple[str, int]] = ()) -> Work | None:
+    def take(
+        self,
+        batch_size: int,
+        room: int | None = None,
+        held: Collection[tuple[str, int]] = (),
+        *,
+        only_next: bool = False,
+    ) -> Work | None:
         """The next work, of at most `batch_size` messages and `room` (None is without a limit); None when none may run.
 
-        Nothing is taken of partitions in `held`. Its shards are at work until `release`.
+        Nothing is taken of partitions in `held`; with `only_next`, only messages at the low-water marks. Its shards are
+        at work until `release`.
         """
         if room is not None and room <= 0:
             return None
         self._wake()
         if not self._turns:
+            return None
+        if only_next and not self._turn_to_next():
             return None
         if held:
             free = next((each for each in self._turns if each.key not in held), None)
@@ -246,6 +262,19 @@ class Scheduler:
         else:
             del self._runnable[partition]
         return Work(partition, chosen, parts)
+
+    def _turn_to_next(self) -> bool:
+        """Make a shard the next one whose first message is at the low-water mark; return whether there is one."""
+        for partition in self._turns:
+            shards = self._runnable[partition]
+            for shard in shards:
+                if shard.queue[0].offset(0) == partition.next_offset:
+                    self._turns.remove(partition)
+                    self._turns.appendleft(partition)
+                    shards.remove(shard)
+                    shards.appendleft(shard)
+                    return True
+        return False
 
     def release(self, work: Work) -> None:
         """Put back what a finished work has not handled. Its shards run again with `resume`, or are blocked."""

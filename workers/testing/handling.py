@@ -13,6 +13,8 @@ from workers.consumer.failures import ErrorPolicy
 from workers.consumer.loop import Consumer
 from workers.consumer.outputs import Outputs
 from workers.consumer.status import PartitionStatus
+from workers.consumer.transactions import HeldDeadLetters, Transaction
+from workers.deadletters.writer import DeadLetters
 from workers.handlers import Handler, Lifespan, Middleware, lifespan_of, load_handler
 from workers.lifecycle import Shutdown
 from workers.testing.memory import FakeBroker, FakeClient, FakeDeadLetters, FakeWatermarks, Letter
@@ -36,12 +38,19 @@ class Member:
         dead_letters: FakeDeadLetters | None = None,
         policy: ErrorPolicy = AT_ONCE,
         stop_timeout_s: float = 5.0,
+        exactly_once: bool = False,
         **options: Any,
     ) -> None:
         told = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": "0", **(properties or {})}
         settings = [Setting(*each, Precedence.COMMAND_LINE, "") for each in told.items()]
         self.shutdown = Shutdown(stop_timeout_s)
         self.dead_letters = dead_letters or FakeDeadLetters()
+        producer_config = ClientConfig(PRODUCER_DEFAULTS, settings)
+        outputs: Outputs | Transaction = Outputs(producer_config, connect=broker.connect_producer)
+        letters: DeadLetters = self.dead_letters
+        if exactly_once:
+            outputs = Transaction(producer_config, "id", 0.02, policy, connect=broker.connect_producer)
+            letters = HeldDeadLetters(None, "g", outputs)
         watermarks: Any = FakeWatermarks(broker)
         self.consumer = Consumer(
             ClientConfig(CONSUMER_DEFAULTS, settings),
@@ -49,8 +58,8 @@ class Member:
             lifespan,
             self.shutdown,
             policy=policy,
-            dead_letters=self.dead_letters,
-            outputs=Outputs(ClientConfig(PRODUCER_DEFAULTS, settings), connect=broker.connect_producer),
+            dead_letters=letters,
+            outputs=outputs,
             watermarks=watermarks,
             connect=broker.connect,
             **options,

@@ -91,6 +91,8 @@ class FakeBroker:
         # What becomes of an output: None is written, a number is the error, LATER leaves it under way.
         self.outcome: Callable[[Message], int | None] = lambda _: None
         self.producers: list[FakeProducer] = []
+        # What brokers answer to a call of a transaction ("init", "offsets", "commit", "abort"): None, or an error.
+        self.answer: Callable[[str], KafkaError | None] = lambda _: None
         # So many calls of committed() time out.
         self.committed_timeouts = 0
         # Nobody waits for messages any more.
@@ -176,6 +178,8 @@ class FakeBroker:
         with self.lock:
             for client in self.clients + self.producers:
                 client.dead = True
+            for producer in self.producers:
+                producer.staged.clear()
             self.owners.clear()
 
     def offset(self, partition: int = 0, topic: str = "t") -> int | None:
@@ -190,6 +194,26 @@ class FakeBroker:
             return []
         ranges = decode(place.offset, place.metadata).ahead
         return [offset for begin, end in ranges for offset in range(begin, end)]
+
+    def take_transaction(self, messages: list[tuple[Message, int]], places: list[TopicPartition]) -> None:
+        """Append what a transaction has written and commit its offsets: both or neither."""
+        with self.lock:
+            for message, partition in messages:
+                self.append(message, partition)
+            for each in places:
+                key = each.topic, each.partition
+                self.committed[key] = _copy(each)
+                self.commits.append((key, each.offset))
+
+    def append(self, message: Message, partition: int) -> None:
+        self.produce(
+            [message.value()],
+            topic=message.topic() or "",
+            partition=partition,
+            key=message.key(),
+            headers=message.headers() or None,
+            timestamp_ms=message.timestamp()[1] or None,
+        )
 
     def take_commit(self, client: "FakeClient", places: list[TopicPartition]) -> KafkaError | None:
         with self.lock:
@@ -426,6 +450,9 @@ class FakeClient:
                 )
             return found
 
+    def consumer_group_metadata(self) -> "FakeClient":
+        return self
+
     def get_watermark_offsets(self, place: TopicPartition, timeout: float = -1) -> tuple[int, int]:  # noqa: ARG002  (the interface)
         self._broker.check()
         log = self._broker.logs[place.topic, place.partition]
@@ -548,6 +575,11 @@ class FakeProducer:
         self.most = 0
         self._broker = broker
         self._under_way: list[tuple[Message, int, Callable[[KafkaError | None, Message], None]]] = []
+        # The transaction that is open: what it has written, its offsets, and whether an output of it has failed.
+        self.staged: list[tuple[Message, int]] = []
+        self._begun = False
+        self._offsets: list[TopicPartition] = []
+        self._failed = False
 
     def __len__(self) -> int:
         return len(self._under_way)
@@ -577,6 +609,54 @@ class FakeProducer:
             time.sleep(LOOK_S)
         return served
 
+    # Transactions
+
+    def init_transactions(self, timeout_s: float) -> None:  # noqa: ARG002  (the interface)
+        self._ask("init")
+
+    def begin_transaction(self) -> None:
+        assert not self._begun, "a transaction is open"
+        self._begun, self._failed = True, False
+
+    def send_offsets_to_transaction(self, places: list[TopicPartition], member: FakeClient, timeout_s: float) -> None:  # noqa: ARG002  (the interface)
+        self._ask("offsets")
+        assert self._begun
+        for each in places:
+            if self._broker.owners.get((each.topic, each.partition)) is not member:
+                raise _refused(KafkaError.ILLEGAL_GENERATION, abort=True)
+        self._offsets = [_copy(each) for each in places]
+
+    def commit_transaction(self, timeout_s: float) -> None:
+        self._ask("commit")
+        assert self._begun
+        assert self._offsets
+        self.poll(timeout_s)
+        if self._failed:
+            raise _refused(KafkaError._INCONSISTENT, abort=True)
+        if self._under_way:
+            raise _refused(KafkaError._TIMED_OUT, retriable=True)
+        with self._broker.lock:
+            if self.dead:
+                raise _refused(KafkaError._TIMED_OUT, retriable=True)
+            self._broker.take_transaction(self.staged, self._offsets)
+        self._end()
+
+    def abort_transaction(self, timeout_s: float) -> None:  # noqa: ARG002  (the interface)
+        self._ask("abort")
+        self.purge()
+        self._end()
+
+    def _end(self) -> None:
+        self._begun = False
+        self.staged, self._offsets = [], []
+
+    def _ask(self, call: str) -> None:
+        refused = self._broker.answer(call)
+        if refused is None and (self.dead or not self._broker.answers):
+            refused = KafkaError(KafkaError._TIMED_OUT, "timed out", False, True)
+        if refused is not None:
+            raise KafkaException(refused)
+
     def purge(self) -> None:
         gone, self._under_way = self._under_way, []
         for message, _, on_delivery in gone:
@@ -597,15 +677,12 @@ class FakeProducer:
             # Under the lock, so that nothing is written any more once `FakeBroker.kill` has returned.
             with self._broker.lock:
                 outcome = self._broker.outcome(message) if self._broker.answers and not self.dead else LATER
-                if outcome is None:
-                    self._broker.produce(
-                        [message.value()],
-                        topic=message.topic() or "",
-                        partition=partition,
-                        key=message.key(),
-                        headers=message.headers() or None,
-                        timestamp_ms=message.timestamp()[1] or None,
-                    )
+                if outcome is None and self._begun:
+                    self.staged.append((message, partition))
+                elif outcome is None:
+                    self._broker.append(message, partition)
+                elif outcome != LATER and self._begun:
+                    self._failed = True
             if outcome == LATER:
                 kept.append(each)
                 continue
@@ -706,6 +783,10 @@ class FakeDeadLetters(DeadLetters):
         self._under_way.clear()
 
     def close(self, timeout_s: float) -> None: ...
+
+
+def _refused(code: int, *, retriable: bool = False, abort: bool = False) -> KafkaException:
+    return KafkaException(KafkaError(code, "refused", False, retriable, abort))
 
 
 def _copy(place: TopicPartition) -> TopicPartition:

@@ -1,0 +1,336 @@
+"""Exactly once: what a handler gives back is there once, whatever happens to its member."""
+
+import random
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, Message
+
+from tests.unit.test_consumer import BY_KEY, FOR_EVER, Group, key_of_ten, numbers
+from tests.unit.test_outputs import forward, forward_async, forward_batch, twice
+from workers.consumer import execution
+from workers.consumer import transactions as module
+from workers.consumer.failures import ErrorPolicy
+from workers.deadletters.headers import ATTEMPTS, ERROR_CLASS
+from workers.errors import ConfigError, WorkerError
+from workers.handlers import Reject, batch
+from workers.sources import Outgoing
+from workers.testing.handling import Member
+from workers.testing.memory import FakeBroker
+
+ONCE = {"exactly_once": True}
+FENCED = KafkaError(KafkaError._FENCED, "fenced", True)
+ABORT = KafkaError(KafkaError.ILLEGAL_GENERATION, "the group has moved on", False, False, True)
+TIMED_OUT = KafkaError(KafkaError._TIMED_OUT, "timed out", False, True)
+
+
+@pytest.fixture
+def broker() -> FakeBroker:
+    broker = FakeBroker(t=1, out=1)
+    broker.create("t.dlq")
+    return broker
+
+
+@pytest.fixture
+def group(broker: FakeBroker) -> Iterator[Group]:
+    group = Group(broker)
+    yield group
+    group.end()
+
+
+class Answers:
+    """Answers calls of transactions: the errors that are given for a call, one after the other, then none."""
+
+    def __init__(self, broker: FakeBroker, **errors: list[KafkaError | None]) -> None:
+        self.errors = errors
+        self.calls: list[str] = []
+        broker.answer = self._answer
+
+    def _answer(self, call: str) -> KafkaError | None:
+        self.calls.append(call)
+        errors = self.errors.get(call)
+        return errors.pop(0) if errors else None
+
+
+def finish(group: Group, handler: Any = forward, **options: Any) -> Member:
+    return group.member(handler, idle_timeout_s=0.3, **{**ONCE, **options}).finish()
+
+
+@pytest.mark.parametrize("options", [{}, BY_KEY, {**BY_KEY, "order": "none"}], ids=["one call", "by key", "no order"])
+@pytest.mark.parametrize("handler", [forward, forward_async])
+def test_outputs_are_written_once_in_the_order_of_offsets(
+    broker: FakeBroker, group: Group, handler: Any, options: dict[str, Any]
+) -> None:
+    broker.produce(numbers(0, 500), key=key_of_ten)
+    member = finish(group, handler, **options)
+
+    assert broker.values("out") == numbers(0, 500)
+    assert broker.offset() == 500
+    told = member.consumer.status
+    assert (told.outputs["out"].enqueued, told.outputs["out"].acknowledged) == (500, 500)
+    assert told.outputs_in_flight == 0
+    assert told.commits["success"] >= 1
+    assert told.commits["failure"] == 0
+
+
+def test_batches_are_committed_as_a_whole(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 500))
+    finish(group, forward_batch, batch_size=7)
+    assert broker.values("out") == numbers(0, 500)
+    with pytest.raises(ConfigError, match="--order partition"):
+        finish(group, forward_batch, **BY_KEY)
+
+
+def test_an_open_transaction_is_seen_by_nobody_and_ends_with_its_member(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 100))
+    Answers(broker, commit=[TIMED_OUT] * 10_000)
+    group.member(forward, **ONCE).start()
+    group.until(lambda: broker.producers and len(broker.producers[0].staged) == 100, "all are written")
+    assert broker.values("out") == []
+    assert broker.offset() is None
+    broker.kill()
+    broker.answer = lambda _: None
+
+    finish(group)
+    assert broker.values("out") == numbers(0, 100)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("options", [{}, BY_KEY], ids=["one call", "by key"])
+def test_members_that_are_killed_and_refused_at_any_moment_write_each_output_once(
+    broker: FakeBroker, group: Group, options: dict[str, Any], seed: int
+) -> None:
+    chance = random.Random(seed)
+    errors = [ABORT, TIMED_OUT, KafkaError(KafkaError._INCONSISTENT, "failed", False, False, True)]
+
+    def answer(call: str) -> KafkaError | None:
+        return chance.choice(errors) if call in ("offsets", "commit") and chance.random() < 0.2 else None
+
+    def slowly(message: Message) -> Iterator[Outgoing]:
+        time.sleep(0.0005)
+        if chance.random() < 0.02:
+            raise RuntimeError("away")
+        yield from twice(message)
+
+    broker.produce(numbers(0, 1500), key=key_of_ten)
+    broker.answer = answer
+    retry = ErrorPolicy("retry", backoff_s=0.001, backoff_max_s=0.002)
+    for _ in range(4):
+        group.member(slowly, **{**ONCE, **options, "policy": retry}).start()
+        time.sleep(0.1 + 0.2 * chance.random())
+        broker.kill()
+    broker.answer = lambda _: None
+    finish(group, slowly, **{**options, "policy": retry})
+
+    assert broker.values("out") == [value for value in numbers(0, 1500) for _ in range(2)]
+
+
+def test_what_is_done_beyond_a_message_that_waits_is_not_written_before_it(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 100), key=key_of_ten)
+    handled: set[Any] = set()
+
+    def handler(message: Message) -> Outgoing:
+        if message.value() == b"10" and not group.gate.is_set():
+            raise RuntimeError("away")
+        handled.add(message.value())
+        return forward(message)
+
+    group.member(handler, **{**ONCE, **BY_KEY, "policy": FOR_EVER}).start()
+    group.until(lambda: len(handled) == 91, "all other keys are handled")
+    group.until(lambda: broker.offset() == 10, "what is before it is committed")
+    assert broker.values("out") == numbers(0, 10)
+    # The next owner must not pass over messages whose outputs were not written.
+    assert broker.ahead() == []
+    group.gate.set()
+    group.until(lambda: broker.offset() == 100, "all is committed")
+    assert broker.values("out") == numbers(0, 100)
+
+
+@pytest.mark.parametrize("options", [{}, BY_KEY], ids=["one call", "by key"])
+def test_a_message_that_its_handler_refuses_becomes_a_dead_letter_once(
+    broker: FakeBroker, group: Group, options: dict[str, Any]
+) -> None:
+    broker.produce(numbers(0, 50), key=key_of_ten)
+    Answers(broker, commit=[ABORT, ABORT])
+
+    def handler(message: Message) -> Outgoing:
+        if message.value() == b"7":
+            raise Reject("not wanted")
+        return forward(message)
+
+    finish(group, handler, **options)
+    assert broker.values("out") == [each for each in numbers(0, 50) if each != b"7"]
+    [letter] = broker.logs["t.dlq", 0].records
+    assert letter.value == b"7"
+    assert dict(letter.headers)[ERROR_CLASS] == b"Reject"
+
+
+@batch
+def forward_twice_in_batches(messages: list[Message]) -> list[Outgoing]:
+    return [outgoing for message in messages for outgoing in twice(message)]
+
+
+@pytest.mark.parametrize(
+    ("handler", "options"),
+    [(twice, {}), (twice, BY_KEY), (forward_twice_in_batches, {})],
+    ids=["one", "by key", "batch"],
+)
+@pytest.mark.parametrize("code", [KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.MSG_SIZE_TOO_LARGE])
+def test_a_message_whose_output_brokers_refuse_becomes_a_dead_letter_and_all_others_are_written_once(
+    broker: FakeBroker, group: Group, handler: Any, options: dict[str, Any], code: int
+) -> None:
+    broker.produce(numbers(0, 50), key=key_of_ten)
+    broker.outcome = lambda message: code if message.value() == b"7" and message.topic() == "out" else None
+    member = finish(group, handler, **options)
+
+    assert broker.values("out") == [each for each in numbers(0, 50) if each != b"7" for _ in range(2)]
+    [letter] = broker.logs["t.dlq", 0].records
+    assert letter.value == b"7"
+    assert dict(letter.headers)[ATTEMPTS] == b"5"
+    assert member.consumer.status.commits["failure"] >= 5
+    assert broker.offset() == 50
+
+
+def test_a_refused_output_stops_the_worker_where_it_is_told_to(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 10))
+    broker.outcome = lambda message: KafkaError.TOPIC_AUTHORIZATION_FAILED if message.value() == b"7" else None
+    stop = ErrorPolicy("stop", 2, backoff_s=0.01, backoff_max_s=0.01)
+    with pytest.raises(WorkerError, match=r"stopping as --on-error says: t\[0\] offset 7, attempt 2"):
+        finish(group, policy=stop)
+    assert b"7" not in broker.values("out")
+
+
+def test_a_dead_letter_that_is_too_large_stops_the_worker_and_nothing_is_skipped(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.produce(numbers(0, 10))
+    broker.outcome = lambda message: KafkaError.MSG_SIZE_TOO_LARGE if message.topic() == "t.dlq" else None
+
+    def reject(_: Message) -> None:
+        raise Reject
+
+    with pytest.raises(WorkerError, match="as nothing is skipped"):
+        finish(group, reject)
+    assert broker.offset() in (None, 0)
+
+
+def test_a_producer_that_brokers_have_fenced_is_made_again_and_all_is_written_once(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.produce(numbers(0, 100))
+    answers = Answers(broker, commit=[FENCED])
+    finish(group)
+    assert broker.values("out") == numbers(0, 100)
+    assert len(broker.producers) == 2
+    assert answers.calls.count("init") == 2
+
+
+def test_a_second_process_with_the_same_transactional_id_ends_the_worker(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 100))
+    Answers(broker, commit=[FENCED, FENCED])
+    with pytest.raises(WorkerError, match="give each process its own --transactional-id"):
+        finish(group)
+
+
+def test_a_user_without_the_right_to_the_transactional_id_gets_a_clear_error(broker: FakeBroker, group: Group) -> None:
+    Answers(broker, init=[KafkaError(KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, "denied", True)])
+    with pytest.raises(WorkerError, match="no right to transactional id id; grant Write and Describe"):
+        finish(group)
+
+
+def test_partitions_that_are_taken_away_are_committed_before(broker: FakeBroker, group: Group) -> None:
+    broker.add_partition("t")
+    broker.produce(numbers(0, 100))
+    broker.produce(numbers(100, 200), partition=1)
+    hurdle = threading.Event()
+
+    def handler(message: Message) -> Outgoing:
+        if message.value() == b"50":
+            hurdle.set()
+        time.sleep(0.001)
+        return forward(message)
+
+    group.member(handler, **ONCE).start()
+    assert hurdle.wait(20)
+    broker.revoke(("t", 0))
+    group.until(lambda: ("t", 0) not in broker.owners, "it has gone")
+    written = broker.values("out")
+    at = broker.offset()
+    assert at is not None
+    assert 50 <= at <= 100
+    assert [each for each in written if int(each) < 100] == numbers(0, at)
+    group.until(lambda: broker.offset(1) == 100, "the other goes on")
+    assert sorted(broker.values("out")) == sorted([*numbers(0, at), *numbers(100, 200)])
+
+
+def test_what_was_written_of_partitions_that_are_lost_is_aborted(broker: FakeBroker, group: Group) -> None:
+    broker.add_partition("t")
+    broker.produce(numbers(0, 100))
+    broker.produce(numbers(100, 200), partition=1)
+    answers = Answers(broker, offsets=[TIMED_OUT] * 10_000)
+    member = group.member(forward, **ONCE).start()
+    group.until(lambda: broker.producers and len(broker.producers[0].staged) == 200, "all are written")
+    broker.lose(("t", 0))
+    answers.errors.clear()
+    group.until(lambda: broker.offset(1) == 100, "the other goes on")
+
+    assert broker.values("out") == numbers(100, 200)
+    assert broker.offset() is None
+    assert member.consumer.status.commits["failure"] == 1
+
+
+def test_brokers_that_are_away_in_the_middle_of_a_commit_are_waited_for(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 100))
+    answers = Answers(broker, commit=[TIMED_OUT] * 3, offsets=[TIMED_OUT] * 2)
+    finish(group)
+    assert broker.values("out") == numbers(0, 100)
+    assert "abort" not in answers.calls
+
+
+def test_a_group_that_begins_at_the_end_begins_there_again_when_its_first_transaction_is_aborted(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.produce(numbers(0, 10))
+    answers = Answers(broker, offsets=[ABORT] * 2)
+    member = group.member(forward, **{**ONCE, "properties": {"auto.offset.reset": "latest"}}).start()
+    group.until(lambda: "offsets" in answers.calls, "it has tried to commit where it begins")
+    broker.produce(numbers(10, 20))
+    group.until(lambda: broker.offset() == 20, "all that came is committed")
+    assert broker.values("out") == numbers(10, 20)
+    member.stop()
+
+
+def test_outputs_that_are_held_are_bounded_and_the_message_they_wait_for_goes_on(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", 20_000)
+    monkeypatch.setattr(execution, "MAX_BYTES", 20_000)
+    broker.produce(numbers(0, 300), key=key_of_ten)
+    handled = 0
+
+    async def handler(message: Message) -> AsyncIterator[Outgoing]:
+        nonlocal handled
+        if message.value() == b"0" and not group.gate.is_set():
+            raise RuntimeError("away")
+        handled += 1
+        yield Outgoing((message.value() or b"") + b"x" * 1000, topic="out")
+
+    member = group.member(handler, **{**ONCE, **BY_KEY, "policy": FOR_EVER}).start()
+    group.until(lambda: member.consumer.status.outputs_in_flight >= 18, "much is held")
+    polls = member.client.polls
+    group.until(lambda: member.client.polls > polls + 20, "the loop goes on to poll")
+    assert handled < 100
+    group.gate.set()
+    group.until(lambda: broker.offset() == 300, "all is committed")
+    assert [int(value.rstrip(b"x")) for value in broker.values("out")] == [*range(300)]
+
+
+def test_the_limit_of_messages_counts_what_was_committed(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 100))
+    Answers(broker, commit=[ABORT])
+    group.member(forward, **ONCE, max_messages=60).finish()
+    assert broker.values("out") == numbers(0, 60)
+    assert broker.offset() == 60
