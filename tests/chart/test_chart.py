@@ -297,7 +297,7 @@ OWN = {
     "topic", "group-id", "bootstrap-servers", "security-protocol", "sasl-mechanism", "sasl-username",
     "sasl-password-file", "ssl-ca-location", "ssl-certificate-location", "ssl-key-location",
     "ssl-key-password-file", "property", "properties-file", "metrics-port", "metrics-host", "no-metrics",
-    "shutdown-timeout", "linger", "show-config", "help",
+    "shutdown-timeout", "linger", "show-config", "help", "transactional-id",
 }  # fmt: skip
 
 
@@ -363,6 +363,27 @@ def test_several_topics_are_one_variable_that_the_consumer_takes_apart(monkeypat
     consumer = by_name(render(*SWITCHES["several consumers"]), "Deployment")["consumer-pay"]
     monkeypatch.setenv("KAFKA_TOPIC", environment(consumer)["KAFKA_TOPIC"])
     assert cli.commands["consume"].make_context("consume", []).params["topics"] == ("pay", "refunds")
+
+
+def test_a_consumer_with_exactly_once_has_its_pods_name_as_its_transactional_id_and_a_right_to_it() -> None:
+    plain = render()
+    assert "KAFKA_TRANSACTIONAL_ID" not in environment(one(plain, "Deployment", "consumer"))
+    assert "transactionalId" not in json.dumps(one(plain, "KafkaUser", "consumer"))
+
+    exact = render('consumer.options={"exactly-once":true}', 'consumer.outputTopics=["out"]')
+    container = one(exact, "Deployment", "consumer")["spec"]["template"]["spec"]["containers"][0]
+    variables = {each["name"]: each.get("value", each.get("valueFrom")) for each in container["env"]}
+    assert variables["POD_NAME"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+    assert variables["KAFKA_TRANSACTIONAL_ID"] == "kafka-workers-$(POD_NAME)"
+    # Kubernetes puts in only what stands before.
+    assert [*variables].index("POD_NAME") < [*variables].index("KAFKA_TRANSACTIONAL_ID")
+    acls = one(exact, "KafkaUser", "consumer")["spec"]["authorization"]["acls"]
+    writes = {"operations": ["Describe", "Write"]}
+    assert {
+        "resource": {"type": "transactionalId", "name": "kafka-workers-", "patternType": "prefix"},
+        **writes,
+    } in acls
+    assert {"resource": {"type": "topic", "name": "out", "patternType": "literal"}, **writes} in acls
 
 
 def test_no_option_is_given_that_nobody_has_asked_for() -> None:

@@ -20,6 +20,12 @@ from workers.local.cluster import Cluster
 from workers.testing.processes import Processes, eventually
 
 USERS = ("producer", "consumer")
+FORWARD = """
+from workers import Outgoing
+
+def forward(message):
+    return Outgoing(message.value(), topic="out")
+"""
 BAD_HANDLER = "def handle(message):\n    raise ValueError('never')\n"
 
 
@@ -49,8 +55,9 @@ def grant(admin: AdminClient, *settings: str) -> None:
 
 
 def binding(user: str, resource: dict[str, str], operation: str) -> AclBinding:
-    kind = ResourceType[resource["type"].upper()]
-    pattern = ResourcePatternType[resource["patternType"].upper()]
+    # Strimzi's words, and those of Kafka's protocol where they differ.
+    kind = ResourceType[{"transactionalId": "TRANSACTIONAL_ID"}.get(resource["type"], resource["type"].upper())]
+    pattern = ResourcePatternType[{"prefix": "PREFIXED"}.get(resource["patternType"], "LITERAL")]
     allowed = AclOperation[operation.upper()], AclPermissionType.ALLOW
     return AclBinding(kind, resource["name"], pattern, f"User:{user}", "*", *allowed)
 
@@ -59,10 +66,11 @@ def test_the_rights_are_enough_for_everything_and_without_them_that_is_said(
     guarded: Cluster, certificates: Certificates, tmp_path: Path
 ) -> None:
     admin = AdminClient({"bootstrap.servers": guarded.bootstrap_servers, "log_level": 0})
-    for topic in ("teste", "teste.dlq", "invalid"):
+    for topic in ("teste", "teste.dlq", "invalid", "out"):
         guarded.create_topic(topic)
     processes = Processes(guarded.secure_bootstrap_servers, tmp_path)
     processes.write("bad.py", BAD_HANDLER)
+    processes.write("forward.py", FORWARD)
     (lines := tmp_path / "lines").write_text("no JSON\n")
     as_user = {
         user: {
@@ -99,6 +107,20 @@ def test_the_rights_are_enough_for_everything_and_without_them_that_is_said(
     always_fails = ("--handler", "bad:handle", "--max-attempts", "1", "--max-messages", "30")
     succeeds("consumer", "consume", "--from-beginning", *always_fails)
     succeeds("consumer", "lag")
+
+    exactly_once = [
+        "--handler", "forward:forward", "--exactly-once", "--transactional-id", "kafka-workers-consumer-0",
+        "--max-messages", "3", "--idle-timeout", "60",
+    ]  # fmt: skip
+    refused = processes.run("consume", "--from-beginning", *exactly_once, env=as_user["consumer"])
+    assert refused.returncode == 2
+    assert "no right to transactional id kafka-workers-consumer-0; grant" in refused.stderr.splitlines()[-1]
+    grant(admin, 'consumer.options={"exactly-once":true}', 'consumer.outputTopics=["out"]')
+    processes.run("produce", "--count", "300", env=as_user["producer"])
+    eventually(
+        lambda: processes.run("consume", *exactly_once, env=as_user["consumer"]).returncode == 0,
+        "all brokers know the rights to transactions",
+    )
 
     replay = ("replay", "--topic", "teste.dlq", "--group-id", "kafka-workers-replay")
     refused = processes.run(*replay, env=as_user["consumer"])

@@ -4,9 +4,9 @@
              -> StoredOffsets.stage, or with --exactly-once Transaction.stage
 
 At least once: an offset becomes committable only after the handler returned for its message and for all before it, and
-brokers have acknowledged what it gave back. A message whose handler fails is tried again after a growing pause;
-meanwhile the others of its partition, or of its key, wait and all else goes on. The loop keeps polling however long a
-handler takes, so the group does not lose this member.
+brokers have acknowledged what it gave back; transactions.py says how it is exactly once. A message whose handler fails
+is tried again after a growing pause; meanwhile the others of its partition, or of its key, wait and all else goes on.
+The loop keeps polling however long a handler takes, so the group does not lose this member.
 """
 
 import logging

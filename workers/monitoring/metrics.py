@@ -149,7 +149,12 @@ CONSUMER = (
         ("event",),
         "Rebalance events: assign, revoke, lost (the group took the partitions away before we could commit).",
     ),
-    Definition("kafka_consumer_commits_total", "counter", ("outcome",), "Offset commits: success or failure."),
+    Definition(
+        "kafka_consumer_commits_total",
+        "counter",
+        ("outcome",),
+        "Offset commits: success or failure; with --exactly-once, transactions: committed or aborted.",
+    ),
     Definition(
         "kafka_consumer_missing_total",
         "counter",

@@ -302,6 +302,11 @@ imagePullPolicy: {{ $image.pullPolicy }}
 securityContext: {{- include "kafka-workers.securityContext" (dict "context" . "name" "securityContext") | nindent 2 }}
 {{- end }}
 
+{{- /* `options` of a consumer ask for exactly-once. */}}
+{{- define "kafka-workers.isExactlyOnce" -}}
+{{- if and (eq .kind "consumer") (eq (toString (index .worker.options "exactly-once")) "true") }}yes{{ end -}}
+{{- end }}
+
 {{/* All that the chart sets itself. */}}
 {{- define "kafka-workers.workerEnvironment" -}}
 {{- include "kafka-workers.environment" . }}
@@ -310,6 +315,11 @@ securityContext: {{- include "kafka-workers.securityContext" (dict "context" . "
 {{- end }}
 {{- if hasKey .worker "shutdownTimeout" }}
 - {name: KAFKA_SHUTDOWN_TIMEOUT, value: {{ include "kafka-workers.text" .worker.shutdownTimeout | quote }}}
+{{- end }}
+{{- if include "kafka-workers.isExactlyOnce" . }}
+# A container that starts again in its pod ends the transaction that it had begun.
+- {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+- {name: KAFKA_TRANSACTIONAL_ID, value: {{ printf "%s-$(POD_NAME)" .worker.groupId | quote }}}
 {{- end }}
 {{- range $name, $value := .worker.options }}
 - {name: KAFKA_{{ $name | upper | replace "-" "_" }}, value: {{ include "kafka-workers.text" $value | quote }}}
