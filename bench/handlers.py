@@ -11,11 +11,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeAlias
 
-from workers import Message, batch, lifespan
+from workers import Message, Outgoing, batch, lifespan
 from workers.accounting.stamps import SENT_AT
 
 # Where `record` writes what it saw.
 RECORD = "BENCH_RECORD"
+# Where `forward` writes.
+TARGET = "BENCH_TARGET"
 BUSY_TURNS = 2400
 # How long a handler waits of which many are called at once.
 WAIT_S = 0.01
@@ -35,6 +37,22 @@ def each_batch(messages: Sequence[Message]) -> None:
 
 def each(message: Message) -> None:
     """Counting is the worker's own business."""
+
+
+def forward(message: Message) -> Outgoing:
+    """Gives back what it gets, for another topic."""
+    return Outgoing(message.value(), key=message.key(), topic=os.environ[TARGET])
+
+
+async def forward_async(message: Message) -> Outgoing:
+    """The same, in an event loop."""
+    return forward(message)
+
+
+@batch
+def forward_batch(messages: Sequence[Message]) -> list[Outgoing]:
+    """The same, for many at once."""
+    return [*map(forward, messages)]
 
 
 def millisecond(_: Message) -> None:

@@ -38,7 +38,7 @@ def latency(bed: Bed) -> Section:
             cuts[which].append(ways[which]())
             bed.say(f"  {names[which]:<44} p50 {cuts[which][-1][49]:.1f} ms, p99 {cuts[which][-1][98]:.1f} ms")
     rows: list[Row] = [
-        {"way": name, **_spread("p50 ms", each, 49), **_spread("p99 ms", each, 98)}
+        {"way": name, **spread("p50 ms", each, 49), **spread("p99 ms", each, 98)}
         for name, each in zip(names, cuts, strict=True)
     ]
     judgements = [
@@ -89,8 +89,8 @@ def _producer_curve(bed: Bed, name: str, values: Sequence[int]) -> list[Row]:
             name: value,
             "messages/s at full speed": fast_count / median(each.seconds for each in speeds[value]),
             "CPU us/message": median(each.cpu_seconds for each in speeds[value]) / fast_count * 1e6,
-            **_spread(f"p50 ms at {RATE:,}/s", cuts[value], 49),
-            **_spread(f"p99 ms at {RATE:,}/s", cuts[value], 98),
+            **spread(f"p50 ms at {RATE:,}/s", cuts[value], 49),
+            **spread(f"p99 ms at {RATE:,}/s", cuts[value], 98),
         }
         for value in values
     ]
@@ -160,7 +160,8 @@ def _full_speed(bed: Bed, count: int, setting: tuple[str, ...]) -> Run:
     return run(Program("produce", lambda: bed.producer(topic, "--count", str(count), *setting), acknowledged(count)))
 
 
-def _spread(title: str, cuts: Sequence[Sequence[float]], at: int) -> Row:
+def spread(title: str, cuts: Sequence[Sequence[float]], at: int) -> Row:
+    """The median of a percentile over the rounds, and the least and the most."""
     values = [cut[at] for cut in cuts]
     return {title: float(median(values)), f"{title[:3]} min-max": f"{min(values):.1f}-{max(values):.1f}"}
 
