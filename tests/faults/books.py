@@ -71,17 +71,19 @@ class Handled:
     """What the handlers of one group wrote down, in the order of each member.
 
     `by_key` says which messages have to be handled in order: those of one key, or all of a partition. By key, those
-    without one may be handled in any order.
+    without one may be handled in any order. With `once`, what is there again is a duplicate, and not redelivered.
     """
 
-    def __init__(self, by_key: bool = False) -> None:
+    def __init__(self, by_key: bool = False, *, once: bool = False) -> None:
         self.total = 0
         self.redelivered = 0
+        self.repeated = 0
         self.backwards = 0
         self.log = Observations()
         self.next: dict[int, int] = defaultdict(int)
         self.longest_stall_s = 0.0
         self._by_key = by_key
+        self._once = once
         self._times: dict[int, bytearray] = defaultdict(bytearray)
         self._early: dict[int, dict[int, bytes]] = defaultdict(dict)
         # By partition and key: the highest offset, the member that handled it, and in which look that was seen.
@@ -101,7 +103,8 @@ class Handled:
     def _add(self, member: str, partition: int, offset: int, key: bytes, stamp: bytes) -> None:
         self.total += 1
         if _set(self._times[partition], offset):
-            self.redelivered += 1
+            self.redelivered += not self._once
+            self.repeated += self._once
             return
         self._early[partition][offset] = stamp
         self._advance(partition)
@@ -165,7 +168,7 @@ class Handled:
 
     @property
     def duplicated(self) -> int:
-        return sum(stream.duplicated for stream in self.log.streams.values())
+        return self.repeated + sum(stream.duplicated for stream in self.log.streams.values())
 
     @property
     def reordered(self) -> int:

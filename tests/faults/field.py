@@ -31,6 +31,9 @@ SETUPS = (
           by_key=True, produce=KEYED, consume=("--concurrency", "32")),
     Setup("async", "consumer", "coroutines", "group protocol consumer, `--concurrency 64`, an `async` handler",
           by_key=True, produce=KEYED, consume=("--concurrency", "64")),
+    Setup("once", "consumer", "outputs",
+          "group protocol consumer, `--exactly-once --concurrency 16`; what its handler gives back is read and counted",
+          by_key=True, once=True, produce=KEYED, consume=("--exactly-once", "--concurrency", "16")),
 )  # fmt: skip
 KAFKA_YAML = ROOT / "k8s" / "kafka" / "kafka.yaml"
 # Brokers that are started over and over: compile less, start sooner.
@@ -212,7 +215,8 @@ class Field:
             stack.callback(self.loads.remove, load)
             load.start()
             yield load
-        finish(self.admin.delete_topics([load.topic])[load.topic], KafkaError.UNKNOWN_TOPIC_OR_PART)
+        for topic in [load.topic, *([load.outputs_topic] if setup.once else [])]:
+            finish(self.admin.delete_topics([topic])[topic], KafkaError.UNKNOWN_TOPIC_OR_PART)
 
     def create_topic(self, load: Load) -> None:
         setup = load.setup
@@ -232,6 +236,9 @@ class Field:
         load = Load(setup, processes, self.cluster)
         stack.callback(load.close)
         self.create_topic(load)
+        if setup.once:
+            self.cluster.create_topic(load.outputs_topic, setup.partitions)
+            load.read_outputs()
         return load
 
     def _recovery(self, began: float) -> list["_Recovery"]:

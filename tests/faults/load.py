@@ -4,8 +4,9 @@ import json
 import os
 import signal
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from tests.faults.books import Acknowledged, Handled, Tail
-from tests.faults.recorder import FILE, HEAP_SUFFIX, HOLD
+from tests.faults.recorder import FILE, HEAP_SUFFIX, HOLD, OUTPUTS
 from workers.local.cluster import Cluster
 from workers.testing.processes import Process, Processes, eventually
 
@@ -24,6 +25,7 @@ MEMBERS = 2
 IMAGE_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 # The bound in docs/guarantees.md for a stop of a worker that is not stuck.
 STOP_TIMEOUT_S = 15.0
+READER_S = 10.0
 # Not as shipped: that partitions were added is seen after two seconds instead of a minute.
 PROPERTIES = ["--property", "topic.metadata.refresh.interval.ms=2000"]
 # Not as shipped: a request for each message would take half of what two cores can do.
@@ -37,6 +39,7 @@ ORDER_METRICS = ("kafka_consumer_missing_total", "kafka_consumer_duplicates_tota
 class Setup:
     """How the workers of a load are set up. `by_key` says that the order is that of keys, and messages have one.
 
+    `once` says that its handler gives back what it was given, with --exactly-once, and that the books are kept on that.
     `replicas` are the brokers of each partition; without them a topic is on every broker. `environment` is that of the
     workers.
     """
@@ -49,6 +52,7 @@ class Setup:
     partitions: int = 3
     members: int = MEMBERS
     by_key: bool = False
+    once: bool = False
     produce: tuple[str, ...] = ()
     consume: tuple[str, ...] = ()
     topic_config: Mapping[str, str] = field(default_factory=dict)
@@ -64,6 +68,7 @@ class Account:
     producer: dict[str, Any]
     verified: list[dict[str, Any]]
     missing: int
+    repeated: int
     handled: int
     redelivered: int
     exit_codes: list[int]
@@ -74,12 +79,36 @@ class Account:
                  for name in ("lost", "duplicated", "reordered", "failed_present") if run[name]]  # fmt: skip
         if self.missing:
             wrong.append(f"acknowledged and not handled: {self.missing}")
+        if self.repeated:
+            wrong.append(f"outputs that are there twice: {self.repeated}")
         outcomes = [self.producer[name] for name in ("acknowledged", "failed", "unknown")]
         if self.producer["sent"] != sum(outcomes):
             wrong.append(f"sent {self.producer['sent']}, but outcomes {outcomes}")
         if any(self.exit_codes):
             wrong.append(f"exit codes {self.exit_codes}")
         return [f"{self.load}: {each}" for each in wrong]
+
+
+class Committed:
+    """What transactions have committed to a topic since the last look, as its own reader sees it."""
+
+    def __init__(self, cluster: Cluster, topic: str) -> None:
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": cluster.bootstrap_servers, "log_level": 0, "group.id": f"reader-{topic}",
+                "auto.offset.reset": "earliest", "isolation.level": "read_committed", "enable.auto.commit": False,
+            }
+        )  # fmt: skip
+        self._consumer.subscribe([topic])
+
+    def lines(self) -> list[bytes]:
+        lines: list[bytes] = []
+        while messages := self._consumer.consume(1000, 0.01):
+            lines += [bytes(message.value() or b"") for message in messages if message.error() is None]
+        return lines
+
+    def close(self) -> None:
+        self._consumer.close()
 
 
 class Load:
@@ -96,7 +125,8 @@ class Load:
         self.retired: list[Process] = []
         self._watched: list[Process] = []
         self.acknowledged = Acknowledged()
-        self.handled = Handled(setup.by_key)
+        self.handled = Handled(setup.by_key, once=setup.once)
+        self._outputs: Committed | None = None
         self.lock = threading.Lock()
         self.membership_changes = 0
         self.seen_too_far = 0
@@ -115,6 +145,16 @@ class Load:
         for process in self._watched:
             self._cluster.forget(process.popen.pid)
         self._reader.close()
+        if self._outputs is not None:
+            self._outputs.close()
+
+    def read_outputs(self) -> None:
+        """Keeps the books on the topic of the outputs, which has to exist."""
+        self._outputs = Committed(self._cluster, self.outputs_topic)
+
+    @property
+    def outputs_topic(self) -> str:
+        return self.topic + OUTPUTS
 
     def start(self) -> None:
         """Starts the group, waits until it has the partitions, and starts the producer."""
@@ -192,13 +232,15 @@ class Load:
                 if member is None:
                     self.acknowledged.observe(tail.lines())
             handled = [(member, tail.lines()) for member, tail in self._tails if member is not None]
+            if self._outputs is not None:
+                handled.append(("outputs", self._outputs.lines()))
             self.handled.look(self.acknowledged, handled)
 
     def forget(self) -> None:
         """Opens new books, for a topic that was deleted with everything in it."""
         self.look()
         with self.lock:
-            self.acknowledged, self.handled = Acknowledged(), Handled(self.setup.by_key)
+            self.acknowledged, self.handled = Acknowledged(), Handled(self.setup.by_key, once=self.setup.once)
 
     def forgive(self, partition: int, beginning: int) -> None:
         """Books that the messages before `beginning` were deleted, handled or not."""
@@ -270,11 +312,17 @@ class Load:
         committed = self.committed()
         # Later than the commit: a member writes down what it handles before it stores the offset.
         self.look()
+        if self.setup.once:
+            # What is committed together with the offset may reach its reader a moment later.
+            wait_until(lambda: self.caught_up(committed), READER_S)
         with self.lock:
             return sum(offset > self.handled.next[partition] for partition, offset in committed.items())
 
     def audit(self) -> None:
         """Books whether an offset is committed that is above what was handled; says nothing while nobody can tell."""
+        if self.setup.once:
+            # Its reader may be behind for as long as a broker is away.
+            return
         committed = self._ask_committed()
         self.look()
         with self.lock:
@@ -313,10 +361,10 @@ class Load:
         members = [member.stop(timeout_s=STOP_TIMEOUT_S) for member in self.members]
         self.look()
         with self.lock:
-            missing = self.handled.missing(self.acknowledged, ends)
+            missing, repeated = self.handled.missing(self.acknowledged, ends), self.handled.repeated
         assert self.committed_too_far() == 0
         return Account(
-            self.setup.name, summary, self._verify(), missing, self.handled.total, self.handled.redelivered,
+            self.setup.name, summary, self._verify(), missing, repeated, self.handled.total, self.handled.redelivered,
             [code, *members],
         )  # fmt: skip
 
@@ -358,6 +406,13 @@ class Load:
         answer = self._processes.run("verify", "--topic", self.topic, "--account", str(path), "--json", timeout_s=300)
         assert answer.returncode == 0, answer.stdout + answer.stderr
         return [json.loads(line) for line in answer.stdout.splitlines()]
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
+    """Waits for `condition`, or for `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _rss_mib(process: Process) -> float:

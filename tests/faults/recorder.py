@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.faults.books import NO_KEY
-from workers import batch, lifespan
+from workers import Outgoing, batch, lifespan
 from workers.accounting.stamps import STAMP_BYTES
 from workers.handlers import Handler, Message
 from workers.kafka.messages import raw_stamp_of
@@ -21,6 +21,7 @@ from workers.kafka.messages import raw_stamp_of
 # Environment variable that names the file.
 FILE = "RECORDER_FILE"
 HOLD = "hold"
+OUTPUTS = "-outputs"
 # Of the calls, so that retries and paused partitions meet every fault.
 FAILING = 0.01
 HEAP_SUFFIX = ".heap"
@@ -94,6 +95,19 @@ def coroutines() -> Iterator[Handler]:
 
 
 @lifespan
+def outputs() -> Iterator[Handler]:
+    """Gives back what the others write down, as a message to the topic with OUTPUTS behind its name."""
+    os.close(_open())
+
+    async def give_back(message: Message) -> Outgoing:
+        _fail_at_times()
+        await asyncio.sleep(random.random() * CALL_S)
+        return Outgoing(_line(message), key=message.key(), topic=f"{message.topic()}{OUTPUTS}")
+
+    yield give_back
+
+
+@lifespan
 def held() -> Iterator[Handler]:
     """Handles nothing while there is a file HOLD beside its own."""
     descriptor = _open()
@@ -133,11 +147,11 @@ def _fail_at_times() -> None:
 def _write(descriptor: int, messages: list[Message]) -> None:
     # Unbuffered, so that what a killed member handled is known up to the last call; and in one write with O_APPEND, so
     # that the lines of many threads stay whole.
-    os.write(descriptor, b"".join(map(_line, messages)))
+    os.write(descriptor, b"".join(_line(message) + b"\n" for message in messages))
 
 
 def _line(message: Message) -> bytes:
     stamp = (raw_stamp_of(message, message.value()) or b"")[:STAMP_BYTES]
     key = message.key() or NO_KEY
     assert isinstance(key, bytes)
-    return b"%d %d %b %b\n" % (message.partition() or 0, message.offset() or 0, key, stamp)
+    return b"%d %d %b %b" % (message.partition() or 0, message.offset() or 0, key, stamp)
