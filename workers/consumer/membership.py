@@ -9,6 +9,7 @@ from confluent_kafka import OFFSET_INVALID, KafkaException, TopicPartition
 
 from workers.config import ClientConfig
 from workers.consumer.assignment import PartitionState, names
+from workers.consumer.committing import StoredOffsets
 from workers.consumer.parts import Parts
 from workers.consumer.scheduling import Work
 from workers.errors import ConfigError
@@ -184,6 +185,9 @@ class Membership:
         is taken.
         """
         committer, assignment = self._parts.committer, self._parts.assignment
+        if not isinstance(committer, StoredOffsets):
+            # A transaction is committed when its partitions are revoked, or aborted.
+            return
         until = time.monotonic() + min(CONFIRM_S, self._parts.shutdown.remaining_s() / 2)
         for state in assignment.partitions.values():
             if state.unconfirmed:
