@@ -90,6 +90,7 @@ TRANSACTION_DEFAULTS = (
     *PRODUCER_DEFAULTS,
     Default("transaction.timeout.ms", "10000", "what a killed member has begun keeps its partitions waiting so long"),
     Default("delivery.timeout.ms", "10000", "librdkafka takes no more than transaction.timeout.ms"),
+    Default("socket.timeout.ms", "10000", "a coordinator that does not answer is waited for no longer than that"),
     Default("max.in.flight", "5", "a request that is refused aborts its transaction, so nothing is written twice"),
 )
 CONSUMER_DEFAULTS = (

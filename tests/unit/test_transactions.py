@@ -7,19 +7,22 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, Message
+from confluent_kafka import KafkaError, Message, TopicPartition
 
 from tests.unit.test_consumer import BY_KEY, FOR_EVER, Group, key_of_ten, numbers
 from tests.unit.test_outputs import forward, forward_async, forward_batch, twice
 from workers.consumer import execution
 from workers.consumer import transactions as module
 from workers.consumer.failures import ErrorPolicy
+from workers.consumer.membership import Membership
 from workers.deadletters.headers import ATTEMPTS, ERROR_CLASS
 from workers.errors import ConfigError, WorkerError
 from workers.handlers import Reject, batch
+from workers.kafka.credentials import CredentialsWatch
 from workers.sources import Outgoing
 from workers.testing.handling import Member
-from workers.testing.memory import FakeBroker
+from workers.testing.memory import LATER, FakeBroker
+from workers.testing.processes import eventually
 
 ONCE = {"exactly_once": True}
 FENCED = KafkaError(KafkaError._FENCED, "fenced", True)
@@ -86,13 +89,13 @@ def test_batches_are_committed_as_a_whole(broker: FakeBroker, group: Group) -> N
 
 def test_an_open_transaction_is_seen_by_nobody_and_ends_with_its_member(broker: FakeBroker, group: Group) -> None:
     broker.produce(numbers(0, 100))
-    Answers(broker, commit=[TIMED_OUT] * 10_000)
+    broker.outcome = lambda message: LATER if message.value() == b"99" else None
     group.member(forward, **ONCE).start()
-    group.until(lambda: broker.producers and len(broker.producers[0].staged) == 100, "all are written")
+    group.until(lambda: broker.producers and len(broker.producers[0].staged) == 99, "the others are written")
     assert broker.values("out") == []
     assert broker.offset() is None
     broker.kill()
-    broker.answer = lambda _: None
+    broker.outcome = lambda _: None
 
     finish(group)
     assert broker.values("out") == numbers(0, 100)
@@ -107,6 +110,7 @@ def test_members_that_are_killed_and_refused_at_any_moment_write_each_output_onc
     errors = [ABORT, TIMED_OUT, KafkaError(KafkaError._INCONSISTENT, "failed", False, False, True)]
 
     def answer(call: str) -> KafkaError | None:
+        broker.late_commits = chance.random() < 0.1
         return chance.choice(errors) if call in ("offsets", "commit") and chance.random() < 0.2 else None
 
     def slowly(message: Message) -> Iterator[Outgoing]:
@@ -230,7 +234,7 @@ def test_a_producer_that_brokers_have_fenced_is_made_again_and_all_is_written_on
 
 def test_a_second_process_with_the_same_transactional_id_ends_the_worker(broker: FakeBroker, group: Group) -> None:
     broker.produce(numbers(0, 100))
-    Answers(broker, commit=[FENCED, FENCED])
+    Answers(broker, commit=[FENCED] * 3)
     with pytest.raises(WorkerError, match="give each process its own --transactional-id"):
         finish(group)
 
@@ -270,11 +274,12 @@ def test_what_was_written_of_partitions_that_are_lost_is_aborted(broker: FakeBro
     broker.add_partition("t")
     broker.produce(numbers(0, 100))
     broker.produce(numbers(100, 200), partition=1)
-    answers = Answers(broker, offsets=[TIMED_OUT] * 10_000)
+    broker.outcome = lambda _: LATER
     member = group.member(forward, **ONCE).start()
-    group.until(lambda: broker.producers and len(broker.producers[0].staged) == 200, "all are written")
+    group.until(lambda: member.consumer.status.outputs_in_flight == 200, "all are under way")
     broker.lose(("t", 0))
-    answers.errors.clear()
+    group.until(lambda: member.consumer.status.rebalances["lost"], "it has heard of that")
+    broker.outcome = lambda _: None
     group.until(lambda: broker.offset(1) == 100, "the other goes on")
 
     assert broker.values("out") == numbers(100, 200)
@@ -282,12 +287,196 @@ def test_what_was_written_of_partitions_that_are_lost_is_aborted(broker: FakeBro
     assert member.consumer.status.commits["failure"] == 1
 
 
-def test_brokers_that_are_away_in_the_middle_of_a_commit_are_waited_for(broker: FakeBroker, group: Group) -> None:
+def test_outputs_that_are_not_acknowledged_yet_are_waited_for(broker: FakeBroker, group: Group) -> None:
     broker.produce(numbers(0, 100))
-    answers = Answers(broker, commit=[TIMED_OUT] * 3, offsets=[TIMED_OUT] * 2)
-    finish(group)
+    answers = Answers(broker)
+    broker.outcome = lambda message: LATER if message.value() == b"99" else None
+    group.member(forward, **ONCE).start()
+    group.until(lambda: broker.producers and len(broker.producers[0].staged) == 99, "the others are written")
+    broker.outcome = lambda _: None
+    group.until(lambda: broker.offset() == 100, "all is committed")
     assert broker.values("out") == numbers(0, 100)
     assert "abort" not in answers.calls
+
+
+@pytest.mark.parametrize("options", [{}, {"properties": {"auto.offset.reset": "latest"}}], ids=["begin", "end"])
+def test_a_commit_whose_answer_does_not_come_is_asked_for_before_anything_is_handled_again(
+    broker: FakeBroker, group: Group, options: dict[str, Any]
+) -> None:
+    broker.answer = lambda call: TIMED_OUT if call == "offsets" else None
+    group.member(forward, **{**ONCE, **options}).start()
+    group.until(lambda: broker.clients and broker.owners, "it has its partition")
+    broker.produce(numbers(0, 100))
+    broker.late_commits = 3
+    broker.answer = lambda _: None
+    group.until(lambda: broker.offset() == 100, "all is committed")
+    broker.produce(numbers(100, 200))
+    group.until(lambda: broker.offset() == 200, "it goes on")
+    assert broker.values("out") == numbers(0, 200)
+
+
+def test_a_commit_whose_answer_does_not_come_counts_for_the_limit_of_messages(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 100))
+    broker.late_commits = 1
+    group.member(forward, **ONCE, max_messages=30).finish()
+    assert broker.values("out") == numbers(0, 30)
+
+
+def test_a_coordinator_that_is_not_there_yet_is_waited_for(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 10))
+    # librdkafka gives the last error when the time is up, and does not say that asking again may help.
+    Answers(broker, init=[KafkaError(KafkaError.COORDINATOR_NOT_AVAILABLE, "no coordinator")])
+    finish(group)
+    assert broker.values("out") == numbers(0, 10)
+
+
+def test_certificates_that_change_while_a_producer_is_fenced_end_nothing(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.produce(numbers(0, 10))
+    Answers(broker, commit=[FENCED])
+    changed = [True]
+    monkeypatch.setattr(
+        CredentialsWatch, "refresh", lambda *_: bool(broker.offset() is None and changed and changed.pop())
+    )
+    finish(group)
+    assert broker.values("out") == numbers(0, 10)
+
+
+def test_a_member_that_cannot_go_on_leaves_its_group(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 100))
+    Answers(broker, commit=[FENCED] * 9)
+    with pytest.raises(WorkerError):
+        finish(group)
+    assert broker.clients[-1].closed
+
+
+def test_nothing_escapes_from_the_callback_of_a_rebalance(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    escaped: list[BaseException] = []
+    on_revoke = Membership._on_revoke
+
+    def watched(self: Membership, client: Any, partitions: list[TopicPartition]) -> None:
+        try:
+            on_revoke(self, client, partitions)
+        except BaseException as error:
+            escaped.append(error)
+            raise
+
+    monkeypatch.setattr(Membership, "_on_revoke", watched)
+    broker.produce(numbers(0, 10))
+    broker.outcome = lambda _: LATER
+    member = group.member(forward, **ONCE).start()
+    group.until(lambda: member.consumer.status.outputs_in_flight == 10, "they are under way")
+    broker.answer = lambda _: KafkaError(KafkaError.CLUSTER_AUTHORIZATION_FAILED, "denied", True)
+    broker.outcome = lambda _: None
+    broker.revoke(("t", 0))
+    eventually(lambda: member.ended, "the member ends", 20)
+    assert escaped == []
+    assert isinstance(member.error, WorkerError)
+
+
+@pytest.mark.parametrize("options", [{}, BY_KEY], ids=["one call", "by key"])
+def test_messages_become_dead_letters_when_their_topic_may_not_be_written_to(
+    broker: FakeBroker, group: Group, options: dict[str, Any]
+) -> None:
+    """Then the call of the transaction says so, and no report of an output."""
+    broker.produce(numbers(0, 3), key=key_of_ten)
+    broker.outcome = lambda message: LATER if message.topic() == "out" else None
+
+    def answer(call: str) -> KafkaError | None:
+        denied = call in ("offsets", "commit") and any(len(producer) for producer in broker.producers)
+        code = KafkaError.TOPIC_AUTHORIZATION_FAILED
+        return KafkaError(code, "denied", False, False, True) if denied else None
+
+    broker.answer = answer
+    member = finish(group, **options, policy=ErrorPolicy(max_attempts=2, backoff_s=0.01, backoff_max_s=0.02))
+    assert [record.value for record in broker.logs["t.dlq", 0].records] == numbers(0, 3)
+    assert broker.values("out") == []
+    assert member.consumer.status.commits["failure"] <= 12
+
+
+def test_messages_that_are_refused_with_a_neighbour_are_written(broker: FakeBroker, group: Group) -> None:
+    """Brokers take or refuse as a whole what is written together."""
+    broker.produce(numbers(0, 50))
+
+    def outcome(message: Message) -> int | None:
+        if message.topic() != "out":
+            return None
+        together = {each.value() for each, _, _ in broker.producers[-1].at_hand}
+        return KafkaError.MSG_SIZE_TOO_LARGE if b"7" in together else None
+
+    broker.outcome = outcome
+    finish(group)
+    assert broker.values("out") == [each for each in numbers(0, 50) if each != b"7"]
+    assert [record.value for record in broker.logs["t.dlq", 0].records] == [b"7"]
+
+
+def test_one_refused_commit_and_a_slow_handler_do_not_have_the_group_joined_again(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FORGOTTEN_S", 0.2)
+    broker.produce(numbers(0, 1))
+    answers = Answers(broker, offsets=[ABORT])
+
+    def handler(message: Message) -> Outgoing:
+        if "offsets" in answers.calls:
+            time.sleep(0.5)
+        return forward(message)
+
+    group.member(handler, **ONCE).start()
+    group.until(lambda: broker.offset() == 1, "it is committed")
+    assert broker.clients[-1].joins == 1
+
+
+def test_commits_that_go_on_to_be_refused_have_the_group_joined_again(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FORGOTTEN_S", 0.2)
+    broker.produce(numbers(0, 1))
+    broker.answer = lambda call: ABORT if call == "offsets" else None
+    group.member(forward, **ONCE).start()
+    group.until(lambda: broker.clients[-1].joins > 1, "it joins again")
+
+
+def test_messages_of_lost_partitions_do_not_count_for_the_limit(broker: FakeBroker, group: Group) -> None:
+    broker.add_partition("t")
+    broker.produce(numbers(0, 60))
+    broker.outcome = lambda _: LATER
+    member = group.member(forward, **ONCE, max_messages=100).start()
+    group.until(lambda: member.consumer.status.outputs_in_flight == 60, "they are under way")
+    broker.lose(("t", 0))
+    group.until(lambda: member.consumer.status.rebalances["lost"], "it has heard of that")
+    broker.outcome = lambda _: None
+    broker.produce(numbers(100, 300), partition=1)
+    member.finish()
+    assert broker.values("out") == numbers(100, 200)
+
+
+def test_what_a_client_reports_that_was_replaced_is_of_no_transaction(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 50))
+    mapping = KafkaError(KafkaError.INVALID_PRODUCER_ID_MAPPING, "unknown producer", False, False, False)
+    broker.outcome = lambda _: LATER if len(broker.producers) == 1 else None
+    broker.answer = lambda call: mapping if call == "offsets" and len(broker.producers) == 1 else None
+    member = finish(group)
+    assert broker.values("out") == numbers(0, 50)
+    assert member.consumer.status.commits["failure"] == 1
+    assert member.consumer.status.outputs_in_flight == 0
+
+
+def test_partitions_that_begin_anew_after_an_abort_are_not_assigned_anew(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between rebalances, librdkafka would take that for the answer to one that is to come."""
+    broker.produce(numbers(0, 10))
+    Answers(broker, commit=[ABORT])
+    unassigned: list[Any] = []
+    monkeypatch.setattr(Membership, "_reassign", lambda *each: unassigned.append(each))
+    group.member(forward, **ONCE).start()
+    group.until(lambda: broker.offset() == 10, "all is committed")
+    assert unassigned == []
+    assert broker.clients[-1].seeks == [(("t", 0), 0)]
 
 
 def test_a_group_that_begins_at_the_end_begins_there_again_when_its_first_transaction_is_aborted(

@@ -91,6 +91,8 @@ class PartitionState:
         self.restart_at: TopicPartition | None = None
         # How many of its messages were handled and are in no transaction that was committed.
         self.uncommitted = 0
+        # The offset that is being committed in a transaction, and how many messages that is of.
+        self.committing: tuple[int, int] | None = None
         self.begin_offset = -1
         self.end_offset = -1
         self.behind_since_s = 0.0
@@ -183,6 +185,9 @@ class Assignment:
         before = self.partitions.get((place.topic, place.partition))
         if before is not None:
             before.owned = False
+            if before.committing is not None and before.committing[0] == place.offset:
+                # Its outcome was not known: it was committed.
+                self.handled += before.committing[1]
         state = PartitionState(topic, place.partition, place, in_order=self._in_order)
         self.partitions[state.key] = state
         return state
@@ -216,17 +221,18 @@ class Assignment:
     def rewind(self, state: PartitionState) -> PartitionState:
         """Begin a partition again at what the group has committed, which is not known here; return its new state.
 
-        Where a start was decided that no commit has confirmed yet, it begins there again. What was handled since counts
-        as not handled.
+        What was handled since counts as not handled.
         """
-        self.handled -= state.uncommitted
-        place = state.restart_at
-        fresh = self.adopt(TopicPartition(*state.key, OFFSET_INVALID) if place is None else place)
-        if place is not None:
-            fresh.restart_at = place
-            fresh.position = place.offset
-            fresh.commit_explicitly()
+        self.discount(state)
+        fresh = self.adopt(TopicPartition(*state.key, OFFSET_INVALID))
+        fresh.restart_at, fresh.committing = state.restart_at, state.committing
+        fresh.partitions_at_begin = state.partitions_at_begin
         return fresh
+
+    def discount(self, state: PartitionState) -> None:
+        """What was handled of a partition and not committed is handled again, so it does not count."""
+        self.handled -= state.uncommitted
+        state.uncommitted = 0
 
     # What the client delivers
 

@@ -48,6 +48,8 @@ class StoredOffsets:
 
     # In how many seconds `stage` has something to do: whenever it is called.
     due_s = float("inf")
+    # How long `stage` with `now` may take: it waits for no answer.
+    longest_s = 0.0
     # Whether there is something that only a later `stage` commits; at the end `stage` with `now` does.
     pending = False
 

@@ -123,7 +123,7 @@ class Consumer:
             parts, config, topics, credentials, connect=lambda: make(own), account=dispatcher.account
         )
         if isinstance(outputs, Transaction):
-            outputs.attach(lambda: parts.client, parts.assignment.find, self._membership.rewind, shutdown)
+            outputs.attach(lambda: parts.client, parts.assignment, self._membership.rewind, shutdown)
         self._observer = Observer(parts, self._membership)
         self._publisher = Publisher(parts, self._membership, stall_timeout_s)
         self.status = ConsumerStatus(topics=parts.assignment.topics)

@@ -12,7 +12,7 @@ from workers.consumer.assignment import PartitionState, names
 from workers.consumer.committing import StoredOffsets
 from workers.consumer.parts import Parts
 from workers.consumer.scheduling import Work
-from workers.errors import ConfigError
+from workers.errors import ConfigError, WorkerError
 from workers.kafka.credentials import CredentialsWatch
 from workers.kafka.statistics import Statistics
 from workers.lifecycle import call_with_timeout
@@ -85,13 +85,16 @@ class Membership:
                     # librdkafka would keep the pause.
                     self._parts.client.resume([state.topic_partition()])
                 self._parts.scheduler.drop(state)
+                if not start.rewound:
+                    self._parts.outputs.forsake([state], lost=False)
                 if start.committed is not None:
                     state = self._parts.assignment.adopt(start.committed)
                 else:
                     state = self._parts.assignment.reset(state, start.offset)
             else:
                 self._parts.assignment.skip_to(state, start.offset)
-            self._reassign(state, start.offset)
+            if not (start.rewound and self._seek(state, start.offset)):
+                self._reassign(state, start.offset)
             if start.commit:
                 state.commit_explicitly()
                 state.restart_at = state.to_commit()
@@ -104,11 +107,20 @@ class Membership:
                 self._parts.client.resume([state.topic_partition()])
             self._parts.scheduler.drop(state)
             self._parts.starts.forget(state)
-            fresh = self._parts.assignment.rewind(state)
-            if fresh.restart_at is not None:
-                self._reassign(fresh, fresh.restart_at.offset)
-            else:
-                self._parts.starts.await_committed(fresh)
+            self._parts.starts.await_committed(self._parts.assignment.rewind(state), rewound=True)
+
+    def _seek(self, state: PartitionState, offset: int) -> bool:
+        """Fetch from another offset; return False where the client cannot.
+
+        To assign anew between rebalances may have librdkafka answer one that is under way: another member gets
+        partitions that we have in an open transaction.
+        """
+        try:
+            self._parts.client.seek(state.topic_partition(offset))
+        except KafkaException as error:
+            log.debug("%s: not sought, so assigned anew: %s", state, error)
+            return False
+        return True
 
     def _reassign(self, state: PartitionState, offset: int) -> None:
         """Begin to fetch anew: a partition without a valid offset cannot be sought."""
@@ -133,7 +145,10 @@ class Membership:
             return
         self._parts.executor.interrupt()
         # Its callbacks wait for the messages at hand, and are to be over when the new client is in its place.
-        if not call_with_timeout(self._finish_and_close, REVOKE_WAIT_S + CONFIRM_S + LEAVE_S):
+        longest_s = REVOKE_WAIT_S + CONFIRM_S + LEAVE_S + self._parts.committer.longest_s
+        if not call_with_timeout(self._finish_and_close, longest_s):
+            if not isinstance(self._parts.committer, StoredOffsets):
+                raise WorkerError("the group was not left in time, so what the last transaction did is not known")
             log.warning("the group was not left in time: its session with the old client has to time out")
         self._parts.client = fresh
         self._leaving = False
@@ -238,6 +253,9 @@ class Membership:
             self._unassign(client, partitions)
             return
         self.rebalances["revoke"] += 1
+        if self._parts.executor.in_flight:
+            # A transaction may not last as long as the messages at hand are waited for.
+            self._parts.committer.stage(self._parts.assignment.partitions.values(), now=True)
         revoked = self._take_away(partitions)
         self._await_works(revoked)
         self._parts.committer.stage(revoked, now=True)

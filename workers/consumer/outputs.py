@@ -113,7 +113,7 @@ class Outputs:
             work.answers.clear()
         return over
 
-    def forsake(self, partitions: Collection[Partition]) -> None:
+    def forsake(self, partitions: Collection[Partition], *, lost: bool = True) -> None:  # noqa: ARG002  (the interface)
         """Send no more for partitions that have gone, and forget their works."""
         for work in [work for work in self._sendings if work.partition in partitions]:
             self._withdraw(self._sendings.pop(work))

@@ -229,9 +229,10 @@ class Scheduler:
         self._wake()
         if not self._turns:
             return None
-        if only_next and not self._turn_to_next():
-            return None
-        if held:
+        if only_next:
+            if not self._turn_to_next(held):
+                return None
+        elif held:
             free = next((each for each in self._turns if each.key not in held), None)
             if free is None:
                 return None
@@ -263,11 +264,11 @@ class Scheduler:
             del self._runnable[partition]
         return Work(partition, chosen, parts)
 
-    def _turn_to_next(self) -> bool:
+    def _turn_to_next(self, held: Collection[tuple[str, int]]) -> bool:
         """Make a shard the next one whose first message is at the low-water mark; return whether there is one."""
         for partition in self._turns:
             shards = self._runnable[partition]
-            for shard in shards:
+            for shard in [] if partition.key in held else shards:
                 if shard.queue[0].offset(0) == partition.next_offset:
                     self._turns.remove(partition)
                     self._turns.appendleft(partition)

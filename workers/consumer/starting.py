@@ -15,7 +15,7 @@ import logging
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
@@ -50,12 +50,14 @@ class Need:
     truncated_at: int | None
     anew: bool = False
     ask_at: float = 0.0
+    rewound: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
     """Where a partition goes on. `anew` says that its log has other messages now, so what was received is dropped;
-    `committed` is what the group has committed where that was not known before.
+    `committed` is what the group has committed where that was not known before. `rewound` says that it was fetched
+    until now.
     """
 
     state: PartitionState
@@ -63,6 +65,7 @@ class Start:
     anew: bool
     commit: bool = False
     committed: TopicPartition | None = None
+    rewound: bool = False
 
 
 class Starts:
@@ -140,9 +143,9 @@ class Starts:
         diverged = "truncat" in reason.lower() and cut is None
         self._needs[state.key] = Need(state, reason, int(cut[1]) if cut else None, anew=diverged)
 
-    def await_committed(self, state: PartitionState) -> None:
-        """What the group has committed for a partition was not answered in time: go on asking."""
-        self._needs[state.key] = Need(state, "the committed offset is not known", None)
+    def await_committed(self, state: PartitionState, *, rewound: bool = False) -> None:
+        """What the group has committed for a partition is not known: go on asking."""
+        self._needs[state.key] = Need(state, "the committed offset is not known", None, rewound=rewound)
 
     def other_topic(self, state: PartitionState) -> None:
         """The topic was deleted and created again: none of the offsets known mean anything in it."""
@@ -157,18 +160,23 @@ class Starts:
         Raises WorkerError where the user has chosen to stop.
         """
         now = time.monotonic()
-        for need in [*self._needs.values()]:
-            if need.ask_at > now:
-                continue
+        due = [need for need in self._needs.values() if need.ask_at <= now]
+        known = self._committed(client, [need.state for need in due if need.state.awaits_committed])
+        for need in due:
             place = need.state.topic_partition()
             try:
                 if need.state.awaits_committed:
-                    [committed] = client.committed([place], timeout=ASK_TIMEOUT_S)
-                    if committed.error is not None:
-                        raise KafkaException(committed.error)
+                    committed = known.get(need.state.key)
+                    if committed is None:
+                        need.ask_at = time.monotonic() + ASK_AGAIN_S
+                        continue
                     if committed.offset >= 0:
                         self._needs.pop(need.state.key, None)
-                        yield Start(need.state, committed.offset, anew=True, committed=committed)
+                        yield Start(need.state, committed.offset, True, committed=committed, rewound=need.rewound)
+                        continue
+                    if need.state.restart_at is not None:
+                        self._needs.pop(need.state.key, None)
+                        yield Start(need.state, need.state.restart_at.offset, True, commit=True, rewound=need.rewound)
                         continue
                 low, high = client.get_watermark_offsets(place, timeout=ASK_TIMEOUT_S)
                 start = self._decide(client, need, low, high)
@@ -177,7 +185,18 @@ class Starts:
                 log.debug("%s: where it begins is not known yet: %s", need.state, error)
                 continue
             self._needs.pop(need.state.key, None)
-            yield start
+            yield replace(start, rewound=need.rewound)
+
+    def _committed(self, client: Any, states: list[PartitionState]) -> dict[Key, TopicPartition]:
+        """What the group has committed, of those partitions for which the brokers have said."""
+        if not states:
+            return {}
+        try:
+            found = client.committed([state.topic_partition() for state in states], timeout=ASK_TIMEOUT_S)
+        except KafkaException as error:
+            log.debug("committed offsets are not known yet: %s", error)
+            return {}
+        return {(each.topic, each.partition): each for each in found if each.error is None}
 
     def _decide(self, client: Any, need: Need, low: int, high: int) -> Start:
         state, position = need.state, need.state.position

@@ -22,8 +22,8 @@ import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from workers.config import ClientConfig
-from workers.consumer.answers import MAX_BYTES, MAX_MESSAGES, Output
-from workers.consumer.assignment import Key, PartitionState
+from workers.consumer.answers import MAX_BYTES, MAX_MESSAGES, FailedOutputError, Output
+from workers.consumer.assignment import Assignment, Key, PartitionState
 from workers.consumer.committing import FORGOTTEN, FORGOTTEN_S
 from workers.consumer.failures import ErrorPolicy, RetryLater, SendDeadLetter, Stop, decide
 from workers.consumer.outputs import failure_of
@@ -40,30 +40,37 @@ from workers.sources import size_of
 
 log = logging.getLogger(__name__)
 
-# How long one turn of the loop may wait for the brokers; what is not done by then goes on in the next turn.
+# How long one turn of the loop may wait for outputs to be acknowledged; then it goes on in the next turn.
 SLICE_S = 0.25
-# How long a rebalance waits for the commit of what was handled.
+# How long a rebalance waits for that.
 NOW_S = 10.0
 INIT_SLICE_S = 1.0
 LOOK_S = 0.02
-# A producer that was fenced is made again. One that is fenced again so soon has a rival with its transactional id.
-FENCED_AGAIN_S = 60.0
-# Brokers have ended the transaction of this producer, or another one has begun with its id.
-FENCED = frozenset(
-    {
-        KafkaError._FENCED,
-        KafkaError.INVALID_PRODUCER_EPOCH,
-        KafkaError.PRODUCER_FENCED,
-        KafkaError.INVALID_PRODUCER_ID_MAPPING,
-        KafkaError.UNKNOWN_PRODUCER_ID,
-        KafkaError.INVALID_TXN_STATE,
-    }
-)
+# Outputs that are not acknowledged by then are left to the commit: it knows of errors that no report tells.
+FLUSH_S = 2.0
+# librdkafka cannot abort while it asks for the first partition of a transaction (its issue 4849).
+SETTLE_S = 0.5
+# A producer that was fenced so often within this time, in young transactions, has a rival with its transactional id.
+FENCED_TIMES = 3
+FENCED_WITHIN_S = 60.0
+FENCED = frozenset({KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH})
 # Reports of what an abort has taken from the client.
 PURGED = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
-REFUSED = frozenset(
-    {KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED}
-)  # fmt: skip
+REFUSED = frozenset({KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED})
+# Of the calls of a transaction: no output to such a topic is written.
+TOPIC_REFUSED = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError._UNKNOWN_PARTITION,
+    }
+)
+# What asking again does not mend.
+NEVER = frozenset({KafkaError._UNSUPPORTED_FEATURE, KafkaError._INVALID_ARG, KafkaError._NOT_CONFIGURED})
+
+# A message: its partition and its offset.
+Place = tuple[Key, int]
 
 
 @dataclass(slots=True)
@@ -76,21 +83,21 @@ class _Held:
 
 
 @dataclass(frozen=True, slots=True)
+class _Refusal:
+    """Why brokers do not take an output of a message."""
+
+    output: Output
+    error: KafkaError
+    failure: Exception
+
+
+@dataclass(frozen=True, slots=True)
 class _Failure:
     """How often the outputs of a message were refused, why, and whether it is to become a dead letter."""
 
     attempts: int
     error: Exception
     condemned: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Mark:
-    """The offset of a partition in a commit, and how many of its messages that commit is of."""
-
-    state: PartitionState
-    place: TopicPartition
-    messages: int
 
 
 class Transaction:
@@ -120,43 +127,54 @@ class Transaction:
         self.successes = 0
         self.failures = 0
         self.forgotten_since: float | None = None
+        self._forgotten = False
         self._id = transactional_id
         self._interval_s = interval_s
+        self._timeout_s = int(config.get("transaction.timeout.ms", "10000")) / 1000
         self._policy = policy
         self._client_state = ClientState(config, auth_timeout_s)
         self._watch = CredentialsWatch(config, self._client_state)
         self._connect = connect or (
             lambda own: create_client(confluent_kafka.Producer, config, own, self._watch.credentials)
         )
+        # What clients that are given up still report is not of the one in use.
         self._client: Any = None
+        self._client_number = self._clients_made = 0
         # The client that is to take the place of `_client`, until the brokers know it.
         self._fresh: Any = None
-        self._replace_due = False
         self._renewal_due = False
-        self._fenced_at = float("-inf")
+        # `_client` cannot go on, and is replaced after a pause.
+        self._broken = False
+        self._replace_at = 0.0
+        self._fenced_at: deque[float] = deque(maxlen=FENCED_TIMES)
         self._batch = False
-        # Of the open transaction.
+        # Of the open transaction: when it was begun, whose outputs it has, those to be sent and those under way.
+        self._number = 0
         self._open = False
         self._begun_at = 0.0
         self._touched: dict[Key, PartitionState] = {}
-        self._queue: deque[tuple[Key, int, Output]] = deque()
+        self._queue: deque[tuple[Place, Output]] = deque()
+        self._under_way: dict[int, tuple[Place, Output]] = {}
+        self._sent = 0
         self._written: Counter[str] = Counter()
-        # Being committed; empty while outputs are written.
-        self._marks: list[_Mark] = []
-        self._offsets_sent = False
+        self._refusals: dict[Place, _Refusal] = {}
+        # What is being committed; empty while outputs are written.
+        self._marks: list[tuple[PartitionState, TopicPartition, int]] = []
+        self._marked_at = 0.0
         self._abort_reason: str | None = None
+        self._aborted_in_row = 0
         # Of messages that were handled and are not committed.
         self._held: dict[Key, _Held] = {}
-        self._dead_letters: set[tuple[Key, int]] = set()
-        self._failures: dict[tuple[Key, int], _Failure] = {}
-        # Of the open transaction.
-        self._blamed: set[tuple[Key, int]] = set()
+        self._dead_letters: set[Place] = set()
+        self._failures: dict[Place, _Failure] = {}
+        # Messages of which one was refused: the outputs of each are sent alone, to know whose.
+        self._suspects: set[Place] = set()
         self._pause_until = 0.0
 
     def attach(
         self,
         consumer: Callable[[], Any],
-        find: Callable[[Message], PartitionState | None],
+        assignment: Assignment,
         rewind: Callable[[], None],
         shutdown: Shutdown,
     ) -> None:
@@ -164,7 +182,7 @@ class Transaction:
         begin again at what is committed.
         """
         self._consumer = consumer
-        self._find = find
+        self._assignment = assignment
         self._rewind = rewind
         self._shutdown = shutdown
 
@@ -179,38 +197,39 @@ class Transaction:
                 "--exactly-once commits a batch as a whole, so a @batch handler needs --order partition: add that"
             )
         self._batch = batch
-        client = self._make_client()
+        self._fresh = self._make_client()
         started = time.monotonic()
-        while not self._shutdown.requested:
-            if self._init(client):
-                self._client = client
-                return
-            client.poll(0)
+        while not self._shutdown.requested and not self._swap():
+            self._fresh.poll(0)
             self._client_state.check()
             if timeout_s is not None and time.monotonic() - started >= timeout_s:
                 raise WorkerError(
                     f"transactional id {self._id} was not taken up by the brokers within {timeout_s:g} s; check that "
                     "their transaction coordinator runs (topic __transaction_state)"
                 )
-        call_with_timeout(client.close, 0)
 
     # In the place of Outputs
 
     @property
     def full(self) -> bool:
         """Whether nothing more shall begin: a transaction is being aborted, or its retry is not due."""
-        return self._aborts or self._replace_due or time.monotonic() < self._pause_until
+        return self._aborts or self._fresh is not None or time.monotonic() < self._pause_until
 
     @property
     def only_next(self) -> bool:
         """Whether so much is held that only messages at the low-water mark shall begin, which let some of it go."""
         return self.messages >= MAX_MESSAGES or self.bytes >= MAX_BYTES
 
+    @property
+    def longest_s(self) -> float:
+        """How long a commit in a rebalance may take."""
+        return NOW_S + 2 * self._timeout_s
+
     def send(self, work: Work) -> None:
         """Hold the answers of a finished work until its messages are passed by the low-water mark."""
         state = work.partition
         assert isinstance(state, PartitionState)
-        if self._failures:
+        if self._failures or self._suspects:
             self._fail_again(state, work)
         if self._client is not None:
             for answer in work.answers:
@@ -231,27 +250,37 @@ class Transaction:
         """Wait for nothing: `stage` with `now` does."""
         return 0
 
-    def forsake(self, partitions: Collection[Partition]) -> None:
-        """Forget partitions that have gone: what is in the transaction of them must not be committed any more."""
+    def forsake(self, partitions: Collection[Partition], *, lost: bool = True) -> None:
+        """Forget partitions. With `lost` others have them: what the transaction has of them must not be committed, and
+        what was handled is handled again there.
+        """
         for partition in partitions:
-            held = self._held.get(partition.key)
+            assert isinstance(partition, PartitionState)
+            key = partition.key
+            held = self._held.get(key)
             if held is not None and held.state is partition:
-                self._drop(self._held.pop(partition.key))
-            if self._touched.get(partition.key) is partition and not self._offsets_sent:
-                self._abort_later(f"{partition} has gone to another member")
+                self._drop(self._held.pop(key))
+            for places in (self._dead_letters, self._suspects):
+                places.difference_update([place for place in places if place[0] == key])
+            self._failures = {place: failure for place, failure in self._failures.items() if place[0] != key}
+            if lost:
+                self._assignment.discount(partition)
+                if self._touched.get(key) is partition:
+                    self._abort_later(f"{partition} has gone to another member")
 
     def close(self, timeout_s: float) -> str | None:
         """End the client, and abort what is not committed; return what went wrong, or None."""
-        client, self._client = self._client, None
-        if client is None:
-            return None
-        unfinished = self._open
-        if unfinished:
-            try:
-                client.abort_transaction(timeout_s)
-            except KafkaException as error:
-                log.debug("the last transaction was not aborted: %s", error)
-        call_with_timeout(client.close, timeout_s)
+        for client in (self._client, self._fresh):
+            if client is None:
+                continue
+            if client is self._client and self._open and not self._broken:
+                try:
+                    client.abort_transaction(timeout_s)
+                except KafkaException as error:
+                    log.debug("the last transaction was not aborted: %s", error)
+            call_with_timeout(client.close, timeout_s)
+        unfinished = self._client is not None and (self._open or self._aborts)
+        self._client = self._fresh = None
         return "the last transaction was not committed; its messages are redelivered" if unfinished else None
 
     # In the place of StoredOffsets
@@ -260,7 +289,7 @@ class Transaction:
     def due_s(self) -> float:
         """In how many seconds `stage` has something to do."""
         now = time.monotonic()
-        if self._aborts or self._marks or self._replace_due:
+        if self._aborts or self._marks or self._fresh is not None:
             return LOOK_S
         if now < self._pause_until:
             return self._pause_until - now
@@ -269,54 +298,58 @@ class Transaction:
     @property
     def pending(self) -> bool:
         """Whether there is something that only a later `stage` commits, or has handled again."""
-        return self._open or self._aborts or self._replace_due
+        return self._open or self._aborts or self._fresh is not None
 
     def forgotten(self) -> bool:
-        """Whether the group has refused our offsets for too long, as StoredOffsets.forgotten."""
-        since = self.forgotten_since
-        if since is None or time.monotonic() - since <= FORGOTTEN_S:
-            return False
-        self.forgotten_since = None
-        return True
+        """Whether the group goes on refusing our offsets, as StoredOffsets.forgotten."""
+        forgotten, self._forgotten = self._forgotten, False
+        return forgotten
 
     def stage(self, states: Collection[PartitionState], *, now: bool = False) -> None:
         """Write the outputs of messages that the low-water marks have passed, and commit when it is time to.
 
-        With `now` all of it is committed before it returns, if the brokers take it in time. Raises WorkerError when the
-        client cannot go on.
+        With `now`, inside of a rebalance or at the end, all of it is committed before it returns, or aborted later; it
+        raises nothing then. Otherwise it raises WorkerError when the client cannot go on.
         """
         if self._client is None:
             return
-        self._renewal_due = self._watch.refresh(self._client) or self._renewal_due
-        if self._aborts or self._replace_due:
+        if self._aborts or self._fresh is not None:
             # Not inside of a rebalance: the partitions begin anew afterwards.
             if not now:
-                self._end_aborted()
+                self._begin_anew()
+                self._client_state.check()
             return
-        deadline = time.monotonic() + (min(NOW_S, max(0.5, self._shutdown.remaining_s())) if now else SLICE_S)
-        while True:
-            if not self._marks:
-                self._write(states)
-                due = now or time.monotonic() - self._begun_at >= self._interval_s
-                if not self._open or not due or self._aborts:
-                    break
-                self._mark()
-            if not self._commit(deadline):
-                break
-            if not now:
-                break
-        if now and self._marks and not self._offsets_sent:
-            # Others are about to own the partitions. Where offsets were sent, brokers have the next owner wait.
-            self._abort_later("the transaction was not committed in time")
-        if self._renewal_due and not self._open and not now:
-            self._replace_due = True
+        until = time.monotonic() + (min(NOW_S, max(0.5, self._shutdown.remaining_s())) if now else SLICE_S)
+        while self._advance(states, until, now=now):
+            continue
+        if now:
+            if self._marks:
+                self._abort_later("the transaction was not committed in time")
+            return
+        self._renewal_due = self._watch.refresh(self._client) or self._renewal_due
+        if self._renewal_due and not self._open:
+            self._renewal_due = False
+            self._fresh = self._watch.connect(self._make_client)
         self._client_state.check()
+
+    def _advance(self, states: Collection[PartitionState], until: float, *, now: bool) -> bool:
+        """Go on with the transaction; return whether it was committed and, with `now`, more may be to commit."""
+        if not self._marks:
+            for state in states:
+                if state.dirty:
+                    self._pass(state)
+            self._send_what_fits()
+            due = now or time.monotonic() - self._begun_at >= self._interval_s
+            if not self._open or self._aborts or not due:
+                return False
+            self._mark()
+        return self._commit(until) and now
 
     # Outputs
 
     def hold_dead_letter(self, message: Message, topic: str, headers: list[Any]) -> None:
         """Hold the dead letter of a message, as an output of it."""
-        state = self._find(message)
+        state = self._assignment.find(message)
         if state is None or self._client is None:
             return
         record = {"value": message.value(), "key": message.key(), "headers": headers}
@@ -341,18 +374,16 @@ class Transaction:
             self.bytes -= sum(output.size for output in outputs)
 
     def _fail_again(self, state: PartitionState, work: Work) -> None:
-        """Have a work fail at a message whose outputs brokers have refused before, where that was the last attempt, or
-        where the batch has others besides.
+        """Have a work fail at a message whose outputs brokers have refused before, where that was the last attempt; and
+        a batch that has others besides it, which are tried one by one then.
         """
         if self._batch:
-            found = [
-                failure
-                for place in range(work.handled)
-                if (failure := self._failures.get((state.key, work.received.offset(place)))) is not None
-                and (failure.condemned or len(work) > 1)
-            ]
-            if found:
-                self._fail(work, 0, found[0])
+            places = [(state.key, work.received.offset(place)) for place in range(work.handled)]
+            known = [self._failures[place] for place in places if place in self._failures]
+            if known and (known[0].condemned or len(work) > 1):
+                self._fail(work, 0, known[0])
+            elif len(work) > 1 and not self._suspects.isdisjoint(places):
+                self._fail(work, 0, _Failure(1, FailedOutputError("an output of the batch was refused"), False))
             return
         for answer in work.answers:
             failure = self._failures.get((state.key, work.received.offset(answer.place)))
@@ -366,12 +397,6 @@ class Transaction:
         while work.answers and work.answers[-1].place >= place:
             work.answers.pop()
 
-    def _write(self, states: Collection[PartitionState]) -> None:
-        for state in states:
-            if state.dirty:
-                self._pass(state)
-        self._send_what_fits()
-
     def _pass(self, state: PartitionState) -> None:
         """Take what is below the low-water mark into the transaction."""
         mark = state.next_offset
@@ -384,22 +409,25 @@ class Transaction:
             return
         while held.offsets and held.offsets[0] < mark:
             offset = heapq.heappop(held.offsets)
-            self._queue.extend((state.key, offset, output) for output in held.outputs.pop(offset))
+            self._queue.extend(((state.key, offset), output) for output in held.outputs.pop(offset))
 
     def _begin(self) -> bool:
         if not self._open and not self._aborts:
             try:
                 self._client.begin_transaction()
             except KafkaException as raised:
-                self._on_refusal(raised.args[0])
+                self._break(raised.args[0])
             else:
                 self._open, self._begun_at = True, time.monotonic()
         return self._open
 
     def _send_what_fits(self) -> None:
         while self._queue and not self._aborts and len(self._client) < MAX_MESSAGES:
-            key, offset, output = self._queue[0]
-            record, on_delivery = output.record, partial(self._on_delivery, key, offset, output)
+            place, output = self._queue[0]
+            if self._suspects and self._waits_alone(place):
+                return
+            number = self._sent
+            record = output.record
             try:
                 self._client.produce(
                     output.topic,
@@ -408,63 +436,44 @@ class Transaction:
                     partition=record.get("partition", -1),
                     timestamp=record.get("timestamp", 0),
                     headers=record.get("headers", []),
-                    on_delivery=on_delivery,
+                    on_delivery=partial(self._on_delivery, self._number, number),
                 )
             except BufferError:
                 return
             except KafkaException as error:
-                on_delivery(error.args[0], Message(topic=output.topic))
+                self._on_failure(place, output, error.args[0])
+            else:
+                self._under_way[number] = place, output
+            self._sent += 1
             self._queue.popleft()
 
-    def _on_delivery(self, key: Key, offset: int, output: Output, error: KafkaError | None, message: Message) -> None:
+    def _waits_alone(self, place: Place) -> bool:
+        """Whether a suspect is under way, or this one is to be, and others are."""
+        others = {each for each, _ in self._under_way.values()} - {place}
+        return bool(others) and (place in self._suspects or not self._suspects.isdisjoint(others))
+
+    def _on_delivery(self, transaction: int, number: int, error: KafkaError | None, message: Message) -> None:
         """The delivery report, from inside calls of the client: it takes notes, and raises nothing."""
+        if transaction != self._number or number not in self._under_way:
+            return
+        place, output = self._under_way.pop(number)
         self.messages -= 1
         self.bytes -= output.size
-        if error is None:
-            self._written[output.topic] += 1
-            if self._written[output.topic] % LATENCY_SAMPLE == 1:
-                self._deliveries(output.topic).latencies.add(message.latency() or 0.0)
+        if error is not None:
+            self._on_failure(place, output, error)
             return
+        self._written[output.topic] += 1
+        if self._written[output.topic] % LATENCY_SAMPLE == 1:
+            self._deliveries(output.topic).latencies.add(message.latency() or 0.0)
+
+    def _on_failure(self, place: Place, output: Output, error: KafkaError) -> None:
         if error.code() in PURGED:
             return
         failure = failure_of(error, output)
-        if isinstance(failure, Retry) or error.fatal():
-            # Brokers are away, or the transaction has failed: no message's fault.
-            self._abort_later(str(failure))
-            return
-        deliveries = self._deliveries(output.topic)
-        deliveries.enqueued += 1
-        deliveries.on_delivery(error, message)
-        self._blame(key, offset, output, error, failure)
-
-    def _blame(self, key: Key, offset: int, output: Output, error: KafkaError, failure: Exception) -> None:
-        """Count a failed attempt of the message whose output was refused, and decide what becomes of it."""
+        if not isinstance(failure, Retry) and not error.fatal():
+            self._refusals.setdefault(place, _Refusal(output, error, failure))
+        # Otherwise brokers are away, or the transaction has failed: no message's fault.
         self._abort_later(str(failure))
-        if (key, offset) in self._blamed:
-            return
-        self._blamed.add((key, offset))
-        known = self._failures.get((key, offset))
-        attempts = 1 if known is None else known.attempts + 1
-        where = f"{key[0]}[{key[1]}] offset {offset}"
-        jitter = random.random()  # noqa: S311  (not a secret)
-        decision = decide(
-            self._policy, failure, messages=1, attempts=attempts, backoff_step=attempts, jitter=jitter
-        )  # fmt: skip
-        if (key, offset) in self._dead_letters:
-            if error.code() in TOO_LARGE:
-                self._client_state.fatal = WorkerError(
-                    f"stopping at {where}, as nothing is skipped: topic {output.topic} takes no dead letter of that "
-                    f"size, raise its max.message.bytes: {error.str()}"
-                )
-            self._pause_until = time.monotonic() + self._policy.pause_s(attempts, jitter)
-        elif isinstance(decision, Stop):
-            self._client_state.fatal = WorkerError(
-                f"stopping as --on-error says: {where}, attempt {attempts}: {failure}"
-            )
-        elif isinstance(decision, RetryLater):
-            self._pause_until = time.monotonic() + decision.pause_s
-        log.warning("%s: attempt %d failed, its transaction is aborted: %s", where, attempts, failure)
-        self._failures[key, offset] = _Failure(attempts, failure, isinstance(decision, SendDeadLetter))
 
     def _deliveries(self, topic: str) -> Deliveries:
         known = self.topics.get(topic)
@@ -472,7 +481,7 @@ class Transaction:
             known = self.topics[topic] = Deliveries(topic)
         return known
 
-    # Commit and abort
+    # Commit
 
     def _mark(self) -> None:
         """Fix which offsets are committed: those of all partitions that have outputs in the transaction."""
@@ -480,59 +489,71 @@ class Transaction:
             # Their marks may have moved on since their outputs were written.
             if state.dirty:
                 self._pass(state)
-        self._marks = [
-            _Mark(state, state.to_commit(ahead=False), state.uncommitted - state.tracker.distance)
-            for state in self._touched.values()
-        ]
+        self._marked_at = time.monotonic()
+        for state in self._touched.values():
+            place = state.to_commit(ahead=False)
+            messages = state.uncommitted - state.tracker.distance
+            state.committing = place.offset, messages
+            self._marks.append((state, place, messages))
 
-    def _commit(self, deadline: float) -> bool:
-        """Go on with the commit; return whether it is done."""
-        while self._queue and not self._aborts and time.monotonic() < deadline:
-            self._send_what_fits()
-            if self._queue:
-                self._serve(LOOK_S)
-        if self._queue or self._aborts:
+    def _commit(self, until: float) -> bool:
+        """Go on with the commit; return whether it is done.
+
+        These calls wait as long as a transaction may last: where librdkafka (2.16) leaves a commit after a shorter
+        time, nobody knows what became of it (rd_kafka_commit_transaction in rdkafka_txnmgr.c).
+        """
+        if not self._flush(until):
             return False
-        if not self._send_offsets(deadline) or not self._ask(self._client.commit_transaction, deadline):
+        places = [place for _, place, _ in self._marks]
+
+        def send(timeout_s: float) -> None:
+            member = self._consumer().consumer_group_metadata()
+            self._client.send_offsets_to_transaction(places, member, timeout_s)
+
+        if not self._ask(send) or not self._ask(self._client.commit_transaction):
             return False
         self._on_committed()
         return True
 
-    def _send_offsets(self, deadline: float) -> bool:
-        if not self._offsets_sent:
-            places = [mark.place for mark in self._marks]
-            member = self._consumer().consumer_group_metadata()
-            send = partial(self._client.send_offsets_to_transaction, places, member)
-            self._offsets_sent = self._ask(send, deadline)
-        return self._offsets_sent and not self._aborts
+    def _flush(self, until: float) -> bool:
+        """Send what waits, and hear of what is under way; return whether the offsets can follow."""
+        while self._queue or (self._under_way and time.monotonic() - self._marked_at < FLUSH_S):
+            if self._aborts or time.monotonic() >= until:
+                return False
+            self._send_what_fits()
+            self._serve(LOOK_S if self._queue or self._under_way else 0.0)
+        return not self._aborts
 
     def _on_committed(self) -> None:
         self.successes += 1
         self.forgotten_since = None
+        self._aborted_in_row = 0
         for topic, count in self._written.items():
             deliveries = self._deliveries(topic)
             deliveries.enqueued += count
             deliveries.acknowledged += count
-        for mark in self._marks:
-            mark.state.uncommitted -= mark.messages
-            mark.state.restart_at = None
-            mark.state.rewound = False
-        if self._failures or self._dead_letters:
-            passed = {mark.state.key: mark.place.offset for mark in self._marks}
-            self._failures = {
-                (key, offset): failure
-                for (key, offset), failure in self._failures.items()
-                if offset >= passed.get(key, 0)
-            }
-            self._dead_letters = {(key, offset) for key, offset in self._dead_letters if offset >= passed.get(key, 0)}
-        self._clear()
+        for state, _, messages in self._marks:
+            state.uncommitted -= messages
+            state.restart_at = state.committing = None
+            state.rewound = False
+        if self._failures or self._dead_letters or self._suspects:
+            passed = {state.key: place.offset for state, place, _ in self._marks}
 
-    def _clear(self) -> None:
-        self._open = self._offsets_sent = False
-        self._touched.clear()
-        self._marks.clear()
-        self._written.clear()
-        self._blamed.clear()
+            def remains(place: Place) -> bool:
+                return place[1] >= passed.get(place[0], 0)
+
+            self._failures = {place: failure for place, failure in self._failures.items() if remains(place)}
+            self._dead_letters = set(filter(remains, self._dead_letters))
+            self._suspects = set(filter(remains, self._suspects))
+        self._end()
+
+    def _end(self) -> None:
+        self._number += 1
+        self._open = False
+        for each in (self._touched, self._queue, self._under_way, self._written, self._refusals, self._marks):
+            each.clear()
+
+    # Abort
 
     @property
     def _aborts(self) -> bool:
@@ -542,37 +563,76 @@ class Transaction:
         if self._abort_reason is None:
             self._abort_reason = reason
 
-    def _end_aborted(self) -> None:
-        """Abort the transaction, or have another client take the place of a fenced one; then begin anew."""
-        if self._aborts and not self._replace_due and self._open:
-            deadline = time.monotonic() + SLICE_S
-            if not self._ask(self._client.abort_transaction, deadline):
-                self._client_state.check()
+    def _begin_anew(self) -> None:
+        """Go on with an abort, or with a new client; then have all partitions begin again at what is committed."""
+        if self._aborts and self._open and not self._broken:
+            until = time.monotonic() + SETTLE_S
+            while self._under_way and time.monotonic() < until:
+                self._serve(LOOK_S)
+            if not self._ask(self._client.abort_transaction):
                 return
-        if self._replace_due and not self._replace():
-            self._client_state.check()
+            self._open = False
+        if self._broken and self._fresh is None:
+            if time.monotonic() < self._replace_at:
+                return
+            self._fresh = self._make_client()
+        if self._fresh is not None and not self._swap():
             return
-        self._client_state.check()
         reason, self._abort_reason = self._abort_reason, None
         if reason is None:
             return
         self.failures += 1
+        self._aborted_in_row += 1
         self._client_state.say("aborted", f"a transaction was aborted, its messages are handled again: {reason}")
-        self._clear()
-        for _, _, output in self._queue:
-            self.messages -= 1
-            self.bytes -= output.size
-        self._queue.clear()
-        for held in self._held.values():
-            self._drop(held)
+        self._pause(self._policy.pause_s(self._aborted_in_row, _jitter()))
+        self._judge()
+        self._end()
         self._held.clear()
         self._dead_letters.clear()
+        self.messages = self.bytes = 0
         self._rewind()
 
-    def _ask(self, call: Callable[[float], object], deadline: float) -> bool:
-        """Make one call of the transaction; return whether it has succeeded. What has timed out is asked again."""
+    def _pause(self, pause_s: float) -> None:
+        self._pause_until = max(self._pause_until, time.monotonic() + pause_s)
+
+    def _judge(self) -> None:
+        """Decide what becomes of the message whose output was refused. Where several were, as they are written and
+        refused together, it is found out first which.
+        """
+        if len(self._refusals) > 1 and not self._suspects.issuperset(self._refusals):
+            self._suspects.update(self._refusals)
+            return
+        for place, refusal in self._refusals.items():
+            (topic, partition), offset = place
+            where = f"{topic}[{partition}] offset {offset}"
+            known = self._failures.get(place)
+            attempts = 1 if known is None else known.attempts + 1
+            deliveries = self._deliveries(refusal.output.topic)
+            deliveries.enqueued += 1
+            deliveries.on_delivery(refusal.error, Message(topic=refusal.output.topic))
+            decision = decide(
+                self._policy, refusal.failure, messages=1, attempts=attempts, backoff_step=attempts, jitter=_jitter()
+            )
+            log.warning("%s: attempt %d failed, its transaction is aborted: %s", where, attempts, refusal.failure)
+            if place in self._dead_letters:
+                if refusal.error.code() in TOO_LARGE:
+                    self._client_state.fatal = WorkerError(
+                        f"stopping at {where}, as nothing is skipped: topic {refusal.output.topic} takes no dead "
+                        f"letter of that size, raise its max.message.bytes: {refusal.error.str()}"
+                    )
+                self._pause(self._policy.pause_s(attempts, _jitter()))
+            elif isinstance(decision, Stop):
+                self._client_state.fatal = WorkerError(
+                    f"stopping as --on-error says: {where}, attempt {attempts}: {refusal.failure}"
+                )
+            elif isinstance(decision, RetryLater):
+                self._pause(decision.pause_s)
+            self._failures[place] = _Failure(attempts, refusal.failure, isinstance(decision, SendDeadLetter))
+
+    def _ask(self, call: Callable[[float], object]) -> bool:
+        """Make one call of the transaction; return whether it has succeeded."""
         try:
-            call(max(0.05, deadline - time.monotonic()))
+            call(self._timeout_s)
         except KafkaException as raised:
             self._on_refusal(raised.args[0])
             return False
@@ -580,31 +640,46 @@ class Transaction:
 
     def _on_refusal(self, error: KafkaError) -> None:
         if error.code() in FORGOTTEN:
-            self.forgotten_since = self.forgotten_since or time.monotonic()
-        if error.code() in FENCED:
-            self._on_fenced(error)
-        elif error.fatal():
-            self._client_state.fatal = WorkerError(f"transactional id {self._id}: {error.str()}")
-        elif error.txn_requires_abort():
+            self._note_forgotten()
+        if error.code() in TOPIC_REFUSED:
+            # No report tells: nothing is sent to a topic that the transaction may not have.
+            for place, output in self._under_way.values():
+                if not self._written[output.topic]:
+                    self._on_failure(place, output, error)
+                    break
+        if error.code() in REFUSED:
+            self._client_state.fatal = self._no_right(error)
+        if error.txn_requires_abort() and error.code() != KafkaError._TIMED_OUT:
             self._abort_later(error.str())
-        elif error.retriable() or error.code() == KafkaError._TIMED_OUT:
-            self._client_state.say("transaction", f"the brokers have not answered yet, asking again: {error.str()}")
         else:
-            self._on_fenced(error)
+            # What became of the transaction is not known: the brokers say so to the next client.
+            self._break(error)
 
-    def _on_fenced(self, error: KafkaError) -> None:
-        """Brokers end a transaction that lasts longer than its timeout. Then, and only then, another client goes on."""
-        if self._replace_due:
-            return
-        if time.monotonic() - self._fenced_at < FENCED_AGAIN_S:
-            self._client_state.fatal = WorkerError(
-                f"another process has transactional id {self._id} too, or transactions take longer than "
-                f"transaction.timeout.ms; give each process its own --transactional-id: {error.str()}"
-            )
-            return
-        self._fenced_at = time.monotonic()
-        self._replace_due = True
+    def _note_forgotten(self) -> None:
+        now = time.monotonic()
+        since_s = 0.0 if self.forgotten_since is None else now - self.forgotten_since
+        if self.forgotten_since is None or since_s > FENCED_WITHIN_S:
+            self.forgotten_since = now
+        elif since_s > FORGOTTEN_S:
+            self.forgotten_since, self._forgotten = None, True
+
+    def _break(self, error: KafkaError) -> None:
+        """Note that the client cannot go on, as brokers have ended its transaction: because that has lasted too long,
+        or because another process has its id.
+        """
         self._abort_later(error.str())
+        if self._broken:
+            return
+        now = time.monotonic()
+        self._broken, self._replace_at = True, now + self._policy.pause_s(self._aborted_in_row + 1, _jitter())
+        if error.code() not in FENCED or now - self._begun_at > self._timeout_s:
+            return
+        self._fenced_at.append(now)
+        if len(self._fenced_at) == FENCED_TIMES and now - self._fenced_at[0] < FENCED_WITHIN_S:
+            self._client_state.fatal = WorkerError(
+                f"another process has transactional id {self._id} too; give each process its own --transactional-id: "
+                f"{error.str()}"
+            )
 
     # The client
 
@@ -615,19 +690,36 @@ class Transaction:
             self._client.poll(timeout_s)
         except KafkaException as error:
             # So the binding tells of a fatal error.
-            self._on_refusal(error.args[0])
-
-    def _on_error(self, error: KafkaError) -> None:
-        if error.fatal() and error.code() in FENCED:
-            self._on_fenced(error)
-        else:
-            self._client_state.on_error(error)
+            self._break(error.args[0])
 
     def _make_client(self) -> Any:
-        own = {
-            **self._client_state.callbacks(), **ANY_SIZE, "error_cb": self._on_error, "transactional.id": self._id
-        }  # fmt: skip
+        self._clients_made += 1
+        on_error = partial(self._on_error, self._clients_made)
+        own = {**self._client_state.callbacks(), **ANY_SIZE, "error_cb": on_error, "transactional.id": self._id}
         return self._connect(own)
+
+    def _on_error(self, client_number: int, error: KafkaError) -> None:
+        if client_number < self._client_number:
+            return
+        if error.fatal() and client_number == self._client_number:
+            self._break(error)
+        elif not error.fatal():
+            # A fatal one of a client that is not in use yet is the answer to its `init_transactions` too.
+            self._client_state.on_error(error)
+
+    def _swap(self) -> bool:
+        """Have the fresh client go on in the place of the other; return whether the brokers know it."""
+        if not self._init(self._fresh):
+            return False
+        old, self._client, self._fresh = self._client, self._fresh, None
+        self._client_number = self._clients_made
+        # What the old one reports from now on is of no transaction.
+        self._number += 1
+        self._open = self._broken = False
+        self._watch.renewed()
+        if old is not None:
+            call_with_timeout(old.close, 0)
+        return True
 
     def _init(self, client: Any) -> bool:
         """Have the brokers take up the transactional id; return whether they have."""
@@ -636,36 +728,23 @@ class Transaction:
         except KafkaException as raised:
             error = raised.args[0]
             if error.code() in REFUSED:
-                raise WorkerError(
-                    f"the user has no right to transactional id {self._id}; grant Write and Describe on it, or on a "
-                    f"prefix of it: {error.str()}",
-                    ExitCode.USAGE,
-                ) from None
-            if not error.retriable() and error.code() != KafkaError._TIMED_OUT:
+                raise self._no_right(error) from None
+            if error.fatal() or error.code() in NEVER:
                 raise WorkerError(f"the brokers take no transactions of id {self._id}: {error.str()}") from None
             self._client_state.say("transaction", f"transactional id {self._id} is not taken up yet: {error.str()}")
             return False
         return True
 
-    def _replace(self) -> bool:
-        """Have a new client go on where this one cannot; return whether it does."""
-        if self._fresh is None:
-            if self._renewal_due:
-                self._fresh = self._watch.connect(self._make_client)
-                if self._fresh is None:
-                    self._renewal_due = self._replace_due = False
-                    return False
-            else:
-                self._fresh = self._make_client()
-        if not self._init(self._fresh):
-            return False
-        call_with_timeout(self._client.close, 0)
-        self._client, self._fresh = self._fresh, None
-        if self._renewal_due:
-            self._watch.renewed()
-        self._renewal_due = self._replace_due = False
-        self._open = False
-        return True
+    def _no_right(self, error: KafkaError) -> WorkerError:
+        return WorkerError(
+            f"the user has no right to transactional id {self._id}; grant Write and Describe on it, or on a prefix of "
+            f"it: {error.str()}",
+            ExitCode.USAGE,
+        )
+
+
+def _jitter() -> float:
+    return random.random()  # noqa: S311  (not a secret)
 
 
 class HeldDeadLetters(DeadLetters):

@@ -93,6 +93,8 @@ class FakeBroker:
         self.producers: list[FakeProducer] = []
         # What brokers answer to a call of a transaction ("init", "offsets", "commit", "abort"): None, or an error.
         self.answer: Callable[[str], KafkaError | None] = lambda _: None
+        # So many commits of transactions are made, and their answers come too late.
+        self.late_commits = 0
         # So many calls of committed() time out.
         self.committed_timeouts = 0
         # Nobody waits for messages any more.
@@ -575,11 +577,14 @@ class FakeProducer:
         self.most = 0
         self._broker = broker
         self._under_way: list[tuple[Message, int, Callable[[KafkaError | None, Message], None]]] = []
+        # Those that are written together, while `FakeBroker.outcome` is asked.
+        self.at_hand = self._under_way
         # The transaction that is open: what it has written, its offsets, and whether an output of it has failed.
         self.staged: list[tuple[Message, int]] = []
         self._begun = False
         self._offsets: list[TopicPartition] = []
-        self._failed = False
+        self._failed = self._committing = self._late = False
+        self._fatal: KafkaError | None = None
 
     def __len__(self) -> int:
         return len(self._under_way)
@@ -616,7 +621,7 @@ class FakeProducer:
 
     def begin_transaction(self) -> None:
         assert not self._begun, "a transaction is open"
-        self._begun, self._failed = True, False
+        self._begun, self._failed, self._committing = True, False, False
 
     def send_offsets_to_transaction(self, places: list[TopicPartition], member: FakeClient, timeout_s: float) -> None:  # noqa: ARG002  (the interface)
         self._ask("offsets")
@@ -630,19 +635,31 @@ class FakeProducer:
         self._ask("commit")
         assert self._begun
         assert self._offsets
-        self.poll(timeout_s)
-        if self._failed:
-            raise _refused(KafkaError._INCONSISTENT, abort=True)
+        # As librdkafka: until its messages have outcomes the commit can be asked for again, but not be aborted.
+        self._committing = True
+        self.poll(min(timeout_s, 0.1))
         if self._under_way:
             raise _refused(KafkaError._TIMED_OUT, retriable=True)
+        self._committing = False
+        if self._failed:
+            raise _refused(KafkaError._INCONSISTENT, abort=True)
         with self._broker.lock:
             if self.dead:
                 raise _refused(KafkaError._TIMED_OUT, retriable=True)
             self._broker.take_transaction(self.staged, self._offsets)
+            self._late = self._broker.late_commits > 0
+            self._broker.late_commits -= self._late
+        if self._late:
+            raise _refused(KafkaError._TIMED_OUT, abort=True)
         self._end()
 
     def abort_transaction(self, timeout_s: float) -> None:  # noqa: ARG002  (the interface)
         self._ask("abort")
+        if self._committing:
+            raise _refused(KafkaError._STATE)
+        if self._late:
+            self._fatal = KafkaError(KafkaError.INVALID_TXN_STATE, "there is no transaction", True)
+            raise KafkaException(self._fatal)
         self.purge()
         self._end()
 
@@ -651,7 +668,9 @@ class FakeProducer:
         self.staged, self._offsets = [], []
 
     def _ask(self, call: str) -> None:
-        refused = self._broker.answer(call)
+        refused = self._fatal or self._broker.answer(call)
+        if refused is not None and refused.fatal():
+            self._fatal = refused
         if refused is None and (self.dead or not self._broker.answers):
             refused = KafkaError(KafkaError._TIMED_OUT, "timed out", False, True)
         if refused is not None:
@@ -666,12 +685,19 @@ class FakeProducer:
         self._broker.check()
 
     def close(self) -> None:
+        """As the binding: what is open is aborted, which the brokers refuse where another producer has taken over."""
+        if self._begun and self._broker.producers[-1] is not self:
+            self.own["error_cb"](KafkaError(KafkaError._FENCED, "fenced", True))
+        gone, self._under_way = self._under_way, []
+        for message, _, on_delivery in gone:
+            on_delivery(KafkaError(KafkaError._FENCED, "fenced", True), message)
         self.closed = True
 
     def _serve(self) -> int:
         served = 0
         kept: list[tuple[Message, int, Callable[[KafkaError | None, Message], None]]] = []
         under_way, self._under_way = self._under_way, []
+        self.at_hand = under_way
         for each in under_way:
             message, partition, on_delivery = each
             # Under the lock, so that nothing is written any more once `FakeBroker.kill` has returned.
