@@ -838,6 +838,22 @@ def test_a_dead_letter_can_tell_of_any_error() -> None:
     assert headers["kafka-workers.error-class"] == b"MuteError"
 
 
+def test_a_dead_letter_has_the_end_of_the_traceback() -> None:
+    def fail(depth: int) -> None:
+        if depth:
+            # Each level is another line, which the traceback does not fold.
+            exec("\n" * depth + "fail(depth - 1)", {"fail": fail, "depth": depth})
+        raise ValueError("cannot take this")
+
+    with pytest.raises(ValueError, match="cannot") as raised:
+        fail(60)
+    headers = dict(dead_letter_headers(Message(topic="t", partition=0, offset=0), "g", raised.value, 1))
+    traceback = headers["kafka-workers.error-traceback"]
+    assert isinstance(traceback, bytes)
+    assert traceback.decode().splitlines()[-1] == "ValueError: cannot take this"
+    assert 3900 < len(traceback) <= 4000
+
+
 # What is stuck, and what is not
 
 

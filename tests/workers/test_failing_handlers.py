@@ -178,6 +178,7 @@ def test_a_poisoned_message_is_tried_again_then_becomes_a_dead_letter_and_the_ne
     assert int(headers["kafka-workers.original-timestamp"]) > 1_700_000_000_000
     assert headers["kafka-workers.error-class"] == "ValueError"
     assert headers["kafka-workers.error-message"] == "cannot take this"
+    assert 'raise ValueError("cannot take this")' in headers["kafka-workers.error-traceback"]
     assert headers["kafka-workers.attempts"] == "3"
     assert committed(admin, group) == {0: 4}
 

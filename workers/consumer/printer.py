@@ -1,6 +1,5 @@
 """The built-in handlers, which print messages on standard output."""
 
-import base64
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from confluent_kafka import Message as Message
 
 from workers.errors import ConfigError
 from workers.handlers import Lifespan, OutputClosedError, OutputError, batch
-from workers.kafka.messages import headers_of
+from workers.kafka.messages import escaped, headers_of, json_field
 
 _PRINTABLE = bytes(range(ord(" "), ord("~") + 1))
 
@@ -53,16 +52,7 @@ def _readable(fields: list[bytes | None]) -> list[bytes]:
     # Nothing but printable ASCII, as nearly always: to look at all of them at once takes a tenth of the time.
     if not b"".join(filter(None, fields)).translate(None, _PRINTABLE):
         return [b"null" if field is None else field for field in fields]
-    return [b"null" if field is None else _escaped(field) for field in fields]
-
-
-def _escaped(data: bytes) -> bytes:
-    text = data.decode("utf-8", "backslashreplace")
-    return (text if text.isprintable() else "".join(c if c.isprintable() else _escape(c) for c in text)).encode()
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode()
+    return [b"null" if field is None else escaped(field) for field in fields]
 
 
 def _as_json(messages: Sequence[Message]) -> bytes:
@@ -75,23 +65,13 @@ def _json_line(message: Message) -> bytes:
         "partition": message.partition(),
         "offset": message.offset(),
         "timestamp": message.timestamp()[1],
-        **_json_field("key", message.key()),
-        **_json_field("value", message.value()),
+        **json_field("key", message.key()),
+        **json_field("value", message.value()),
     }
     headers = headers_of(message)
     if headers:
-        document["headers"] = [{"name": name, **_json_field("value", value)} for name, value in headers]
+        document["headers"] = [{"name": name, **json_field("value", value)} for name, value in headers]
     return json.dumps(document, ensure_ascii=False).encode() + b"\n"
-
-
-def _json_field(name: str, data: bytes | None) -> dict[str, str | None]:
-    """JSON strings hold text; anything else is said to be base64 in the field's name."""
-    if data is None:
-        return {name: None}
-    try:
-        return {name: data.decode()}
-    except UnicodeDecodeError:
-        return {f"{name}_base64": base64.b64encode(data).decode()}
 
 
 FORMATS: dict[str, Callable[[Sequence[Message]], bytes]] = {"text": _as_text, "json": _as_json, "value": _as_value}

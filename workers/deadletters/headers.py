@@ -1,5 +1,6 @@
 """A dead letter's headers: where its message came from, and why it is one."""
 
+import traceback
 from collections.abc import Iterable
 
 from confluent_kafka import Message
@@ -17,7 +18,13 @@ ORIGINAL_TIMESTAMP = PREFIX + "original-timestamp"
 GROUP = PREFIX + "group"
 ERROR_CLASS = PREFIX + "error-class"
 ERROR_MESSAGE = PREFIX + "error-message"
+ERROR_TRACEBACK = PREFIX + "error-traceback"
 ATTEMPTS = PREFIX + "attempts"
+# Not of a dead letter: the header of a record that says which dead letters were replayed or discarded.
+TREATED = PREFIX + "treated"
+MAX_MESSAGE_CHARACTERS = 1000
+# The end of a traceback says where the error was raised.
+MAX_TRACEBACK_CHARACTERS = 4000
 Header = tuple[str, str | bytes | None]
 
 
@@ -30,12 +37,20 @@ def dead_letter_headers(message: Message, group_id: str, error: BaseException, a
         ORIGINAL_TIMESTAMP: message.timestamp()[1],
         GROUP: group_id,
         ERROR_CLASS: type(error).__name__,
-        ERROR_MESSAGE: text_of(error)[:1000],
+        ERROR_MESSAGE: text_of(error)[:MAX_MESSAGE_CHARACTERS],
+        ERROR_TRACEBACK: _traceback_of(error),
         ATTEMPTS: attempts,
     }
     # An error may quote half of a surrogate pair, which UTF-8 cannot hold.
     told = [(name, str(value).encode(errors="backslashreplace")) for name, value in story.items()]
     return [*own_headers(message), *told]
+
+
+def _traceback_of(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))[-MAX_TRACEBACK_CHARACTERS:]
+    except Exception:  # it calls the user's __str__, __cause__ and __notes__
+        return ""
 
 
 def own_headers(message: Message) -> Iterable[Header]:

@@ -1,5 +1,6 @@
-"""What confluent-kafka's messages carry beside key and value: headers, and the stamp in them."""
+"""What confluent-kafka's messages carry: headers, the stamp in them, and bytes that a person or a machine reads."""
 
+import base64
 import logging
 import re
 from functools import cache
@@ -55,3 +56,23 @@ def stamp_of(message: Message) -> Stamp | None:
 def is_topic_name(name: str) -> bool:
     """Whether Kafka takes `name` for a topic. The rule is that of Topic.validate in Kafka."""
     return re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", name) is not None and name not in (".", "..")
+
+
+def escaped(data: bytes) -> bytes:
+    """What a terminal can show of `data` in one line, as UTF-8."""
+    text = data.decode("utf-8", "backslashreplace")
+    return (text if text.isprintable() else "".join(c if c.isprintable() else _escape(c) for c in text)).encode()
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def json_field(name: str, data: bytes | None) -> dict[str, str | None]:
+    """JSON strings hold text; anything else is said to be base64 in the field's name."""
+    if data is None:
+        return {name: None}
+    try:
+        return {name: data.decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": base64.b64encode(data).decode()}
