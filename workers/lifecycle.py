@@ -87,6 +87,13 @@ class Shutdown:
             raise Stopped
 
 
+def installed_shutdown(timeout_s: float) -> Shutdown:
+    """Hear signals from now on, before the command's modules are imported: process 1 of a container ignores others."""
+    shutdown = Shutdown(timeout_s)
+    shutdown.install()
+    return shutdown
+
+
 def call_with_timeout(call: Callable[[], object], timeout_s: float) -> bool:
     """Whether `call` returned within `timeout_s`. Logs what it raised; leaves it in a daemon thread when time is up.
 

@@ -13,15 +13,18 @@ import pytest
 
 from workers.cli.context import Context
 from workers.cli.main import cli
-from workers.cli.options import CONNECTION, SECRETS, OffsetTarget, Regex
+from workers.cli.options import CONNECTION, SECRETS, OffsetTarget, Regex, Time
 from workers.cli.parameters import (
     ConnectionOptions,
     ConsumeOptions,
+    DiscardOptions,
     LagExporterOptions,
     LagOptions,
+    ListDeadLettersOptions,
     ProduceOptions,
     ReplayOptions,
     ResetOffsetsOptions,
+    ShowDeadLettersOptions,
     VerifyOptions,
     build,
 )
@@ -34,8 +37,16 @@ KINDS: dict[str, type[Any]] = {
     "verify": VerifyOptions,
     "replay": ReplayOptions,
     "reset-offsets": ResetOffsetsOptions,
+    "dead-letters list": ListDeadLettersOptions,
+    "dead-letters show": ShowDeadLettersOptions,
+    "dead-letters replay": ReplayOptions,
+    "dead-letters discard": DiscardOptions,
 }
-REQUIRED = {"replay": ["--topic", "orders"], "reset-offsets": ["--group-id", "g", "--to", "end"]}
+REQUIRED = {
+    "replay": ["--topic", "orders.dlq"],
+    "dead-letters": ["--topic", "orders.dlq"],
+    "reset-offsets": ["--group-id", "g", "--to", "end"],
+}
 COMMANDS = pytest.mark.parametrize("command", KINDS)
 
 
@@ -49,7 +60,15 @@ def _fields(kind: type[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _parse(command: str, *arguments: str) -> click.Context:
-    return cli.commands[command].make_context(command, [*REQUIRED.get(command, ()), *arguments])
+    return _command(command).make_context(command, [*REQUIRED.get(command.split()[0], ()), *arguments])
+
+
+def _command(words: str) -> click.Command:
+    command: click.Command = cli
+    for word in words.split():
+        assert isinstance(command, click.Group)
+        command = command.commands[word]
+    return command
 
 
 def _declared(parameter: click.Parameter, default: object) -> set[Any]:
@@ -69,6 +88,8 @@ def _declared(parameter: click.Parameter, default: object) -> set[Any]:
             given = {re.Pattern}
         case OffsetTarget():
             given = {str, int, datetime}
+        case Time():
+            given = {datetime}
         case click.types.FuncParamType():
             given = {Path}
         case _:
@@ -86,7 +107,7 @@ def _typed(hint: Any) -> set[Any]:
 
 @COMMANDS
 def test_each_option_of_a_command_is_a_field_of_its_name_and_type(command: str) -> None:
-    parameters = cli.commands[command].params
+    parameters = _command(command).params
     parsed = _parse(command).params
     names = [name for name, _ in _fields(KINDS[command])]
     assert len(names) == len(set(names))
@@ -101,7 +122,7 @@ def test_the_options_hold_what_click_has_parsed(command: str) -> None:
     options = build(KINDS[command], parsed)
     assert options.connection.log_level == "debug"
     assert options.connection.properties == ("a=1", "b=2")
-    parts = [options, *(getattr(options, name, None) for name in ("connection", "metrics", "worker"))]
+    parts = [options, *(getattr(options, name, None) for name in ("connection", "metrics", "worker", "dead_letters"))]
     found = {name: getattr(part, name) for name in parsed for part in parts if hasattr(part, name)}
     assert found == parsed
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 from confluent_kafka import Message
@@ -43,7 +44,12 @@ def test_the_metrics_page_has_the_tables_of_the_code() -> None:
 
 
 def test_every_option_in_the_documentation_exists() -> None:
-    helps = "".join(CliRunner().invoke(cli, [name, "--help"]).output for name in cli.commands)
+    commands = [
+        [name, *rest]
+        for name, command in cli.commands.items()
+        for rest in ([[each] for each in command.commands] if isinstance(command, click.Group) else [[]])
+    ]
+    helps = "".join(CliRunner().invoke(cli, [*words, "--help"]).output for words in commands)
     pages = "".join(path.read_text() for path in [ROOT / "README.md", *DOCS])
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", re.sub(rf"\b({OTHERS})\b[^`\n]*", "", pages))) - {"--version"}
     assert {"--input", "--handler"} <= options

@@ -3,16 +3,19 @@
 What a command needs is imported when it runs: `--help` and a worker's start pay only for what they use.
 """
 
+import itertools
 import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import click
 from confluent_kafka import KafkaException
 
 from workers.cli.context import Context
+from workers.cli.dead_letters import dead_letters, replay
 from workers.cli.options import (
     OFFSET_TARGET,
     POSITIVE,
@@ -31,13 +34,12 @@ from workers.cli.parameters import (
     LagExporterOptions,
     LagOptions,
     ProduceOptions,
-    ReplayOptions,
     ResetOffsetsOptions,
     VerifyOptions,
     build,
 )
 from workers.errors import ConfigError, ExitCode, WorkerError
-from workers.lifecycle import LEFT_BEHIND, Shutdown
+from workers.lifecycle import LEFT_BEHIND, installed_shutdown
 from workers.producer.generator import DEFAULT_COUNT, DEFAULT_SIZE
 
 # How long the end of a command waits for threads that the user's code has started.
@@ -100,7 +102,7 @@ def produce(**parameters: Any) -> None:
     Without --input or --source they are stamped test messages, so that `verify` can tell what became of each.
     """
     options = build(ProduceOptions, parameters)
-    shutdown = _shutdown(options.worker.shutdown_timeout)
+    shutdown = installed_shutdown(options.worker.shutdown_timeout)
     from workers.cli.produce import produce as run
 
     run(options, Context(options.connection), shutdown)
@@ -230,7 +232,7 @@ def produce(**parameters: Any) -> None:
 def consume(**parameters: Any) -> None:
     """Read topics as a member of a group, at least once; print each message or have a handler called."""
     options = build(ConsumeOptions, parameters)
-    shutdown = _shutdown(options.worker.shutdown_timeout)
+    shutdown = installed_shutdown(options.worker.shutdown_timeout)
     from workers.cli.consume import consume as run
 
     run(options, Context(options.connection), shutdown)
@@ -249,7 +251,7 @@ def consume(**parameters: Any) -> None:
 def lag(**parameters: Any) -> None:
     """Show a consumer group as the brokers see it: members, their partitions, lag, idle members."""
     options = build(LagOptions, parameters)
-    shutdown = _shutdown(0)
+    shutdown = installed_shutdown(0)
     from workers.cli.lag import lag as run
 
     run(options, Context(options.connection), shutdown)
@@ -276,7 +278,7 @@ def lag_exporter(**parameters: Any) -> None:
     Scrapes read the last round, and ask the brokers for nothing.
     """
     options = build(LagExporterOptions, parameters)
-    shutdown = _shutdown(0)
+    shutdown = installed_shutdown(0)
     from workers.cli.lag_exporter import lag_exporter as run
 
     run(options, Context(options.connection), shutdown)
@@ -294,42 +296,14 @@ def verify(**parameters: Any) -> None:
     Without --account every gap below the highest sequence counts as lost.
     """
     options = build(VerifyOptions, parameters)
-    shutdown = _shutdown(0)
+    shutdown = installed_shutdown(0)
     from workers.cli.verify import verify as run
 
     run(options, Context(options.connection), shutdown)
 
 
-@cli.command(cls=Command)
-@option("--topic", type=TOPIC, required=True, help="Dead-letter topic to read.")
-@option(
-    "--to-topic",
-    "to_topics",
-    type=TOPIC,
-    multiple=True,
-    help="A topic that dead letters may go back to; repeatable.  [default: X where the dead-letter topic is X.dlq]",
-)
-@option("--skip-other-topics", is_flag=True, help="Pass dead letters of other topics over, for good.")
-@option("--group-id", default="kafka-workers-replay", show_default=True, help="Group that remembers what was replayed.")
-@option("--max-messages", type=POSITIVE, help="Stop after so many messages.")
-@option(
-    "--shutdown-timeout",
-    type=SECONDS,
-    default=25.0,
-    show_default=True,
-    help="Seconds that stopping may take after SIGTERM.",
-)
-@connection_options
-def replay(**parameters: Any) -> None:
-    """Send the dead letters that are there back to the topics they came from, if no earlier replay has sent them.
-
-    A dead letter of a topic that it may not be sent to stays, and so do those behind it in its partition.
-    """
-    options = build(ReplayOptions, parameters)
-    shutdown = _shutdown(options.shutdown_timeout)
-    from workers.cli.replay import replay as run
-
-    run(options, Context(options.connection), shutdown)
+cli.add_command(dead_letters)
+cli.add_command(replay)
 
 
 @cli.command(cls=Command)
@@ -345,7 +319,7 @@ def replay(**parameters: Any) -> None:
 def reset_offsets(**parameters: Any) -> None:
     """Choose where a group without members goes on: show what that skips and repeats, and with --yes do it."""
     options = build(ResetOffsetsOptions, parameters)
-    shutdown = _shutdown(0)
+    shutdown = installed_shutdown(0)
     from workers.cli.reset_offsets import reset_offsets as run
 
     run(options, Context(options.connection), shutdown)
@@ -385,7 +359,7 @@ def cluster(brokers: int, topics: tuple[str, ...], partitions: int, heap_mb: int
     from workers.local.cluster import Cluster
     from workers.local.supervisor import Supervisor
 
-    shutdown = _shutdown(0)
+    shutdown = installed_shutdown(0)
     with Cluster(brokers, heap_mb=heap_mb, say=_say) as running:
         for topic in topics:
             running.create_topic(topic, partitions)
@@ -407,15 +381,8 @@ def demo(quick: bool, plain: bool) -> None:
     """See it work: three brokers, a producer, four consumers on three partitions, and a broker that is killed."""
     from workers.local.demo import run
 
-    shutdown = _shutdown(10)
+    shutdown = installed_shutdown(10)
     raise SystemExit(run(quick=quick, live=not plain and sys.stdout.isatty(), shutdown=shutdown, say=_say))
-
-
-def _shutdown(timeout_s: float) -> Shutdown:
-    """Hear signals from now on, before the command's modules are imported: process 1 of a container ignores others."""
-    shutdown = Shutdown(timeout_s)
-    shutdown.install()
-    return shutdown
 
 
 def _say(line: str) -> None:
@@ -424,7 +391,7 @@ def _say(line: str) -> None:
 
 def main() -> None:
     """Runs the command; every error is one line on standard error and an exit code."""
-    command = " ".join(["kafka-workers", *[word for word in sys.argv[1:2] if not word.startswith("-")]])
+    command = " ".join(["kafka-workers", *_command_words(sys.argv[1:])])
     code: int = ExitCode.OK
     try:
         cli.main(prog_name="kafka-workers", standalone_mode=False)
@@ -448,6 +415,12 @@ def main() -> None:
     except OSError as error:
         code = _complain(command, f"standard output cannot be written: {error.strerror}", ExitCode.FAILED)
     _end(code)
+
+
+def _command_words(arguments: Sequence[str]) -> Sequence[str]:
+    """The words that name the command: one, or two for one of a group."""
+    words = [*itertools.takewhile(lambda word: not word.startswith("-"), arguments)]
+    return words[: 2 if words and isinstance(cli.commands.get(words[0]), click.Group) else 1]
 
 
 def _complain(command: str, text: str, code: ExitCode) -> ExitCode:

@@ -68,7 +68,8 @@ def option(*arguments: Any, **attributes: Any) -> Callable[[_Command], _Command]
     return click.option(*arguments, cls=Option, **attributes)
 
 
-def _apply(command: _Command, options: Sequence[Callable[[_Command], _Command]]) -> _Command:
+def apply(command: _Command, options: Sequence[Callable[[_Command], _Command]]) -> _Command:
+    """The command with options, which --help lists in this order."""
     for each in reversed(options):
         command = each(command)
     return command
@@ -113,6 +114,41 @@ class Regex(click.ParamType[re.Pattern[str]]):
             self.fail(f"{value!r} is no regular expression: {error}.", param, ctx)
 
 
+def _time(text: str) -> datetime:
+    """A time with its zone; raises ValueError that says what is wrong."""
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a time as 2026-11-24T12:00:00Z.") from None
+    if at.tzinfo is None:
+        raise ValueError(f"{text!r} does not say its time zone; add Z, or +01:00.")
+    return at
+
+
+class Time(click.ParamType[datetime]):
+    """A time with its zone."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        try:
+            return _time(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Letter(click.ParamType[tuple[int, int]]):
+    """A dead letter's partition and offset in the dead-letter topic."""
+
+    name = "partition:offset"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        found = re.fullmatch(r"(\d{1,10}):(\d{1,18})", str(value), re.ASCII)
+        if found is None:
+            self.fail(f"{value!r} is not PARTITION:OFFSET, as `dead-letters list` shows it.", param, ctx)
+        return int(found[1]), int(found[2])
+
+
 class OffsetTarget(click.ParamType[str | int | datetime]):
     """Where in a log: its beginning, its end, an offset, or the first message that is not older than a time."""
 
@@ -125,16 +161,15 @@ class OffsetTarget(click.ParamType[str | int | datetime]):
         if text.isdecimal():
             return int(text)
         try:
-            at = datetime.fromisoformat(text)
-        except ValueError:
-            self.fail(f"{text!r} is not beginning, end, an offset, or a time as 2026-11-24T12:00:00Z.", param, ctx)
-        if at.tzinfo is None:
-            self.fail(f"{text!r} does not say its time zone; add Z, or +01:00.", param, ctx)
-        return at
+            return _time(text)
+        except ValueError as error:
+            self.fail(str(error).replace("not a time", "not beginning, end, an offset, or a time"), param, ctx)
 
 
 TOPIC = Topic()
 OFFSET_TARGET = OffsetTarget()
+TIME = Time()
+LETTER = Letter()
 REGEX = Regex()
 SECONDS = FiniteRange(min=0)
 POSITIVE_NUMBER = FiniteRange(min=0, min_open=True)
@@ -164,7 +199,7 @@ def _client_id() -> str:
 def connection_options(command: _Command) -> _Command:
     """How to reach the brokers, for every command that does."""
     protocols = click.Choice(["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"], case_sensitive=False)
-    return _apply(
+    return apply(
         command,
         [
             option("--bootstrap-servers", default="localhost:9092", show_default=True, help="Brokers to begin with."),
@@ -192,7 +227,7 @@ def connection_options(command: _Command) -> _Command:
 
 def metrics_options(command: _Command) -> _Command:
     """Where a command that keeps running is looked at."""
-    return _apply(
+    return apply(
         command,
         [
             option("--metrics-port", type=click.IntRange(0, 65535), default=DEFAULT_METRICS_PORT, show_default=True,
@@ -204,7 +239,7 @@ def metrics_options(command: _Command) -> _Command:
 
 def worker_options(command: _Command) -> _Command:
     """What both workers have."""
-    command = _apply(
+    command = apply(
         command,
         [
             option("--no-metrics", is_flag=True, help="Do not listen at all."),

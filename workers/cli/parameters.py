@@ -151,13 +151,59 @@ class ResetOffsetsOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetterOptions:
+    """Which dead letters; every command on them has these."""
+
+    topic: str
+    group_id: str
+    letters: tuple[tuple[int, int], ...]
+    partitions: tuple[int, ...]
+    errors: tuple[str, ...]
+    keys: tuple[str, ...]
+    source_topics: tuple[str, ...]
+    source_partitions: tuple[int, ...]
+    source_offsets: tuple[int, ...]
+    since: datetime | None
+    until: datetime | None
+    format_name: Literal["text", "json"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListDeadLettersOptions:
+    connection: ConnectionOptions
+    dead_letters: DeadLetterOptions
+    state: Literal["waiting", "replayed", "discarded", "all"]
+    by: Literal["error", "message", "source-topic", "key"] | None
+    limit: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShowDeadLettersOptions:
+    connection: ConnectionOptions
+    dead_letters: DeadLetterOptions
+    state: Literal["waiting", "replayed", "discarded", "all"]
+    limit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayOptions:
     connection: ConnectionOptions
-    topic: str
+    dead_letters: DeadLetterOptions
     to_topics: tuple[str, ...]
     skip_other_topics: bool
-    group_id: str
     max_messages: int | None
+    again: bool
+    dry_run: bool
+    shutdown_timeout: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscardOptions:
+    connection: ConnectionOptions
+    dead_letters: DeadLetterOptions
+    reason: str
+    everything: bool
+    dry_run: bool
     shutdown_timeout: float
 
 
@@ -168,7 +214,7 @@ def build(kind: type[_Options], parameters: Mapping[str, Any]) -> _Options:
     """Make options of `kind`, and the parts in it, from click's parameters; raises KeyError for one that is missing."""
     values = {
         name: build(hint, parameters)
-        if hint in (ConnectionOptions, MetricsOptions, WorkerOptions)
+        if hint in (ConnectionOptions, MetricsOptions, WorkerOptions, DeadLetterOptions)
         else parameters[name]
         for name, hint in get_type_hints(kind).items()
     }

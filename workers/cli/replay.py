@@ -1,10 +1,13 @@
 """`replay`: sends dead letters back to the topics that they came from."""
 
+import json
+
 import click
 
 from workers.cli.context import Context
 from workers.cli.parameters import ReplayOptions
-from workers.config import CONSUMER_DEFAULTS, PRODUCER_DEFAULTS, Setting
+from workers.cli.show_dead_letters import reading_config, selection_of
+from workers.config import PRODUCER_DEFAULTS
 from workers.deadletters import replay as dead_letters
 from workers.deadletters.headers import ORIGINAL_TOPIC
 from workers.errors import WorkerError
@@ -13,35 +16,64 @@ from workers.lifecycle import Shutdown
 
 def replay(options: ReplayOptions, context: Context, shutdown: Shutdown) -> None:
     """Replays a dead-letter topic; raises WorkerError when a dead letter cannot be sent. It stays to be replayed."""
-    group = Setting("group.id", options.group_id, context.precedence("group_id"), context.origin("group_id"))
-    config = context.client_config(CONSUMER_DEFAULTS, [group])
-    context.show_config(config)
-    context.set_up_logging()
-    allowed = dead_letters.allowed_topics(options.topic, options.to_topics)
-    done = dead_letters.replay(
-        config,
-        context.client_config(PRODUCER_DEFAULTS),
-        options.topic,
-        shutdown,
-        timeout_s=options.connection.timeout,
-        limit=options.max_messages,
-        allowed=allowed,
+    chosen = options.dead_letters
+    config = reading_config(chosen, context)
+    rules = dead_letters.Rules(
+        topic=chosen.topic,
+        allowed=dead_letters.allowed_topics(chosen.topic, options.to_topics),
+        group_id=chosen.group_id,
+        by=options.connection.client_id,
+        selection=selection_of(chosen),
         skip_others=options.skip_other_topics,
+        limit=options.max_messages,
+        again=options.again,
+        dry_run=options.dry_run,
     )
-    click.echo(f"{done.sent} dead letters replayed from {options.topic}")
+    producer_config = context.client_config(PRODUCER_DEFAULTS)
+    done = dead_letters.replay(config, producer_config, rules, shutdown, timeout_s=options.connection.timeout)
+    if chosen.format_name == "json":
+        click.echo(json.dumps(_document(rules, done)))
+    elif options.dry_run:
+        _say_what_would_be(chosen.topic, done)
+    else:
+        click.echo(f"{done.sent} dead letters replayed from {chosen.topic}")
+        if done.skipped:
+            click.echo(f"{done.skipped} dead letters of other topics passed over")
+    _complain(rules, done)
+
+
+def _document(rules: dead_letters.Rules, done: dead_letters.Replayed) -> dict[str, object]:
+    return {
+        "topic": rules.topic,
+        "changed": not rules.dry_run,
+        "replayed": done.sent,
+        "to": dict(done.by_topic),
+        "skipped": done.skipped,
+        "without_origin": done.without_origin,
+        "refused": {str(partition): topic for partition, topic in done.refused.items()},
+    }
+
+
+def _say_what_would_be(topic: str, done: dead_letters.Replayed) -> None:
+    to = ", ".join(f"{count} to {name}" for name, count in sorted(done.by_topic.items()))
+    click.echo(f"{done.sent} dead letters of {topic} would be replayed{f', {to}' if to else ''}; nothing was changed")
     if done.skipped:
-        click.echo(f"{done.skipped} dead letters of other topics passed over")
+        click.echo(f"{done.skipped} dead letters of other topics would be passed over for good")
+
+
+def _complain(rules: dead_letters.Rules, done: dead_letters.Replayed) -> None:
+    """Raises WorkerError when dead letters were passed over that nobody has named, or were refused."""
     complaints = []
     if done.without_origin:
         complaints.append(
-            f"{done.without_origin} messages of {options.topic} do not say which topic they came from (header "
-            f"{ORIGINAL_TOPIC}); they were passed over"
+            f"{done.without_origin} messages of {rules.topic} do not say which topic they came from (header "
+            f"{ORIGINAL_TOPIC}); they {'would be' if rules.dry_run else 'were'} passed over, and recorded as discarded"
         )
     if done.refused:
         topics, partitions = sorted(set(done.refused.values())), ", ".join(map(str, sorted(done.refused)))
-        remedy = " ".join(f"--to-topic {topic}" for topic in sorted(allowed.union(topics)))
+        remedy = " ".join(f"--to-topic {topic}" for topic in sorted(rules.allowed.union(topics)))
         complaints.append(
-            f"dead letters of {options.topic} that say they came from {', '.join(topics)} may not be sent there; they "
+            f"dead letters of {rules.topic} that say they came from {', '.join(topics)} may not be sent there; they "
             f"wait, and so do those behind them in partition {partitions}: allow it with {remedy}, or pass them over "
             "with --skip-other-topics"
         )

@@ -18,6 +18,7 @@ from typing import Any
 
 from workers.consumer.answers import MAX_BYTES, MAX_MESSAGES, Answer, outputs_of
 from workers.consumer.scheduling import Work
+from workers.deadletters.headers import remember_traceback
 from workers.errors import ConfigError, WorkerError
 from workers.handlers import (
     Lifespan,
@@ -429,6 +430,7 @@ def _check_end(asked_to_end: bool) -> None:
 
 def _note(work: Work, error: Exception) -> None:
     log.debug("the handler raised", exc_info=error)
+    remember_traceback(error)
     _forget_frames(error, set())
     work.error = error
 

@@ -25,6 +25,7 @@ TREATED = PREFIX + "treated"
 MAX_MESSAGE_CHARACTERS = 1000
 # The end of a traceback says where the error was raised.
 MAX_TRACEBACK_CHARACTERS = 4000
+_REMEMBERED = "_kafka_workers_traceback"
 Header = tuple[str, str | bytes | None]
 
 
@@ -46,9 +47,21 @@ def dead_letter_headers(message: Message, group_id: str, error: BaseException, a
     return [*own_headers(message), *told]
 
 
+def remember_traceback(error: BaseException) -> None:
+    """Keep the text of the traceback with `error`, without the frames that the traceback itself keeps alive.
+
+    Called from the thread of the handler. The lines of the source are read when a dead letter is written.
+    """
+    try:
+        error.__dict__[_REMEMBERED] = traceback.TracebackException.from_exception(error, lookup_lines=False)
+    except Exception:  # it calls the user's __str__, __cause__ and __notes__
+        error.__dict__.pop(_REMEMBERED, None)
+
+
 def _traceback_of(error: BaseException) -> str:
     try:
-        return "".join(traceback.format_exception(error))[-MAX_TRACEBACK_CHARACTERS:]
+        told = error.__dict__.get(_REMEMBERED) or traceback.TracebackException.from_exception(error)
+        return "".join(told.format())[-MAX_TRACEBACK_CHARACTERS:]
     except Exception:  # it calls the user's __str__, __cause__ and __notes__
         return ""
 

@@ -1,43 +1,39 @@
 """Sends dead letters back to where they came from: those that are there when it begins, and that no replay has sent.
 
-At least once, as every consumer: a dead letter is committed when the brokers have acknowledged its replay. What the
-handler rejects again while this runs is a dead letter for the next replay, so it ends.
+At least once, as every consumer: a dead letter is committed, or recorded, when the brokers have acknowledged its
+replay. What the handler rejects again while this runs is a dead letter for the next replay, so it ends.
 
 Whoever may write to the dead-letter topic may write any origin into a header. So dead letters go only to the topics
 whose dead-letter topic it is: TOPIC for TOPIC.dlq, or those that the user names. A dead letter of another topic is not
 sent, and neither are those behind it in its partition; none of them is committed. So nothing is lost, and the order
 stays, whether the user then allows its topic or passes it over.
+
+Without a selection dead letters are replayed in order, and the committed offset says how far. With one, some wait
+before others that are sent: these are recorded one by one (`treated.py`), and the offset stays before the first that
+waits. What is passed over for good is recorded as discarded.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import confluent_kafka
-from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaException, Message, TopicPartition
 
 from workers.config import ClientConfig
-from workers.deadletters.headers import ORIGINAL_PARTITION, ORIGINAL_TOPIC, SUFFIX, own_headers
-from workers.deadletters.writer import ANY_SIZE
+from workers.deadletters.headers import ORIGINAL_TOPIC, SUFFIX
+from workers.deadletters.reading import open_topic
+from workers.deadletters.sender import Sender
+from workers.deadletters.stored import EVERYTHING, Origin, Selection, StoredDeadLetter
+from workers.deadletters.treated import Record, State, Treated, ranges_of, record_of
 from workers.errors import ConfigError, WorkerError
-from workers.kafka.client import ClientState, create_client, poll_producer, wait_for_topics
-from workers.kafka.messages import headers_of, is_topic_name
-from workers.kafka.reader import PROPERTIES, read_to_end
-from workers.lifecycle import Shutdown, call_with_timeout
+from workers.lifecycle import Shutdown
 
 log = logging.getLogger(__name__)
-CLOSE_TIMEOUT_S = 2.0
-COMMITTED_TIMEOUT_S = 10.0
-MAX_PARTITION = 2**31 - 1
-
-
-class Origin(NamedTuple):
-    """Where a dead letter came from; the partition is -1 where it does not say."""
-
-    topic: str
-    partition: int
+SKIPPED = "it came from {}, and replay ran with --skip-other-topics"
 
 
 @dataclass(slots=True)
@@ -51,9 +47,11 @@ class Replayed:
     skipped: int = 0
     # The topic of the first dead letter, in each partition, that came from one that is not allowed.
     refused: dict[int, str] = field(default_factory=dict)
+    # How many were sent to which topic.
+    by_topic: Counter[str] = field(default_factory=Counter)
 
     @property
-    def committed(self) -> int:
+    def treated(self) -> int:
         return self.sent + self.without_origin + self.skipped
 
 
@@ -77,105 +75,210 @@ def allowed_topics(topic: str, to_topics: Sequence[str]) -> frozenset[str]:
     return frozenset([original])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What is replayed, and where to. `group_id` and `by` are for the records: the group, and the client's name."""
+
+    topic: str
+    allowed: frozenset[str]
+    group_id: str = ""
+    by: str = ""
+    selection: Selection = EVERYTHING
+    # Pass over, for good, dead letters of topics that are not allowed.
+    skip_others: bool = False
+    limit: int | None = None
+    # Also those that were replayed or discarded.
+    again: bool = False
+    # Only count.
+    dry_run: bool = False
+
+
 def replay(
     config: ClientConfig,
     producer_config: ClientConfig,
-    topic: str,
+    rules: Rules,
     shutdown: Shutdown,
     *,
     timeout_s: float | None,
-    limit: int | None,
-    allowed: frozenset[str],
-    skip_others: bool = False,
 ) -> Replayed:
-    """Replays the dead letters of `topic`, `limit` at the most, and commits them to the group of `config`.
+    """Replay the dead letters that `rules` choose. Commit them to the group of `config`, or record them.
 
-    With `skip_others` dead letters of topics that are not `allowed` are passed over, otherwise the result has them as
-    refused. Raises WorkerError when a dead letter cannot be sent, which then is the first of its partition in the next
-    replay, and as `read_to_end` does.
+    Dead letters of topics that are not allowed, and not passed over, are in the result as refused. Raises ConfigError
+    for a named dead letter that is not there or was treated, WorkerError when a dead letter cannot be sent, which then
+    is the first of its partition in the next replay, and as `open_topic` and `read_to_end` do.
     """
-    client_state = ClientState()
-    reader = create_client(confluent_kafka.Consumer, config, {**client_state.callbacks(), **PROPERTIES})
-    sender = Sender(producer_config, shutdown)
     done = Replayed()
+    sender = None if rules.dry_run else Sender(producer_config, shutdown)
     try:
-        found = wait_for_topics(reader, [topic], config, client_state, timeout_s=timeout_s, shutdown=shutdown)
-        count = found.get(topic, 0)
-        starts = _committed(reader, topic, count, shutdown)
-        for dead_letters in read_to_end(reader, client_state, topic, starts, shutdown, timeout_s):
-            replay_batch(reader, sender, dead_letters, done, allowed=allowed, skip_others=skip_others, limit=limit)
-            if limit is not None and done.committed >= limit:
-                break
+        with open_topic(config, rules.topic, rules.group_id, shutdown, timeout_s) as dead_letters:
+            starts = dead_letters.starts(rules.selection, treated=rules.again)
+            survey = dead_letters.survey(starts, rules.selection)
+            dead_letters.check_named(rules.selection, survey, treated=rules.again)
+            if not dead_letters.treated.committed:
+                log.info(
+                    "group %s has committed no offset of %s, or the brokers have forgotten it "
+                    "(offsets.retention.minutes): its dead letters count as not replayed unless a record says so",
+                    rules.group_id,
+                    rules.topic,
+                )
+            held = dead_letters.partitions_begun_later(starts)
+            replayer = Replayer(dead_letters.client, sender, rules, dead_letters.treated, held, done)
+            for messages in dead_letters.read(starts):
+                replayer.replay(messages)
+                if rules.limit is not None and done.treated >= rules.limit:
+                    break
     finally:
-        sender.close()
-        call_with_timeout(reader.close, CLOSE_TIMEOUT_S)
-        log.info("%d dead letters replayed from %s", done.sent, topic)
+        if sender is not None:
+            sender.close()
+            log.info("%d dead letters replayed from %s", done.sent, rules.topic)
     return done
 
 
-def replay_batch(
-    reader: confluent_kafka.Consumer,
-    sender: "Sender",
-    dead_letters: Sequence[Message],
-    done: Replayed,
-    *,
-    allowed: frozenset[str],
-    skip_others: bool,
-    limit: int | None,
-) -> None:
-    """Sends dead letters, and commits those of each partition that come before one that is refused or not acknowledged.
+class Choice(NamedTuple):
+    """A message of the dead-letter topic, and what is to become of it: sent to its origin, or passed over."""
 
-    `done` counts up to `limit`. Raises WorkerError when a dead letter was not acknowledged, or a commit failed.
+    message: Message
+    origin: Origin | None = None
+    # Why a dead letter is passed over that waits; empty for one that was treated, and for a record.
+    reason: str = ""
+
+
+class Replayer:
+    """Replays batch after batch of one topic.
+
+    What comes before the first dead letter of its partition that still waits is committed; what comes behind it, or is
+    passed over, is recorded.
     """
-    chosen: list[tuple[Message, Origin | None]] = []
-    skipped: set[int] = set()
-    for dead_letter in dead_letters:
-        if limit is not None and done.committed + len(chosen) >= limit:
-            break
-        partition = dead_letter.partition() or 0
-        if partition in done.refused:
-            continue
-        origin = _origin(dead_letter)
-        if origin is not None and origin.topic not in allowed:
-            if not skip_others:
-                done.refused[partition] = origin.topic
+
+    def __init__(
+        self,
+        reader: confluent_kafka.Consumer,
+        sender: Sender | None,
+        rules: Rules,
+        treated: Treated,
+        held: set[int],
+        done: Replayed,
+    ) -> None:
+        self._reader = reader
+        self._sender = sender
+        self._rules = rules
+        self._treated = treated
+        self._done = done
+        # Partitions in which a dead letter waits before what comes next.
+        self._held = set(held)
+
+    def replay(self, messages: Sequence[Message]) -> None:
+        """Send the dead letters that the rules choose, then commit or record those that come before one of their
+        partition that is refused or not acknowledged.
+
+        Counts up to the limit. Raises WorkerError when a dead letter was not acknowledged, or a commit or a record
+        failed.
+        """
+        chosen = self._choose(messages)
+        if self._sender is None:
+            self._count(chosen)
+            return
+        outcomes = self._sender.send([(choice.message, choice.origin) for choice, _ in chosen])
+        unsent: set[int | None] = set()
+        over = []
+        for each, outcome in zip(chosen, outcomes, strict=True):
+            partition = each[0].message.partition()
+            if outcome is not None:
+                unsent.add(partition)
+            elif partition not in unsent:
+                over.append(each)
+        self._keep(self._sender, over)
+        reasons = [outcome for outcome in outcomes if outcome is not None]
+        if reasons:
+            self._sender.check()
+            sent = sum(choice.origin is not None or bool(choice.reason) for choice, _ in chosen)
+            raise WorkerError(f"{len(reasons)} of {sent} dead letters were not acknowledged: {reasons[0]}")
+
+    def _choose(self, messages: Sequence[Message]) -> list[tuple[Choice, bool]]:
+        """What is to be done about which messages, and whether a dead letter waits before it."""
+        chosen: list[tuple[Choice, bool]] = []
+        count = self._done.treated
+        for message in messages:
+            if self._rules.limit is not None and count >= self._rules.limit:
+                break
+            partition = message.partition() or 0
+            if partition in self._done.refused:
                 continue
-            skipped.add(len(chosen))
-            origin = None
-        chosen.append((dead_letter, origin))
-    outcomes = sender.send(chosen)
-    unsent: set[int | None] = set()
-    over = []
-    for number, ((dead_letter, origin), outcome) in enumerate(zip(chosen, outcomes, strict=True)):
-        if outcome is not None:
-            unsent.add(dead_letter.partition())
-        elif dead_letter.partition() not in unsent:
-            done.sent += origin is not None
-            done.skipped += number in skipped
-            done.without_origin += origin is None and number not in skipped
-            over.append(dead_letter)
-    if over:
-        commit(reader, over)
-    reasons = [outcome for outcome in outcomes if outcome is not None]
-    if reasons:
-        sender.check()
-        raise WorkerError(f"{len(reasons)} of {len(chosen)} dead letters were not acknowledged: {reasons[0]}")
+            choice = self._choice(message)
+            if choice is not None:
+                chosen.append((choice, partition in self._held))
+                count += choice.origin is not None or bool(choice.reason)
+        return chosen
 
+    def _choice(self, message: Message) -> Choice | None:
+        """What is to become of one message; None for a dead letter that goes on to wait."""
+        if record_of(message) is not None:
+            return Choice(message)
+        letter = StoredDeadLetter(message)
+        partition = letter.place.partition
+        waits = self._treated.state_of(letter.place) is State.WAITING
+        if not (waits or self._rules.again):
+            return Choice(message)
+        origin = letter.origin
+        if not self._rules.selection.matches(letter):
+            if waits:
+                self._held.add(partition)
+            return None if waits else Choice(message)
+        if origin is None:
+            return Choice(message, reason=f"it has no header {ORIGINAL_TOPIC} with a topic") if waits else None
+        if origin.topic in self._rules.allowed:
+            return Choice(message, origin)
+        if self._rules.skip_others:
+            return Choice(message, reason=SKIPPED.format(origin.topic)) if waits else None
+        self._done.refused[partition] = origin.topic
+        return None
 
-def _committed(reader: confluent_kafka.Consumer, topic: str, count: int, shutdown: Shutdown) -> dict[int, int]:
-    partitions = [TopicPartition(topic, number) for number in range(count)]
-    try:
-        places = reader.committed(partitions, timeout=COMMITTED_TIMEOUT_S)
-        errors = [each.error for each in places if each.error is not None]
-    except KafkaException as error:
-        errors = [error.args[0]]
-    if errors and shutdown.requested:
-        raise WorkerError("stopped before it was known what was replayed already")
-    if errors:
-        # librdkafka tries on where the right is missing, and says only that its time was up.
-        raise WorkerError(f"what was replayed already is not known, may the user read the group? {errors[0].str()}")
-    # Negative where nothing was replayed yet: librdkafka's word for the beginning of a partition.
-    return {each.partition: each.offset if each.offset >= 0 else confluent_kafka.OFFSET_BEGINNING for each in places}
+    def _keep(self, sender: Sender, over: Sequence[tuple[Choice, bool]]) -> None:
+        """Record or commit what was done, and count it."""
+        records = self._records(over)
+        failed = sender.record(self._rules.topic, records) if records else {}
+        kept = [(choice, held) for choice, held in over if choice.message.partition() not in failed]
+        committable = [
+            choice.message
+            for choice, held in kept
+            if not held
+            and (choice.message.offset() or 0) >= self._treated.first_waiting(choice.message.partition() or 0)
+        ]
+        if committable:
+            commit(self._reader, committable)
+        self._count(kept)
+        if failed:
+            again = sum(choice.origin is not None for choice, _ in over if choice.message.partition() in failed)
+            raise WorkerError(
+                f"{again} dead letters were sent, and that could not be recorded in {self._rules.topic}; the next "
+                f"replay sends them again. May the user write to it? {next(iter(failed.values()))}"
+            )
+
+    def _records(self, over: Sequence[tuple[Choice, bool]]) -> list[tuple[int, Record]]:
+        offsets: dict[tuple[int, State, str], list[int]] = {}
+        for choice, held in over:
+            place = StoredDeadLetter(choice.message).place
+            state = State.DISCARDED if choice.reason else State.REPLAYED
+            # The record of a discard outweighs a committed offset.
+            if choice.reason or (
+                choice.origin is not None and (held or self._treated.state_of(place) is State.DISCARDED)
+            ):
+                offsets.setdefault((place.partition, state, choice.reason), []).append(place.offset)
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        return [
+            (partition, Record(state, ranges_of(numbers), self._rules.group_id, at, self._rules.by, reason))
+            for (partition, state, reason), numbers in offsets.items()
+        ]
+
+    def _count(self, chosen: Sequence[tuple[Choice, bool]]) -> None:
+        for choice, _ in chosen:
+            if choice.origin is not None:
+                self._done.sent += 1
+                self._done.by_topic[choice.origin.topic] += 1
+            elif StoredDeadLetter(choice.message).origin is not None:
+                self._done.skipped += bool(choice.reason)
+            else:
+                self._done.without_origin += bool(choice.reason)
 
 
 def commit(reader: confluent_kafka.Consumer, dead_letters: Sequence[Message]) -> None:
@@ -195,76 +298,3 @@ def commit(reader: confluent_kafka.Consumer, dead_letters: Sequence[Message]) ->
             f"{again} dead letters were sent and could not be committed in partition {names}, the next replay sends "
             f"them again: {next(iter(errors.values())).str()}"
         )
-
-
-def _origin(dead_letter: Message) -> Origin | None:
-    """The topic and the partition that a dead letter came from; None when it does not say, or not what can be."""
-    story = dict(headers_of(dead_letter))
-    topic, partition = story.get(ORIGINAL_TOPIC), story.get(ORIGINAL_PARTITION)
-    if topic is None:
-        return None
-    try:
-        name, number = topic.decode(), int(partition) if partition is not None else -1
-    except ValueError:  # UnicodeDecodeError is one
-        return None
-    return Origin(name, number) if is_topic_name(name) and -1 <= number <= MAX_PARTITION else None
-
-
-class Sender:
-    """Sends dead letters and waits until the brokers have them."""
-
-    def __init__(self, config: ClientConfig, shutdown: Shutdown) -> None:
-        self._client_state = ClientState()
-        self._client = create_client(confluent_kafka.Producer, config, {**self._client_state.callbacks(), **ANY_SIZE})
-        self._shutdown = shutdown
-
-    def send(self, dead_letters: Sequence[tuple[Message, Origin | None]]) -> list[str | None]:
-        """Why each was not acknowledged; None where it was, or where it has no origin and is passed over."""
-        outcomes: list[str | None] = ["no answer before the end"] * len(dead_letters)
-        for number, (dead_letter, origin) in enumerate(dead_letters):
-            if origin is None:
-                outcomes[number] = None
-            else:
-                self._send(dead_letter, origin, partial(_note, outcomes, number))
-        while len(self._client) and self._going_on():
-            poll_producer(self._client, self._client_state, 0.1)
-        return outcomes
-
-    def _going_on(self) -> bool:
-        return self._shutdown.remaining_s() > 0 and self._client_state.fatal is None
-
-    def check(self) -> None:
-        """Raises WorkerError when the client cannot go on, which says more than that dead letters have no answer."""
-        self._client_state.check()
-
-    def close(self) -> None:
-        self._client.purge()
-        call_with_timeout(self._client.close, CLOSE_TIMEOUT_S)
-
-    def _send(
-        self, dead_letter: Message, origin: Origin, on_delivery: Callable[[KafkaError | None, Message], None]
-    ) -> None:
-        topic, partition = origin
-        while True:
-            try:
-                # With the time of now: one of long ago could be past what the topic keeps.
-                self._client.produce(
-                    topic,
-                    dead_letter.value(),
-                    dead_letter.key(),
-                    partition=partition,
-                    headers=list(own_headers(dead_letter)),
-                    on_delivery=on_delivery,
-                )
-            except KafkaException as error:
-                on_delivery(error.args[0], Message(topic=topic))
-            except BufferError:
-                # The client's queue is full: what is in it has to be delivered first.
-                if self._going_on():
-                    poll_producer(self._client, self._client_state, 0.1)
-                    continue
-            return
-
-
-def _note(outcomes: list[str | None], number: int, error: KafkaError | None, message: Message) -> None:
-    outcomes[number] = f"{message.topic()}: {error.str()}" if error is not None else None

@@ -28,8 +28,9 @@ def read_to_end(
     starts: Mapping[int, int],
     shutdown: Shutdown,
     timeout_s: float | None,
+    ends: Mapping[int, int] | None = None,
 ) -> Iterator[list[Message]]:
-    """Batches of the messages between `starts`, an offset for each partition, and the ends of now.
+    """Batches of the messages between `starts`, an offset for each partition, and `ends`, or the ends of now.
 
     What comes later belongs to the next reading. Raises WorkerError when nothing comes for `timeout_s` (None waits for
     ever), or a stop was asked for.
@@ -37,8 +38,9 @@ def read_to_end(
     if shutdown.requested:
         # Asked to stop before the brokers had answered: what is there is not known.
         raise WorkerError(f"stopped before the end of {topic}")
-    ends = {number: watermarks(client, topic, number, shutdown)[1] for number in starts}
-    left = {number: end for number, end in ends.items() if end > max(0, starts[number])}
+    if ends is None:
+        ends = {number: watermarks(client, topic, number, shutdown)[1] for number in starts}
+    left = {number: ends[number] for number in starts if ends[number] > max(0, starts[number])}
     client.assign([TopicPartition(topic, number, starts[number]) for number in left])
     last = time.monotonic()
     while left:

@@ -1,0 +1,192 @@
+"""The commands on dead letters: `dead-letters list`, `show`, `replay`, `discard`, and `replay` by its older name."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from workers.cli.context import Context
+from workers.cli.options import (
+    LETTER,
+    POSITIVE,
+    SECONDS,
+    TIME,
+    TOPIC,
+    Command,
+    apply,
+    connection_options,
+    option,
+)
+from workers.cli.parameters import (
+    DiscardOptions,
+    ListDeadLettersOptions,
+    ReplayOptions,
+    ShowDeadLettersOptions,
+    build,
+)
+from workers.lifecycle import installed_shutdown
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+DEFAULT_GROUP_ID = "kafka-workers-replay"
+DEFAULT_LIMIT = 100
+GROUP_HELP = "Group that remembers what was replayed."
+
+
+@click.group("dead-letters")
+def dead_letters() -> None:
+    """List, show, replay and discard dead letters.
+
+    A dead letter is named by its partition and offset in the dead-letter topic, as 0:12. Filters can be combined; a
+    repeatable one matches any of its values.
+    """
+
+
+# Not --group-id: a consumer's pod has KAFKA_GROUP_ID, which names another group.
+_replay_group = option("--replay-group", "group_id", default=DEFAULT_GROUP_ID, show_default=True, help=GROUP_HELP)
+
+
+def _selection_options(command: _Command) -> _Command:
+    return apply(
+        command,
+        [
+            option("--topic", type=TOPIC, required=True, help="Dead-letter topic."),
+            option("--letter", "letters", type=LETTER, multiple=True, help="Only this dead letter; repeatable."),
+            option("--error", "errors", multiple=True, metavar="CLASS", help="Only of this error class; repeatable."),
+            option("--key", "keys", multiple=True, help="Only with this key; repeatable."),
+            option("--since", type=TIME, help="Only dead letters since then, as 2026-11-24T12:00:00Z."),
+            option("--until", type=TIME, help="Only dead letters before then."),
+            option("--source-topic", "source_topics", type=TOPIC, multiple=True,
+                   help="Only from this topic; repeatable."),
+            option("--source-partition", "source_partitions", type=click.IntRange(min=0), multiple=True,
+                   help="Only from this partition of it; repeatable."),
+            option("--source-offset", "source_offsets", type=click.IntRange(min=0), multiple=True,
+                   help="Only from this offset there; repeatable."),
+            option("--partition", "partitions", type=click.IntRange(min=0), multiple=True,
+                   help="Only this partition of the dead-letter topic; repeatable."),
+            option("--format", "format_name", type=click.Choice(["text", "json"]), default="text", show_default=True,
+                   help="Text for people, or JSON lines."),
+        ],
+    )  # fmt: skip
+
+
+def _state_option(default: str) -> Callable[[_Command], _Command]:
+    return option(
+        "--state",
+        type=click.Choice(["waiting", "replayed", "discarded", "all"]),
+        default=default,
+        show_default=True,
+        help="What became of the dead letter.",
+    )
+
+
+_dry_run = option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
+_shutdown_timeout = option(
+    "--shutdown-timeout",
+    type=SECONDS,
+    default=25.0,
+    show_default=True,
+    help="Seconds that stopping may take after SIGTERM.",
+)
+
+
+def _replay_options(command: _Command) -> _Command:
+    return apply(
+        command,
+        [
+            _selection_options,
+            option("--to-topic", "to_topics", type=TOPIC, multiple=True,
+                   help="A topic that dead letters may go back to; repeatable.  "
+                   "[default: X where the dead-letter topic is X.dlq]"),
+            option("--skip-other-topics", is_flag=True, help="Pass dead letters of other topics over, for good."),
+            option("--max-messages", type=POSITIVE, help="Stop after so many messages."),
+            option("--again", is_flag=True, help="Also those that were replayed or discarded already."),
+            _dry_run,
+            _shutdown_timeout,
+            connection_options,
+        ],
+    )  # fmt: skip
+
+
+@dead_letters.command("list", cls=Command)
+@_state_option("waiting")
+@option(
+    "--by",
+    type=click.Choice(["error", "message", "source-topic", "key"]),
+    help="Count them by this instead of listing each.",
+)
+@option("--limit", type=POSITIVE, help="List so many at the most.  [default: the 100 oldest as text, all as JSON]")
+@_selection_options
+@_replay_group
+@connection_options
+def list_(**parameters: Any) -> None:
+    """List dead letters, oldest first, or count them."""
+    options = build(ListDeadLettersOptions, parameters)
+    shutdown = installed_shutdown(0)
+    from workers.cli.show_dead_letters import list_dead_letters as run
+
+    run(options, Context(options.connection), shutdown)
+
+
+@dead_letters.command(cls=Command)
+@_state_option("all")
+@option("--limit", type=POSITIVE, default=10, show_default=True, help="Show so many at the most.")
+@_selection_options
+@_replay_group
+@connection_options
+def show(**parameters: Any) -> None:
+    """Show all of one dead letter, or of a few: headers, error, traceback, value."""
+    options = build(ShowDeadLettersOptions, parameters)
+    shutdown = installed_shutdown(0)
+    from workers.cli.show_dead_letters import show_dead_letters as run
+
+    run(options, Context(options.connection), shutdown)
+
+
+@dead_letters.command("replay", cls=Command)
+@_replay_options
+@_replay_group
+def replay_dead_letters(**parameters: Any) -> None:
+    """Send dead letters back to the topics they came from, if no earlier replay has sent them.
+
+    A dead letter of a topic that it may not be sent to stays, and so do the chosen ones behind it in its partition.
+    """
+    _replay(parameters)
+
+
+@click.command("replay", cls=Command)
+@_replay_options
+@option("--group-id", default=DEFAULT_GROUP_ID, show_default=True, help=GROUP_HELP)
+def replay(**parameters: Any) -> None:
+    """Send dead letters back, as `dead-letters replay`.
+
+    A dead letter of a topic that it may not be sent to stays, and so do the chosen ones behind it in its partition.
+    """
+    _replay(parameters)
+
+
+def _replay(parameters: dict[str, Any]) -> None:
+    options = build(ReplayOptions, parameters)
+    shutdown = installed_shutdown(options.shutdown_timeout)
+    from workers.cli.replay import replay as run
+
+    run(options, Context(options.connection), shutdown)
+
+
+@dead_letters.command(cls=Command)
+@option("--reason", default="", help="Why; it is recorded.")
+@option("--all", "everything", is_flag=True, help="All that wait, where no filter is given.")
+@_dry_run
+@_selection_options
+@_replay_group
+@_shutdown_timeout
+@connection_options
+def discard(**parameters: Any) -> None:
+    """Take dead letters out of what is replayed.
+
+    The topic keeps them, and beside them a record of when, by which client and why they were discarded.
+    """
+    options = build(DiscardOptions, parameters)
+    shutdown = installed_shutdown(options.shutdown_timeout)
+    from workers.cli.discard import discard as run
+
+    run(options, Context(options.connection), shutdown)

@@ -1,0 +1,152 @@
+"""`dead-letters list` and `dead-letters show`."""
+
+import heapq
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+
+import click
+
+from workers.cli.context import Context
+from workers.cli.dead_letters import DEFAULT_LIMIT
+from workers.cli.parameters import DeadLetterOptions, ListDeadLettersOptions, ShowDeadLettersOptions
+from workers.config import CONSUMER_DEFAULTS, ClientConfig, Setting
+from workers.deadletters.reading import ALL_STATES, DeadLetterTopic, open_topic
+from workers.deadletters.stored import Place, Selection, StoredDeadLetter
+from workers.deadletters.text import (
+    BY,
+    Tally,
+    as_document,
+    as_table,
+    as_text,
+    tallies_as_table,
+)
+from workers.deadletters.treated import State
+from workers.errors import ConfigError
+from workers.lifecycle import Shutdown
+
+
+def list_dead_letters(options: ListDeadLettersOptions, context: Context, shutdown: Shutdown) -> None:
+    """Lists or counts dead letters; raises as `open_topic` and `DeadLetterTopic`."""
+    selection = selection_of(options.dead_letters)
+    as_json = options.dead_letters.format_name == "json"
+    config = reading_config(options.dead_letters, context)
+    topic, group_id, timeout_s = options.dead_letters.topic, options.dead_letters.group_id, options.connection.timeout
+    with open_topic(config, topic, group_id, shutdown, timeout_s) as dead_letters:
+        found = _find(dead_letters, selection, options.state)
+        if options.by is not None:
+            _print_tallies(options.by, found, as_json=as_json)
+            return
+        if as_json:
+            for number, (letter, state) in enumerate(found, 1):
+                click.echo(_json_line(dead_letters, letter, state))
+                if number == options.limit:
+                    break
+            return
+        counted = _Counted(found)
+        limit = options.limit or DEFAULT_LIMIT
+        rows = heapq.nsmallest(limit, counted, key=lambda row: (row[0].timestamp_ms, row[0].place))
+    if rows:
+        click.echo(as_table(rows, show_state=options.state == "all", width=_width()))
+    kind = "" if options.state == "all" else f" {options.state}"
+    more = f"; {len(rows)} are listed, the oldest, --limit lists more" if len(rows) < counted.count else ""
+    click.echo(f"{topic}: {counted.count}{kind} dead letters{more}")
+
+
+def show_dead_letters(options: ShowDeadLettersOptions, context: Context, shutdown: Shutdown) -> None:
+    """Shows dead letters; raises ConfigError when none is chosen, and as `open_topic` and `DeadLetterTopic`."""
+    selection = selection_of(options.dead_letters)
+    config = reading_config(options.dead_letters, context)
+    if selection.is_empty:
+        raise ConfigError(
+            "which dead letters are to be shown is not said; name one as `dead-letters list` does, with --letter 0:12, "
+            "or give another filter"
+        )
+    topic, group_id, timeout_s = options.dead_letters.topic, options.dead_letters.group_id, options.connection.timeout
+    shown = 0
+    with open_topic(config, topic, group_id, shutdown, timeout_s) as dead_letters:
+        for letter, state in _find(dead_letters, selection, options.state):
+            if shown == options.limit:
+                click.echo(f"{topic}: there are more; --limit shows them", err=True)
+                break
+            shown += 1
+            if options.dead_letters.format_name == "json":
+                click.echo(_json_line(dead_letters, letter, state))
+            else:
+                record = dead_letters.treated.record_about(letter.place)
+                click.echo(("\n" if shown > 1 else "") + as_text(topic, letter, state, record))
+    if not shown:
+        raise ConfigError(f"no dead letter of {topic} is like that; `dead-letters list` shows those that wait")
+
+
+def selection_of(options: DeadLetterOptions) -> Selection:
+    return Selection(
+        letters=frozenset(Place(*each) for each in options.letters),
+        partitions=frozenset(options.partitions),
+        errors=frozenset(options.errors),
+        keys=frozenset(key.encode(errors="surrogateescape") for key in options.keys),
+        source_topics=frozenset(options.source_topics),
+        source_partitions=frozenset(options.source_partitions),
+        source_offsets=frozenset(options.source_offsets),
+        since=options.since,
+        until=options.until,
+    )
+
+
+def reading_config(options: DeadLetterOptions, context: Context) -> ClientConfig:
+    """The configuration of the client that reads dead letters.
+
+    With --show-config it is printed, and the command ends.
+    """
+    group = Setting("group.id", options.group_id, context.precedence("group_id"), context.origin("group_id"))
+    config = context.client_config(CONSUMER_DEFAULTS, [group])
+    context.show_config(config)
+    context.set_up_logging()
+    return config
+
+
+def _find(dead_letters: DeadLetterTopic, selection: Selection, state: str) -> Iterator[tuple[StoredDeadLetter, State]]:
+    states = ALL_STATES if state == "all" else frozenset({State(state)})
+    starts = dead_letters.starts(selection, treated=states != {State.WAITING})
+    survey = dead_letters.survey(starts, selection)
+    survey.check()
+    dead_letters.check_named(selection, survey, treated=True)
+    for batch in dead_letters.letters(starts, selection, states):
+        yield from batch
+
+
+class _Counted:
+    """Counts what it passes on."""
+
+    def __init__(self, rows: Iterator[tuple[StoredDeadLetter, State]]) -> None:
+        self.count = 0
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[tuple[StoredDeadLetter, State]]:
+        for row in self._rows:
+            self.count += 1
+            yield row
+
+
+def _print_tallies(by: str, found: Iterator[tuple[StoredDeadLetter, State]], *, as_json: bool) -> None:
+    tallies: dict[str, Tally] = {}
+    for letter, _ in found:
+        tallies.setdefault(BY[by](letter), Tally()).add(letter)
+    # The most frequent first.
+    ranked = sorted(tallies.items(), key=lambda each: (-each[1].count, each[0]))
+    if as_json:
+        for value, tally in ranked:
+            click.echo(json.dumps(tally.document(by.replace("-", "_"), value)))
+    else:
+        click.echo(tallies_as_table(by, ranked, _width()))
+
+
+def _json_line(dead_letters: DeadLetterTopic, letter: StoredDeadLetter, state: State) -> str:
+    record = dead_letters.treated.record_about(letter.place)
+    return json.dumps(as_document(dead_letters.topic, letter, state, record))
+
+
+def _width() -> int | None:
+    """The columns of the terminal; None where the output goes elsewhere, and nothing is to be cut."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
