@@ -25,6 +25,7 @@ from workers.cli.parameters import (
     ReplayOptions,
     ResetOffsetsOptions,
     ShowDeadLettersOptions,
+    ShowOffsetsOptions,
     VerifyOptions,
     build,
 )
@@ -37,6 +38,8 @@ KINDS: dict[str, type[Any]] = {
     "verify": VerifyOptions,
     "replay": ReplayOptions,
     "reset-offsets": ResetOffsetsOptions,
+    "offsets show": ShowOffsetsOptions,
+    "offsets reset": ResetOffsetsOptions,
     "dead-letters list": ListDeadLettersOptions,
     "dead-letters show": ShowDeadLettersOptions,
     "dead-letters replay": ReplayOptions,
@@ -46,6 +49,7 @@ REQUIRED = {
     "replay": ["--topic", "orders.dlq"],
     "dead-letters": ["--topic", "orders.dlq"],
     "reset-offsets": ["--group-id", "g", "--to", "end"],
+    "offsets reset": ["--group-id", "g", "--to", "end"],
 }
 COMMANDS = pytest.mark.parametrize("command", KINDS)
 
@@ -60,7 +64,9 @@ def _fields(kind: type[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _parse(command: str, *arguments: str) -> click.Context:
-    return _command(command).make_context(command, [*REQUIRED.get(command.split()[0], ()), *arguments])
+    return _command(command).make_context(
+        command, [*REQUIRED.get(command, REQUIRED.get(command.split()[0], ())), *arguments]
+    )
 
 
 def _command(words: str) -> click.Command:

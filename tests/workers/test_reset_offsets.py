@@ -1,4 +1,4 @@
-"""`reset-offsets`: where a group goes on, chosen by hand; it says before what that skips and repeats."""
+"""`offsets show` and `reset`: where a group goes on, chosen by hand; it says before what that skips and repeats."""
 
 import json
 import time
@@ -35,15 +35,16 @@ def handle(processes: Processes, topic: str, group: str, *arguments: str) -> lis
 
 
 def reset(processes: Processes, group: str, *arguments: str, code: int = 0) -> Any:
-    done = processes.run("reset-offsets", "--group-id", group, "--json", *arguments)
+    done = processes.run("offsets", "reset", "--group-id", group, "--json", *arguments)
     assert done.returncode == code, done.stderr
     return json.loads(done.stdout) if code == 0 else done.stderr
 
 
-def test_nothing_is_changed_without_yes(processes: Processes, one: str, group: str) -> None:
+@pytest.mark.parametrize("command", [("offsets", "reset"), ("reset-offsets",)], ids=" ".join)
+def test_nothing_is_changed_without_yes(processes: Processes, one: str, group: str, command: tuple[str, ...]) -> None:
     send(processes, one, values(0, COUNT))
     assert handle(processes, one, group) == values(0, COUNT)
-    shown = processes.run("reset-offsets", "--group-id", group, "--to", "beginning")
+    shown = processes.run(*command, "--group-id", group, "--to", "beginning")
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.splitlines() == [
         "TOPIC".ljust(len(one)) + "  PARTITION  COMMITTED  NEW  SKIPPED  REPEATED",
@@ -136,3 +137,72 @@ def test_a_mistake_is_said_in_one_line_and_changes_nothing(
     said = reset(processes, group, "--yes", "--timeout", "5", *arguments, code=2)
     assert complaint in said.splitlines()[-1]
     assert handle(processes, one, group) == []
+
+
+def show(processes: Processes, group: str, *arguments: str) -> Any:
+    done = processes.run("offsets", "show", "--group-id", group, "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_what_a_group_has_committed_is_shown_with_its_lag_in_messages_and_in_seconds(
+    processes: Processes, one: str, group: str
+) -> None:
+    send(processes, one, values(0, COUNT))
+    assert handle(processes, one, group) == values(0, COUNT)
+    [done] = show(processes, group)["partitions"]
+    assert (done["committed"], done["end"], done["lag"], done["lag_seconds"]) == (COUNT, COUNT, 0, 0)
+
+    send(processes, one, values(0, 5))
+    written = time.time()
+    time.sleep(4)
+    [behind] = show(processes, group, "--topic", one)["partitions"]
+    now = time.time()
+    assert (behind["beginning"], behind["committed"], behind["furthest"], behind["end"]) == (0, COUNT, COUNT, COUNT + 5)
+    assert behind["lag"] == 5
+    # It is known to a second.
+    assert 3 < behind["lag_seconds"] < now - written + 3
+    lines = processes.run("offsets", "show", "--group-id", group).stdout.splitlines()
+    assert lines[0] == f"group {group}: empty, lag 5"
+    assert lines[1].split() == [
+        "TOPIC", "PARTITION", "COMMITTED", "FURTHEST", "BEGINNING", "END", "LAG", "SECONDS", "MEMBER",
+    ]  # fmt: skip
+    assert lines[2].split()[:7] == [one, "0", "30", "30", "0", "35", "5"]
+    assert lines[3] == "members: none"
+
+
+def test_members_and_what_they_have_completed_are_shown(processes: Processes, one: str, group: str) -> None:
+    lines = "".join(f"{number % 2}:{number}\n" for number in range(10)).encode()
+    processes.produce(one, "--input", "-", "--key-separator", ":", stdin=lines)
+    processes.write("failing.py", "def handle(message):\n    if message.key() == b'0':\n        raise ValueError\n")
+    options = ["--handler", "failing:handle", "--concurrency", "2", "--on-error", "retry", "--client-id", "m1"]
+    member = processes.consume(one, group, *options)
+
+    def completed() -> bool:
+        done = processes.run("offsets", "show", "--group-id", group, "--json")
+        return done.returncode == 0 and [each["furthest"] for each in json.loads(done.stdout)["partitions"]] == [10]
+
+    eventually(completed, "the messages of the other key are done, and committed so")
+    [partition] = show(processes, group)["partitions"]
+    assert (partition["committed"], partition["member"]) == (0, "m1")
+    assert processes.run("offsets", "show", "--group-id", group).stdout.splitlines()[-1].startswith("members: m1 (")
+    assert member.stop() == 0, member.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--group-id", "nobody"], "group nobody is not known to the brokers; check --group-id"),
+        (["--topic", "nowhere"], "nowhere does not exist"),
+        (["--topic", "OTHER"], "has committed nothing and owns nothing of"),
+    ],
+)
+def test_a_group_or_topic_that_is_not_there_is_said_in_one_line(
+    processes: Processes, topics: Topics, one: str, group: str, arguments: list[str], words: str
+) -> None:
+    send(processes, one, values(0, 1))
+    handle(processes, one, group)
+    given = [topics.create() if each == "OTHER" else each for each in arguments]
+    done = processes.run("offsets", "show", "--group-id", group, "--timeout", "5", *given)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr.splitlines()[-1]

@@ -7,6 +7,7 @@ import click
 
 from workers.cli.context import Context
 from workers.cli.options import (
+    GROUP,
     LETTER,
     POSITIVE,
     SECONDS,
@@ -42,7 +43,9 @@ def dead_letters() -> None:
 
 
 # Not --group-id: a consumer's pod has KAFKA_GROUP_ID, which names another group.
-_replay_group = option("--replay-group", "group_id", default=DEFAULT_GROUP_ID, show_default=True, help=GROUP_HELP)
+_replay_group = option(
+    "--replay-group", "group_id", type=GROUP, default=DEFAULT_GROUP_ID, show_default=True, help=GROUP_HELP
+)
 
 
 def _selection_options(command: _Command) -> _Command:
@@ -155,7 +158,7 @@ def replay_dead_letters(**parameters: Any) -> None:
 
 @click.command("replay", cls=Command)
 @_replay_options
-@option("--group-id", default=DEFAULT_GROUP_ID, show_default=True, help=GROUP_HELP)
+@option("--group-id", type=GROUP, default=DEFAULT_GROUP_ID, show_default=True, help=GROUP_HELP)
 def replay(**parameters: Any) -> None:
     """Send dead letters back, as `dead-letters replay`.
 

@@ -16,8 +16,11 @@ from confluent_kafka import KafkaException
 
 from workers.cli.context import Context
 from workers.cli.dead_letters import dead_letters, replay
+from workers.cli.offsets import offsets, reset_offsets
 from workers.cli.options import (
-    OFFSET_TARGET,
+    COMPLETION_VARIABLE,
+    FUNCTION,
+    GROUP,
     POSITIVE,
     POSITIVE_NUMBER,
     REGEX,
@@ -34,7 +37,6 @@ from workers.cli.parameters import (
     LagExporterOptions,
     LagOptions,
     ProduceOptions,
-    ResetOffsetsOptions,
     VerifyOptions,
     build,
 )
@@ -77,7 +79,7 @@ def cli() -> None:
     help="What happens with a line that is not such JSON.",
 )
 @option("--dead-letter-topic", type=TOPIC, help="Where invalid lines go.  [default: TOPIC.dlq]")
-@option("--source", metavar="MODULE:FUNCTION", help="Send what this function yields.")
+@option("--source", type=FUNCTION, metavar="MODULE:FUNCTION", help="Send what this function yields.")
 @option("--stamp", is_flag=True, help="Give messages of --input or --source a stamp in a header, for `verify`.")
 @option("--run", "run_name", help="Name of this run in the stamps.  [default: a new one]")
 @option(
@@ -118,7 +120,7 @@ def produce(**parameters: Any) -> None:
     show_default=True,
     help="Topic to read; repeatable.",
 )
-@option("--group-id", default="kafka-workers", show_default=True, help="Consumer group to join.")
+@option("--group-id", type=GROUP, default="kafka-workers", show_default=True, help="Consumer group to join.")
 @option(
     "--group-protocol",
     type=click.Choice(["classic", "consumer"]),
@@ -134,10 +136,11 @@ def produce(**parameters: Any) -> None:
     show_default=True,
     help="How messages are printed.",
 )
-@option("--handler", metavar="MODULE:NAME", help="Call this instead of printing.")
+@option("--handler", type=FUNCTION, metavar="MODULE:NAME", help="Call this instead of printing.")
 @option(
     "--middleware",
     "middlewares",
+    type=FUNCTION,
     multiple=True,
     metavar="MODULE:NAME",
     help="Wrap the handler in this; repeatable, the first is the outermost.",
@@ -239,7 +242,7 @@ def consume(**parameters: Any) -> None:
 
 
 @cli.command(cls=Command)
-@option("--group-id", default="kafka-workers", show_default=True, help="Consumer group.")
+@option("--group-id", type=GROUP, default="kafka-workers", show_default=True, help="Consumer group.")
 @option(
     "--topic", "topics", type=TOPIC, multiple=True, help="Only this topic; repeatable.  [default: all of the group]"
 )
@@ -258,7 +261,9 @@ def lag(**parameters: Any) -> None:
 
 
 @cli.command(cls=Command)
-@option("--group-id", "group_ids", multiple=True, help="Only this group; repeatable.  [default: every group]")
+@option(
+    "--group-id", "group_ids", type=GROUP, multiple=True, help="Only this group; repeatable.  [default: every group]"
+)
 @option("--group-filter", type=REGEX, help="Only groups whose whole name matches.")
 @option("--topic", "topics", type=TOPIC, multiple=True, help="Only this topic; repeatable.  [default: all of a group]")
 @option("--topic-filter", type=REGEX, help="Only topics whose whole name matches.")
@@ -304,25 +309,8 @@ def verify(**parameters: Any) -> None:
 
 cli.add_command(dead_letters)
 cli.add_command(replay)
-
-
-@cli.command(cls=Command)
-@option("--group-id", required=True, help="Consumer group; it must have no members.")
-@option(
-    "--topic", "topics", type=TOPIC, multiple=True, help="Only this topic; repeatable.  [default: all of the group]"
-)
-@option("--partition", "partitions", type=click.IntRange(min=0), multiple=True, help="Only this one; repeatable.")
-@option("--to", type=OFFSET_TARGET, required=True, help="Where the group begins: a time as 2026-11-24T12:00:00Z.")
-@option("--yes", is_flag=True, help="Do it.  [default: show what it would skip and repeat]")
-@option("--json", "as_json", is_flag=True, help="One JSON document.")
-@connection_options
-def reset_offsets(**parameters: Any) -> None:
-    """Choose where a group without members goes on: show what that skips and repeats, and with --yes do it."""
-    options = build(ResetOffsetsOptions, parameters)
-    shutdown = installed_shutdown(0)
-    from workers.cli.reset_offsets import reset_offsets as run
-
-    run(options, Context(options.connection), shutdown)
+cli.add_command(offsets)
+cli.add_command(reset_offsets, "reset-offsets")
 
 
 @cli.command(cls=Command)
@@ -374,6 +362,15 @@ def cluster(brokers: int, topics: tuple[str, ...], partitions: int, heap_mb: int
             time.sleep(0.1)
 
 
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that completes commands, options, topics, groups and handlers in a shell."""
+    from workers.cli.completion import script
+
+    click.echo(script(shell), nl=False)
+
+
 @cli.command(cls=Command)
 @click.option("--quick", is_flag=True, help="Fewer messages: on an idle machine under 25 s instead of under 60.")
 @click.option("--plain", is_flag=True, help="Lines instead of a live table, as where there is no terminal.")
@@ -391,6 +388,10 @@ def _say(line: str) -> None:
 
 def main() -> None:
     """Runs the command; every error is one line on standard error and an exit code."""
+    if COMPLETION_VARIABLE in os.environ:
+        from workers.cli.completion import complete
+
+        _end(complete(cli))
     command = " ".join(["kafka-workers", *_command_words(sys.argv[1:])])
     code: int = ExitCode.OK
     try:

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from workers.errors import ConfigError
 from workers.kafka.messages import is_topic_name
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 DEFAULT_METRICS_PORT = 8000
+# Set by a shell that asks how a command line could go on; click has the name from that of the program.
+COMPLETION_VARIABLE = "_KAFKA_WORKERS_COMPLETE"
 # kubelet brings a changed Secret within a minute and a half, and an operator replaces the certificates of one broker
 # after the other.
 AUTH_TIMEOUT_S = 180.0
@@ -101,6 +104,35 @@ class Topic(click.ParamType[str]):
             )
         return name
 
+    def shell_complete(self, ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        from workers.cli.completion import topics
+
+        return topics(ctx, incomplete)
+
+
+class Group(click.ParamType[str]):
+    """A consumer group's name."""
+
+    name = "text"
+
+    def shell_complete(self, ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        from workers.cli.completion import groups
+
+        return groups(ctx, incomplete)
+
+
+class Function(click.ParamType[str]):
+    """The name of a user's function."""
+
+    name = "module:name"
+
+    def shell_complete(
+        self, _ctx: click.Context, _param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[str]]:
+        from workers.cli.completion import functions
+
+        return functions(incomplete)
+
 
 class Regex(click.ParamType[re.Pattern[str]]):
     """A regular expression."""
@@ -167,6 +199,8 @@ class OffsetTarget(click.ParamType[str | int | datetime]):
 
 
 TOPIC = Topic()
+GROUP = Group()
+FUNCTION = Function()
 OFFSET_TARGET = OffsetTarget()
 TIME = Time()
 LETTER = Letter()

@@ -140,6 +140,14 @@ class VerifyOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShowOffsetsOptions:
+    connection: ConnectionOptions
+    group_id: str
+    topics: tuple[str, ...]
+    as_json: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResetOffsetsOptions:
     connection: ConnectionOptions
     group_id: str

@@ -391,17 +391,22 @@ def as_document(group: Group) -> dict[str, object]:
             }
             for member in group.members
         ],
-        "partitions": [
-            {
-                "topic": each.topic,
-                "partition": each.partition,
-                "committed": each.committed,
-                "beginning": each.beginning,
-                "end": each.end,
-                "lag": each.lag_messages,
-                "distance": each.distance,
-                "member": each.member,
-            }
-            for each in group.partitions
-        ],
+        "partitions": partition_documents(group),
     }
+
+
+def partition_documents(group: Group) -> list[dict[str, object]]:
+    """The partitions of the group for JSON."""
+    return [
+        {
+            "topic": each.topic,
+            "partition": each.partition,
+            "committed": each.committed,
+            "beginning": each.beginning,
+            "end": each.end,
+            "lag": each.lag_messages,
+            "distance": each.distance,
+            "member": each.member,
+        }
+        for each in group.partitions
+    ]

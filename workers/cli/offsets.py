@@ -1,0 +1,59 @@
+"""The commands on a group's committed offsets: `offsets show` and `reset`, and `reset-offsets` by its older name."""
+
+import copy
+from typing import Any
+
+import click
+
+from workers.cli.context import Context
+from workers.cli.options import GROUP, OFFSET_TARGET, TOPIC, Command, connection_options, option
+from workers.cli.parameters import ResetOffsetsOptions, ShowOffsetsOptions, build
+from workers.lifecycle import installed_shutdown
+
+
+@click.group()
+def offsets() -> None:
+    """Show what a group has committed, and choose where it goes on."""
+
+
+@offsets.command(cls=Command)
+@option("--group-id", type=GROUP, default="kafka-workers", show_default=True, help="Consumer group.")
+@option(
+    "--topic", "topics", type=TOPIC, multiple=True, help="Only this topic; repeatable.  [default: all of the group]"
+)
+@option("--json", "as_json", is_flag=True, help="One JSON document.")
+@connection_options
+def show(**parameters: Any) -> None:
+    """Show the offsets of a group by partition, and its lag in messages and in seconds.
+
+    FURTHEST is the end of what members have completed beyond the committed offset, with --concurrency.
+    """
+    options = build(ShowOffsetsOptions, parameters)
+    shutdown = installed_shutdown(0)
+    from workers.cli.show_offsets import show_offsets as run
+
+    run(options, Context(options.connection), shutdown)
+
+
+@offsets.command(cls=Command)
+@option("--group-id", type=GROUP, required=True, help="Consumer group; it must have no members.")
+@option(
+    "--topic", "topics", type=TOPIC, multiple=True, help="Only this topic; repeatable.  [default: all of the group]"
+)
+@option("--partition", "partitions", type=click.IntRange(min=0), multiple=True, help="Only this one; repeatable.")
+@option("--to", type=OFFSET_TARGET, required=True, help="Where the group begins: a time as 2026-11-24T12:00:00Z.")
+@option("--yes", is_flag=True, help="Do it.  [default: show what it would skip and repeat]")
+@option("--json", "as_json", is_flag=True, help="One JSON document.")
+@connection_options
+def reset(**parameters: Any) -> None:
+    """Choose where a group without members goes on: show what that skips and repeats, and with --yes do it."""
+    options = build(ResetOffsetsOptions, parameters)
+    shutdown = installed_shutdown(0)
+    from workers.cli.reset_offsets import reset_offsets as run
+
+    run(options, Context(options.connection), shutdown)
+
+
+# The name that it had before there were commands on offsets.
+reset_offsets = copy.copy(reset)
+reset_offsets.hidden = True
