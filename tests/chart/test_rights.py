@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Message, Producer
 from confluent_kafka.admin import (
     AclBinding,
     AclOperation,
@@ -16,6 +17,7 @@ from confluent_kafka.admin import (
 
 from tests.chart.rendering import render
 from tests.conftest import Certificates, secure
+from workers.deadletters.headers import dead_letter_headers
 from workers.local.cluster import Cluster
 from workers.testing.processes import Processes, eventually
 
@@ -37,7 +39,7 @@ def guarded(certificates: Certificates) -> Iterator[Cluster]:
         "super.users": "User:ANONYMOUS",  # the listener without users, for brokers and this test
         **secure(certificates),
     }
-    with Cluster(properties=properties, scram_users=dict.fromkeys(USERS, "secret")) as cluster:
+    with Cluster(properties=properties, scram_users=dict.fromkeys((*USERS, "reader"), "secret")) as cluster:
         yield cluster
 
 
@@ -62,6 +64,16 @@ def binding(user: str, resource: dict[str, str], operation: str) -> AclBinding:
     return AclBinding(kind, resource["name"], pattern, f"User:{user}", "*", *allowed)
 
 
+def credentials(user: str, certificates: Certificates) -> dict[str, str]:
+    return {
+        "KAFKA_SECURITY_PROTOCOL": "sasl_ssl",
+        "KAFKA_SASL_MECHANISM": "SCRAM-SHA-512",
+        "KAFKA_SASL_USERNAME": user,
+        "KAFKA_SASL_PASSWORD": "secret",
+        "KAFKA_SSL_CA_LOCATION": certificates.ca,
+    }
+
+
 def test_the_rights_are_enough_for_everything_and_without_them_that_is_said(
     guarded: Cluster, certificates: Certificates, tmp_path: Path
 ) -> None:
@@ -72,16 +84,7 @@ def test_the_rights_are_enough_for_everything_and_without_them_that_is_said(
     processes.write("bad.py", BAD_HANDLER)
     processes.write("forward.py", FORWARD)
     (lines := tmp_path / "lines").write_text("no JSON\n")
-    as_user = {
-        user: {
-            "KAFKA_SECURITY_PROTOCOL": "sasl_ssl",
-            "KAFKA_SASL_MECHANISM": "SCRAM-SHA-512",
-            "KAFKA_SASL_USERNAME": user,
-            "KAFKA_SASL_PASSWORD": "secret",
-            "KAFKA_SSL_CA_LOCATION": certificates.ca,
-        }
-        for user in USERS
-    }
+    as_user = {user: credentials(user, certificates) for user in USERS}
 
     def succeeds(user: str, *command: str) -> str:
         result = processes.run(*command, env=as_user[user])
@@ -128,3 +131,58 @@ def test_the_rights_are_enough_for_everything_and_without_them_that_is_said(
     assert "may the user read the group?" in refused.stderr.splitlines()[-1]
     grant(admin, "strimzi.users.replay=true")
     eventually(lambda: "30 dead letters replayed" in succeeds("consumer", *replay, "--max-messages", "30"), "replayed")
+    assert "0 waiting dead letters" in succeeds("consumer", "dead-letters", "list", "--topic", "teste.dlq")
+    again = ("dead-letters", "replay", "--topic", "teste.dlq", "--partition", "0", "--again")
+    succeeds("consumer", *again)
+    succeeds("consumer", "dead-letters", "discard", "--topic", "teste.dlq", "--error", "ValueError")
+
+
+def test_what_a_user_of_dead_letters_may_not_do_is_said_and_changes_nothing(
+    guarded: Cluster, certificates: Certificates, tmp_path: Path
+) -> None:
+    admin = AdminClient({"bootstrap.servers": guarded.bootstrap_servers, "log_level": 0})
+    for topic in ("guarded", "guarded.dlq"):
+        guarded.create_topic(topic, partitions=1)
+    processes = Processes(guarded.secure_bootstrap_servers, tmp_path)
+    writer = Producer({"bootstrap.servers": guarded.bootstrap_servers})
+    for error in (ValueError("first"), KeyError("second")):
+        origin = Message(topic="guarded", partition=0, offset=0)
+        writer.produce("guarded.dlq", "x", headers=dead_letter_headers(origin, "g", error, 1))
+    writer.flush()
+
+    def run(command: str, *arguments: str) -> tuple[int, str]:
+        options = ["dead-letters", command, "--topic", "guarded.dlq", "--timeout", "5", *arguments]
+        done = processes.run(*options, env=credentials("reader", certificates))
+        return done.returncode, (done.stderr.splitlines() or [""])[-1]
+
+    def allow(kind: str, name: str, *operations: str) -> None:
+        resource = {"type": kind, "name": name, "patternType": "literal"}
+        for done in admin.create_acls([binding("reader", resource, each) for each in operations]).values():
+            done.result()
+
+    def eventually_says(words: str, command: str, *arguments: str) -> tuple[int, str]:
+        """Brokers learn of a right a moment later."""
+        found: tuple[int, str] = eventually(
+            lambda: said if words in (said := run(command, *arguments))[1] else None, f"{command} says {words!r}"
+        )
+        return found
+
+    assert eventually_says("the user has no right to guarded.dlq", "list")[0] == 2
+    allow("topic", "guarded.dlq", "Describe")
+    assert eventually_says("may the user read the group?", "list")[0] == 1
+    allow("group", "kafka-workers-replay", "Describe", "Read")
+    assert eventually_says("the user has no right to read guarded.dlq", "list")[0] == 1
+    allow("topic", "guarded.dlq", "Read")
+    eventually(lambda: run("list")[0] == 0, "it is listed")
+    for arguments in (["discard", "--all"], ["replay", "--error", "KeyError"]):
+        code, said = run(*arguments)
+        assert (code, "uthoriz" in said) == (1, True), said
+    allow("topic", "guarded", "Describe", "Write")
+    code, said = eventually_says("could not be recorded in guarded.dlq", "replay", "--error", "KeyError")
+    assert (code, "May the user write to it?" in said) == (1, True), said
+    code, said = run("discard", "--all")
+    assert (code, "0 dead letters were discarded" in said, "may the user write to it?" in said) == (1, True, True), said
+    listed = processes.run(
+        "dead-letters", "list", "--topic", "guarded.dlq", env=credentials("reader", certificates)
+    )  # fmt: skip
+    assert listed.stdout.splitlines()[-1] == "guarded.dlq: 2 waiting dead letters"
