@@ -52,6 +52,22 @@ def test_a_mistake_with_a_secret_is_named_and_the_secret_is_not_printed(
     assert "aHVudGVyMg" not in errors
 
 
+@pytest.mark.parametrize(
+    ("arguments", "begin", "end"),
+    [
+        (["dead-letters", "lst"], "kafka-workers dead-letters: No such command 'lst'.", "dead-letters --help)"),
+        (["offsets", "reset"], "kafka-workers offsets reset: Missing option", "offsets reset --help)"),
+        (["completion", "tcsh"], "kafka-workers completion: ", "completion --help)"),
+    ],
+)
+def test_a_mistake_names_the_command_and_its_help(arguments: list[str], begin: str, end: str) -> None:
+    code, errors = run(*arguments)
+
+    assert code == 2, errors
+    assert errors.startswith(begin)
+    assert errors.strip().endswith(end)
+
+
 @pytest.mark.parametrize("kind", ["tcp", "udp", "sctp"])
 def test_a_variable_that_a_service_has_set_is_named_with_the_service_and_the_remedy(kind: str) -> None:
     """As Kubernetes sets them in each pod of the namespace for a Service `kafka-metrics`."""

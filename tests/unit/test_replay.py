@@ -245,10 +245,17 @@ def test_a_letter_whose_record_is_refused_is_said_to_be_sent_again() -> None:
 def test_a_letter_that_is_passed_over_and_cannot_be_recorded_is_not_committed() -> None:
     scene = Scene()
     scene.sender.refuses_records = True
-    with pytest.raises(WorkerError):
+    with pytest.raises(WorkerError, match=r"^1 dead letters were sent, and that could not be recorded"):
         scene.replay(letter(0), letter(1, None))
 
     assert scene.reader.committed == {}
+
+
+def test_where_only_what_is_passed_over_cannot_be_recorded_nothing_is_said_to_be_sent() -> None:
+    scene = Scene()
+    scene.sender.refuses_records = True
+    with pytest.raises(WorkerError, match=r"^what is passed over could not be recorded in orders.dlq, so it waits"):
+        scene.replay(letter(0, None))
 
 
 def test_a_letter_that_is_not_acknowledged_is_not_recorded_and_neither_are_those_behind_it() -> None:

@@ -419,9 +419,10 @@ def main() -> None:
 
 
 def _command_words(arguments: Sequence[str]) -> Sequence[str]:
-    """The words that name the command: one, or two for one of a group."""
+    """The words that name the command: one, or two for one that a group has."""
     words = [*itertools.takewhile(lambda word: not word.startswith("-"), arguments)]
-    return words[: 2 if words and isinstance(cli.commands.get(words[0]), click.Group) else 1]
+    group = cli.commands.get(words[0]) if words else None
+    return words[: 2 if isinstance(group, click.Group) and set(words[1:2]) & group.commands.keys() else 1]
 
 
 def _complain(command: str, text: str, code: ExitCode) -> ExitCode:

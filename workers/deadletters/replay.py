@@ -249,10 +249,13 @@ class Replayer:
         self._count(kept)
         if failed:
             again = sum(choice.origin is not None for choice, _ in over if choice.message.partition() in failed)
-            raise WorkerError(
+            what = (
                 f"{again} dead letters were sent, and that could not be recorded in {self._rules.topic}; the next "
-                f"replay sends them again. May the user write to it? {next(iter(failed.values()))}"
+                "replay sends them again"
+                if again
+                else f"what is passed over could not be recorded in {self._rules.topic}, so it waits"
             )
+            raise WorkerError(f"{what}. May the user write to it? {next(iter(failed.values()))}")
 
     def _records(self, over: Sequence[tuple[Choice, bool]]) -> list[tuple[int, Record]]:
         offsets: dict[tuple[int, State, str], list[int]] = {}
