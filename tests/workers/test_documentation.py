@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner
 from confluent_kafka import Message
 
+from tests.chart.schemas import KUBERNETES
 from tests.faults.faults import FAULTS
 from tests.faults.report import BEGIN, END
 from workers.cli.main import cli
@@ -29,6 +30,7 @@ from workers.consumer.received import Received
 from workers.consumer.scheduling import Shard, Work
 from workers.handlers import Lifespan, Middleware, load_handler
 from workers.lifecycle import Shutdown
+from workers.local.cluster import KAFKA_VERSION
 from workers.monitoring.metrics import markdown
 from workers.testing.processes import DEADLINE_S, eventually
 
@@ -56,10 +58,38 @@ def test_every_option_in_the_documentation_exists() -> None:
     assert {option for option in options if option not in helps} == set()
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in DOCS)])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", *(f"docs/{path.name}" for path in DOCS)]
+)
 def test_every_link_to_a_file_leads_to_one(page: str) -> None:
     links = re.findall(r"\]\(((?!https?:|#)[^)#]+)", (ROOT / page).read_text())
     assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
+
+
+def test_the_support_page_has_the_versions_that_are_tested() -> None:
+    def versions(path: str, pattern: str) -> set[str]:
+        return set(re.findall(pattern, (ROOT / path).read_text()))
+
+    rows = re.findall(r"^\| ([\w-]+) \| (.*?) \| (.*?) ?\|$", (ROOT / "docs" / "support.md").read_text(), re.MULTILINE)
+    page = {name: (set(re.findall(r"\d+(?:\.\d+)+", tested)), also) for name, tested, also in rows}
+    ci = ".github/workflows/ci.yml"
+    (matrix,) = versions(ci, r"python-version: \[(.*)\]")
+    assert page["Python"][0] == set(re.findall(r"[\d.]+", matrix))
+    assert page["Kafka"][0] == {KAFKA_VERSION} == versions("k8s/kafka/kafka.yaml", r"\n    version: (\S+)")
+    assert page["Strimzi"][0] == versions("tests/chart/schemas/README.md", r"Strimzi ([\d.]+\d)")
+    assert page["Strimzi"][0] == versions("skaffold.yaml", r"strimzi-kafka-operator\n +version: (\S+)")
+    assert page["Kubernetes"][0] == {KUBERNETES}
+    assert page["Helm"][0] == versions(ci, r"HELM_\d_VERSION: v(\S+)")
+    assert page["Skaffold"][0] == versions(ci, r"SKAFFOLD_VERSION: v(\S+)")
+    assert page["confluent-kafka"][0] == versions("requirements.txt", r"confluent-kafka==(\S+)")
+    for name, path, pattern in (
+        ("Python", "pyproject.toml", r'requires-python = ">=([\d.]+)'),
+        ("Kubernetes", "charts/kafka-workers/Chart.yaml", r'kubeVersion: ">=(\d+\.\d+)'),
+        ("confluent-kafka", "pyproject.toml", r"confluent-kafka>=([\d.]+)"),
+        ("Strimzi", "charts/kafka-workers/templates/strimzi.yaml", r"to Strimzi (\d+\.\d+)"),
+    ):
+        (minimum,) = versions(path, pattern)
+        assert f"{minimum} or newer" in page[name][1] or f"older than {minimum}" in page[name][1]
 
 
 def test_every_promise_names_tests_that_exist() -> None:
