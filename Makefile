@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 LAB_BIN := $(or $(LAB_HOME),$(HOME)/.cache/kafka-lab)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up logs down test soak bench profile lint format lock clean
+.PHONY: help demo up logs down test soak bench profile lint audit format lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,11 +36,15 @@ bench: $(READY) ## Measure the workers beside their peers, and write bench/RESUL
 profile: ## Say in bench/RESULTS.md where the workers' time goes (py-spy, valgrind)
 	@$(MAKE) --no-print-directory bench ARGS='Profiles Instructions'
 
-lint: $(READY) ## Check style and types, and the Dockerfile
+lint: $(READY) ## Check style and types, the Dockerfile and the workflows
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/zizmor --offline --quiet --min-severity medium .github
+
+audit: $(READY) ## Look for known vulnerabilities in what the lock files name
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes $(addprefix -r ,$(wildcard requirements*.txt))
 
 format: $(READY) ## Format the code
 	$(BIN)/ruff check --fix
@@ -54,6 +58,8 @@ lock: $(READY) ## Write the hashed lock files anew from pyproject.toml
 	  --no-annotate --no-header --upgrade --extra local --group dev pyproject.toml -o requirements-dev.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header --upgrade --group bench -o requirements-bench.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header --upgrade --constraints requirements-dev.txt pyproject.toml --group docs -o requirements-docs.txt
 
 clean: ## Remove what the other targets made here
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,172 @@
+"""What a release publishes: the same bytes from every build, whole without the checkout, and of one version."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import workers
+from tests.chart.rendering import CHART, helm
+from workers.cli.main import cli
+
+pytestmark = pytest.mark.timeout(600)
+
+ROOT = Path(__file__).resolve().parents[2]
+# With what says which files are not ours.
+SOURCES = (".gitignore", "LICENSE", "README.md", "pyproject.toml", "tests", "workers")
+EPOCH = "1790000000"
+
+WITH_BROKERS = """
+from workers.testing import handle, message
+
+def test_the_fixtures_start_brokers_and_a_worker(kafka, topic, worker):
+    kafka.produce(topic, ["1", "2"])
+    consumer = worker.consume("handlers:keep")
+    consumer.until_done()
+    consumer.stop()
+    assert sorted(open("kept.txt").read().split()) == ["1", "2"]
+
+def test_a_handler_is_called_in_memory():
+    assert not handle("handlers:keep", [message("3")]).dead_letters
+"""
+HANDLERS = """
+def keep(message):
+    with open("kept.txt", "a") as kept:
+        kept.write(message.value().decode() + "\\n")
+"""
+
+
+def run(*arguments: str | Path, cwd: Path = ROOT, timeout_s: float = 300, **env: str) -> str:
+    """The standard output of a command that must succeed. It knows nothing of this checkout but its arguments."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("KAFKA_", "PYTHON"))}
+    result = subprocess.run(
+        arguments, cwd=cwd, env={**clean, **env}, capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+    assert result.returncode == 0, f"{arguments}: {result.returncode}\n{result.stdout[-4000:]}{result.stderr[-4000:]}"
+    return result.stdout
+
+
+def build(source: Path, dist: Path, *kinds: str) -> Path:
+    run(sys.executable, "-m", "hatchling", "build", "-d", str(dist), *kinds, cwd=source, SOURCE_DATE_EPOCH=EPOCH)
+    return dist
+
+
+def hashes(dist: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in dist.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wheel and sdist of this checkout."""
+    return build(ROOT, tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> Path:
+    (found,) = dist.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment that has the wheel and what it asks for, in the versions of the lock file."""
+    directory = tmp_path_factory.mktemp("installed")
+    venv.create(directory, with_pip=True)
+    pins = re.findall(r"^(\S+==[^\\\n]*)", (ROOT / "requirements-dev.txt").read_text(), re.MULTILINE)
+    constraints = directory / "constraints.txt"
+    constraints.write_text("\n".join(pins))
+    pip = ("-m", "pip", "install", "-q", "--disable-pip-version-check")
+    run(directory / "bin" / "python", *pip, "-c", constraints, f"{wheel}[testing]", cwd=directory)
+    return directory / "bin"
+
+
+def test_a_build_elsewhere_from_other_file_times_and_rights_gives_the_same_bytes(dist: Path, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    for name in SOURCES:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+        copy(ROOT / name, other / name)
+    for path in other.rglob("*"):
+        if path.is_file():
+            path.chmod(0o600)
+            os.utime(path, (0, 1_000_000_000))
+    again = hashes(build(other, tmp_path / "dist"))
+    assert len(again) == 2
+    assert again == hashes(dist)
+
+
+def test_the_sdist_builds_the_same_wheel(dist: Path, wheel: Path, tmp_path: Path) -> None:
+    (sdist,) = dist.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.iterdir()
+    assert hashes(build(source, tmp_path / "dist", "-t", "wheel")) == {wheel.name: hashes(dist)[wheel.name]}
+
+
+def test_the_wheel_has_every_file_of_the_package_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    tracked = run("git", "ls-files", "workers").split()
+    assert len(tracked) > 50
+    assert names == set(tracked)
+
+
+def test_the_installed_wheel_runs_without_the_checkout(installed: Path, wheel: Path, tmp_path: Path) -> None:
+    version = wheel.name.split("-")[1]
+    assert run(installed / "kafka-workers", "--version", cwd=tmp_path) == f"kafka-workers {version}\n"
+    for command in cli.commands:
+        assert run(installed / "kafka-workers", command, "--help", cwd=tmp_path)
+    program = "import workers, workers.testing; print(workers.__version__, workers.__file__)"
+    found, file = run(installed / "python", "-c", program, cwd=tmp_path).split()
+    assert found == version
+    assert Path(file).is_relative_to(installed.parent)
+
+
+def test_pytest_finds_the_fixtures_of_the_installed_wheel(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "handlers.py").write_text(HANDLERS)
+    (tmp_path / "test_handlers.py").write_text(WITH_BROKERS)
+    out = run(installed / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=tmp_path)
+    assert "2 passed" in out
+
+
+def test_everything_that_is_published_has_one_version() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    (of_image,) = re.findall(r"^ARG VERSION=(.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    of_readme = re.findall(r"name: kafka-workers, version: ([\d.]+)", (CHART / "README.md").read_text())
+    assert of_readme
+    assert {chart["version"], chart["appVersion"], of_image, *of_readme} == {workers.__version__}
+
+
+def test_the_default_image_of_a_packed_chart_is_the_published_one(tmp_path: Path) -> None:
+    helm("version")
+    run(ROOT / ".ci" / "package-chart", "ghcr.io/someone/kafka-workers", tmp_path)
+    rendered = helm("template", "workers", str(tmp_path / f"kafka-workers-{workers.__version__}.tgz"))
+    images = {
+        container["image"]
+        for document in yaml.safe_load_all(rendered.stdout)
+        if document and document["kind"] == "Deployment"
+        for container in document["spec"]["template"]["spec"]["containers"]
+    }
+    assert images == {f"ghcr.io/someone/kafka-workers:{workers.__version__}"}
+
+
+def test_the_notes_of_a_release_are_its_section_of_the_changelog(tmp_path: Path) -> None:
+    changelog = tmp_path / "CHANGELOG.md"
+    changelog.write_text(
+        "# Changelog\n\n## Unreleased\n\n## 1.2.0 - 2027-01-31\n\n### Added\n\n- A.\n\n## 1.2\n\n- B.\n"
+    )
+    notes = ROOT / ".ci" / "release-notes"
+    assert run(notes, "1.2.0", CHANGELOG=str(changelog)) == "### Added\n\n- A.\n"
+    assert run(notes, "1.2", CHANGELOG=str(changelog)) == "- B.\n"
+    for missing in ("1.2.1", "Unreleased"):
+        with pytest.raises(AssertionError, match=f'no text under "## {missing}"; rename "## Unreleased"'):
+            run(notes, missing, CHANGELOG=str(changelog))
