@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 LAB_BIN := $(or $(LAB_HOME),$(HOME)/.cache/kafka-lab)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up logs down test soak bench profile lint audit format lock clean
+.PHONY: help demo up logs down test soak bench profile lint audit docs format lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,6 +45,13 @@ lint: $(READY) ## Check style and types, the Dockerfile and the workflows
 
 audit: $(READY) ## Look for known vulnerabilities in what the lock files name
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes $(addprefix -r ,$(wildcard requirements*.txt))
+
+docs: $(READY) ## Build the documentation as a site in build/site, with every link checked
+	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-docs.txt
+	@rm -rf build/docs build/site
+	@mkdir -p build/docs
+	@tar cf - *.md docs/*.md docs/*.css bench/*.md bench/*.png charts/*/README.md examples/orders/* | tar xf - -C build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(READY) ## Format the code
 	$(BIN)/ruff check --fix
