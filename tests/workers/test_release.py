@@ -148,7 +148,7 @@ def test_everything_that_is_published_has_one_version() -> None:
 
 def test_the_default_image_of_a_packed_chart_is_the_published_one(tmp_path: Path) -> None:
     helm("version")
-    run(ROOT / ".ci" / "package-chart", "ghcr.io/someone/kafka-workers", tmp_path)
+    run(ROOT / ".ci" / "package-chart", "registry.example.com/someone/kafka-workers", tmp_path)
     rendered = helm("template", "workers", str(tmp_path / f"kafka-workers-{workers.__version__}.tgz"))
     images = {
         container["image"]
@@ -156,7 +156,7 @@ def test_the_default_image_of_a_packed_chart_is_the_published_one(tmp_path: Path
         if document and document["kind"] == "Deployment"
         for container in document["spec"]["template"]["spec"]["containers"]
     }
-    assert images == {f"ghcr.io/someone/kafka-workers:{workers.__version__}"}
+    assert images == {f"registry.example.com/someone/kafka-workers:{workers.__version__}"}
 
 
 def test_the_notes_of_a_release_are_its_section_of_the_changelog(tmp_path: Path) -> None:
