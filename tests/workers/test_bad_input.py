@@ -108,7 +108,7 @@ def test_a_mistake_in_the_environment_or_a_file_is_named_there(processes: Proces
 
 def test_an_unknown_topic_is_named(processes: Processes) -> None:
     for command in ("produce", "consume", "verify"):
-        result = processes.run(command, "--topic", "no-such-topic", "--timeout", "1")
+        result = processes.run(command, "--topic", "no-such-topic", "--timeout", "5")
         assert result.returncode == 2, result.stderr
         assert "no-such-topic does not exist" in result.stderr.splitlines()[-1]
 

@@ -181,8 +181,8 @@ def test_a_stop_cancels_calls_that_do_not_end_and_their_messages_are_redelivered
     began = time.monotonic()
     consumer.stop()
 
-    # Two seconds for the calls, one to cancel them, and those for closing the client.
-    assert time.monotonic() - began < 12
+    # Two seconds for the calls, one to cancel them, and those for closing the client. 25 s is the default.
+    assert time.monotonic() - began < 20
     again = start(processes, topic, group, "tasks", "--max-messages", "3000")
     assert again.wait() == 0, again.stderr
     assert len(notes.read()) == 3000

@@ -51,7 +51,7 @@ def test_a_consumer_that_is_killed_leaves_each_order_in_the_table_once(
     first.kill()
     assert producer.wait() == 0, producer.stderr
     stored_before = len(stored(env["ORDERS_DATABASE"]))
-    second = consume(processes, topic, group, env, "--idle-timeout", "3")
+    second = consume(processes, topic, group, env, "--idle-timeout", "5")
 
     assert second.wait() == 0, second.stderr
     assert json.loads(second.stderr.splitlines()[-1])["topics"][topic]["handled"] + stored_before >= ORDERS

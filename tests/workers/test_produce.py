@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from tests.conftest import Topics
 from workers.local.cluster import Cluster
-from workers.testing.processes import COMMAND, Processes, eventually
+from workers.testing.processes import COMMAND, DEADLINE_S, Processes, eventually
 
 
 def read_all(bootstrap_servers: str, topic: str, count: int) -> list[tuple[bytes | None, bytes | None]]:
@@ -289,7 +289,7 @@ def test_a_closed_pipe_ends_a_verbose_producer_quietly(processes: Processes, top
         ["bash", "-c", '"$@" | head -1', "-", *COMMAND, "produce", "--topic", topic, "--verbose", "--forever"],
         env=processes.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    out, err = producer.communicate(timeout=30)
+    out, err = producer.communicate(timeout=DEADLINE_S)
 
     assert out.startswith("delivered")
     assert "Traceback" not in err
@@ -297,12 +297,12 @@ def test_a_closed_pipe_ends_a_verbose_producer_quietly(processes: Processes, top
 
 
 def test_the_last_numbers_are_scraped_before_a_job_ends(processes: Processes, topic: str) -> None:
-    producer = processes.start("produce", "--topic", topic, "--count", "50", "--linger", "30", "--summary", "json")
+    producer = processes.start("produce", "--topic", topic, "--count", "50", "--linger", "300", "--summary", "json")
     eventually(lambda: producer.stdout, "the account")
     assert producer.running
 
     assert producer.metric("kafka_producer_deliveries_total", topic=topic, outcome="success") == 50
-    assert producer.wait(10) == 0
+    assert producer.wait() == 0
 
 
 def test_a_stop_before_the_source_ended_fails_the_job(processes: Processes, topic: str) -> None:
@@ -320,7 +320,7 @@ def test_a_stop_is_heard_while_no_broker_answers(processes: Processes) -> None:
     producer.says("no answer from 127.0.0.1:1 yet")
     assert producer.get("/readyz")[0] == 503
 
-    assert producer.stop(timeout_s=5) == 0
+    assert producer.stop(timeout_s=20) == 0
 
 
 def test_what_is_in_flight_when_time_is_up_is_unknown_and_verify_resolves_it(
@@ -336,7 +336,7 @@ def test_what_is_in_flight_when_time_is_up_is_unknown_and_verify_resolves_it(
         eventually(
             lambda: (producer.metric("kafka_producer_queue_messages") or 0) > 500, "a queue that is not acknowledged"
         )
-        assert producer.stop(timeout_s=15) == 1, producer.stderr
+        assert producer.stop(timeout_s=20) == 1, producer.stderr
     finally:
         for broker in cluster.brokers:
             broker.send(signal.SIGCONT)
@@ -356,7 +356,7 @@ def test_what_is_in_flight_when_time_is_up_is_unknown_and_verify_resolves_it(
 def test_a_dead_letter_topic_that_is_not_there_is_said_before_anything_is_sent(
     processes: Processes, topic: str, bootstrap_servers: str
 ) -> None:
-    options = ["--input", "-", "--key-field", "id", "--on-invalid", "dead-letter", "--timeout", "1"]
+    options = ["--input", "-", "--key-field", "id", "--on-invalid", "dead-letter", "--timeout", "5"]
     result = processes.run("produce", "--topic", topic, *options, stdin=b'{"id": 1}\nnot json\n')
 
     assert result.returncode == 2

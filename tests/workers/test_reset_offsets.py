@@ -29,7 +29,7 @@ def send(processes: Processes, topic: str, lines: list[str]) -> None:
 
 def handle(processes: Processes, topic: str, group: str, *arguments: str) -> list[str]:
     """The values that a member of the group handles until nothing comes any more."""
-    member = processes.consume(topic, group, "--format", "value", "--idle-timeout", "2", *arguments)
+    member = processes.consume(topic, group, "--format", "value", "--idle-timeout", "4", *arguments)
     assert member.wait() == 0, member.stderr
     return member.lines
 
@@ -134,7 +134,7 @@ def test_a_mistake_is_said_in_one_line_and_changes_nothing(
 ) -> None:
     send(processes, one, values(0, COUNT))
     handle(processes, one, group)
-    said = reset(processes, group, "--yes", "--timeout", "5", *arguments, code=2)
+    said = reset(processes, group, "--yes", "--timeout", "10", *arguments, code=2)
     assert complaint in said.splitlines()[-1]
     assert handle(processes, one, group) == []
 

@@ -13,8 +13,8 @@ from workers.sources import BATCH_MESSAGES
 from workers.testing.processes import Process, Processes, eventually
 
 BOUND_S = 3.0
-# On top of the bound: closing the client is given a second or two, and the machine may be busy.
-MORE_S = 5.0
+# On top of the bound: closing the client is given a second or two, and the machine may be busy. 25 s is the default.
+MORE_S = 15.0
 
 
 # At its end this source says how many messages it has yielded, and of how many it was told that they were delivered.
@@ -137,7 +137,7 @@ def test_a_thread_that_a_handler_leaves_running_does_not_hold_up_the_end(
     processes.produce(topic, "--count", "1")
     consumer = processes.consume(topic, group, "--handler", "pool:handle", "--max-messages", "1")
 
-    assert consumer.wait(timeout_s=30) == 0
+    assert consumer.wait() == 0
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])

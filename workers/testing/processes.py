@@ -18,7 +18,10 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 COMMAND = [sys.executable, "-m", "workers"]
-DEADLINE_S = 60.0
+# Nothing waits so long on a quiet machine; on a busy one it is no reason to fail.
+DEADLINE_S = 120.0
+# A worker answers in milliseconds, a worker on a busy machine not always.
+HTTP_TIMEOUT_S = 30.0
 
 
 def eventually(condition: Callable[[], Any], what: str, timeout_s: float = DEADLINE_S) -> Any:
@@ -97,7 +100,7 @@ class Process:
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of its HTTP answer."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=HTTP_TIMEOUT_S) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
