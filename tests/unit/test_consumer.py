@@ -79,8 +79,6 @@ class Group:
         self.gate.set()
         self.broker.kill()
         for member in self.members:
-            # Dead brokers take no commit that it could wait for.
-            member.shutdown.timeout_s = 0.0
             member.shutdown.request()
         for member in self.members:
             eventually(partial(getattr, member, "ended"), "the member ends", 20)
