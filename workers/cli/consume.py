@@ -88,6 +88,8 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
         watermarks=watermarks,
         middlewares=middlewares,
         max_messages=options.max_messages,
+        max_rate=options.max_rate,
+        max_dead_letter_share=options.max_dead_letter_share,
         idle_timeout_s=options.idle_timeout,
         stall_timeout_s=options.stall_timeout,
         concurrency=options.concurrency,

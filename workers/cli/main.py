@@ -175,6 +175,15 @@ def produce(**parameters: Any) -> None:
     help="Where the group has committed nothing: begin at the oldest message, or at what comes next.",
 )
 @option("--max-messages", type=POSITIVE, help="Stop after so many messages.")
+@option(
+    "--max-rate", type=POSITIVE_NUMBER, help="Messages a second that the handler is given at most.  [default: no limit]"
+)
+@option(
+    "--max-dead-letter-share",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="When a larger share of the last minute's messages fails, they are tried again and none becomes a dead "
+    "letter, as what the handler needs may be away.  [default: no limit]",
+)
 @option("--idle-timeout", type=POSITIVE_NUMBER, help="Stop when none came for so many seconds.")
 @option(
     "--stall-timeout",

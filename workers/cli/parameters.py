@@ -95,6 +95,8 @@ class ConsumeOptions:
     dead_letter_topic: str | None
     from_beginning: bool
     max_messages: int | None
+    max_rate: float | None
+    max_dead_letter_share: float | None
     idle_timeout: float | None
     stall_timeout: float
     concurrency: int

@@ -12,6 +12,7 @@ from workers.consumer.flow import BATCH_MESSAGES, FlowControl
 from workers.consumer.parts import Parts
 from workers.consumer.scheduling import Work
 from workers.loading import named
+from workers.producer.rate_limit import RateLimiter
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 KEEP_ALIVE_S = 0.1
 # The loop turns at this interval while outputs are under way.
 OUTPUTS_POLL_S = 0.01
+# With --max-rate, messages are let go at this interval.
+LEAST_WAIT_S = 0.01
 # After so long the handler is to come back when it is done with its message: a retry may be due, or other partitions.
 SLICE_S = 0.5
 # When nothing was handled for so long and enough waits, all partitions are paused: each turn takes a message from the
@@ -27,16 +30,26 @@ PAUSE_AFTER_S = 10.0
 
 
 class Dispatcher:
-    """Works on their way to the handler and back. `max_messages` (None is without a limit) ends what may be begun."""
+    """Works on their way to the handler and back. `max_messages` ends what may be begun, `max_rate` is how many
+    messages it is given in a second; None is without a limit.
+    """
 
     def __init__(
-        self, parts: Parts, flow: FlowControl, failed: FailedMessages, *, batch_size: int, max_messages: int | None
+        self,
+        parts: Parts,
+        flow: FlowControl,
+        failed: FailedMessages,
+        *,
+        batch_size: int,
+        max_messages: int | None,
+        max_rate: float | None,
     ) -> None:
         self._parts = parts
         self._flow = flow
         self._failed = failed
         self._batch_size = BatchSize(batch_size)
         self._max_messages = max_messages
+        self._rate_limiter = None if max_rate is None else RateLimiter(max_rate)
 
     # To the handler
 
@@ -55,6 +68,8 @@ class Dispatcher:
             if room is not None:
                 room -= len(work)
         if works:
+            if self._rate_limiter is not None:
+                self._rate_limiter.took(sum(map(len, works)))
             if not self._parts.executor.in_flight:
                 self._parts.assignment.progress_at = time.monotonic()
             self._parts.executor.submit(works)
@@ -86,12 +101,16 @@ class Dispatcher:
 
     def _room(self) -> int | None:
         """How many messages may still be begun, None without a limit."""
-        if self._max_messages is None:
-            return None
-        begun = sum(
-            len(work) - work.accounted for work in (*self._parts.executor.in_flight, *self._parts.outputs.works)
-        )
-        return self._max_messages - self._parts.assignment.handled - begun - len(self._parts.scheduler.dead_letters)
+        limits = []
+        if self._max_messages is not None:
+            begun = sum(
+                len(work) - work.accounted for work in (*self._parts.executor.in_flight, *self._parts.outputs.works)
+            )
+            handled = self._parts.assignment.handled + len(self._parts.scheduler.dead_letters)
+            limits.append(self._max_messages - handled - begun)
+        if self._rate_limiter is not None:
+            limits.append(self._rate_limiter.allowance())
+        return min(limits, default=None)
 
     # What others ask
 
@@ -104,6 +123,13 @@ class Dispatcher:
     def may_begin(self) -> bool:
         """Whether the limit lets another message be begun."""
         return self._room() != 0
+
+    @property
+    def next_s(self) -> float:
+        """In how many seconds --max-rate lets another message be begun; without a limit, nothing waits for that."""
+        if self._rate_limiter is None or not self._parts.scheduler.runnable:
+            return float("inf")
+        return max(LEAST_WAIT_S, self._rate_limiter.wait_s())
 
     @property
     def wants_more(self) -> bool:
@@ -138,6 +164,9 @@ class Dispatcher:
         for work in finished:
             # All of them first: what one has failed with may end the worker.
             self._note_pace(work)
+            if self._rate_limiter is not None:
+                # What it was given and has not begun.
+                self._rate_limiter.took(work.handled - len(work) + (work.error is not None))
             if work.answers and work.partition.owned:
                 outputs.send(work)
             self.account(work)

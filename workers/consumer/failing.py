@@ -7,6 +7,7 @@ import random
 import time
 
 from workers.consumer.assignment import PartitionState
+from workers.consumer.breaker import DeadLetterBreaker
 from workers.consumer.failures import ErrorPolicy, Isolate, RetryLater, SendDeadLetter, decide
 from workers.consumer.flow import FlowControl
 from workers.consumer.parts import Parts
@@ -25,11 +26,19 @@ DEAD_LETTERS_TIMEOUT_S = 5.0
 class FailedMessages:
     """Messages that wait for a retry or for their dead letter, of which the scheduler keeps the shards."""
 
-    def __init__(self, parts: Parts, flow: FlowControl, policy: ErrorPolicy, dead_letters: DeadLetters) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        flow: FlowControl,
+        policy: ErrorPolicy,
+        dead_letters: DeadLetters,
+        breaker: DeadLetterBreaker,
+    ) -> None:
         self._parts = parts
         self._flow = flow
         self._policy = policy
         self._dead_letters = dead_letters
+        self._breaker = breaker
 
     def on_failure(self, work: Work, error: Exception) -> None:
         """Decide what becomes of the messages for which the handler raised: the first that was not handled, or all of a
@@ -49,6 +58,8 @@ class FailedMessages:
             shard.attempts = max(shard.attempts, work.earlier_attempts)
             shard.backoff_step += 1
             shard.attempts += not isinstance(error, Retry)
+            handled = self._parts.assignment.handled
+            withheld = not self._breaker.allows(handled)
             decision = decide(
                 self._policy,
                 error,
@@ -56,6 +67,7 @@ class FailedMessages:
                 attempts=shard.attempts,
                 backoff_step=shard.backoff_step,
                 jitter=random.random(),  # noqa: S311  (not a secret)
+                withheld=withheld,
             )
             where = f"{state} offset {work.received.offset(work.handled)}"
             if isinstance(decision, Isolate):
@@ -66,6 +78,12 @@ class FailedMessages:
                 isolated = True
             elif isinstance(decision, RetryLater):
                 state.topic.retried += 1
+                if withheld:
+                    self._parts.client_state.say(
+                        "dead letters",
+                        "more messages fail than --max-dead-letter-share allows, so they are tried again and none "
+                        "becomes a dead letter; look at what the handler needs",
+                    )
                 log.warning(
                     "%s: attempt %d failed, next in %.1f s: %s",
                     where,
@@ -76,6 +94,7 @@ class FailedMessages:
                 self._block(state, shard, decision.pause_s)
             elif isinstance(decision, SendDeadLetter):
                 log.warning("%s: to the dead-letter topic after %d attempts: %s", where, shard.attempts, named(error))
+                self._breaker.note(handled)
                 self._parts.scheduler.condemn(shard, error)
                 self._send(state, shard)
             else:

@@ -51,17 +51,27 @@ Decision = RetryLater | SendDeadLetter | Isolate | Stop
 
 
 def decide(
-    policy: ErrorPolicy, error: Exception, *, messages: int, attempts: int, backoff_step: int, jitter: float
+    policy: ErrorPolicy,
+    error: Exception,
+    *,
+    messages: int,
+    attempts: int,
+    backoff_step: int,
+    jitter: float,
+    withheld: bool = False,
 ) -> Decision:
     """Decide for `messages` that were handled in one call.
 
     `attempts` counts the calls that failed with other than Retry, `backoff_step` all that failed, both with this one.
+    `withheld` says that no dead letter may be written now: the call is made again later.
     """
     if messages > 1 and not isinstance(error, Retry):
         return Isolate()
     exhausted = policy.on_error != "retry" and attempts >= policy.max_attempts
     if isinstance(error, Reject) or exhausted:
-        return Stop() if policy.on_error == "stop" else SendDeadLetter()
+        if policy.on_error == "stop":
+            return Stop()
+        return RetryLater(policy.pause_s(backoff_step, jitter)) if withheld else SendDeadLetter()
     if isinstance(error, Retry) and error.after_s is not None:
         return RetryLater(error.after_s)
     return RetryLater(policy.pause_s(backoff_step, jitter))

@@ -19,6 +19,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from workers.config import ClientConfig
 from workers.consumer.assignment import Assignment
+from workers.consumer.breaker import DeadLetterBreaker
 from workers.consumer.committing import StoredOffsets
 from workers.consumer.dispatching import Dispatcher
 from workers.consumer.execution import Executor
@@ -64,6 +65,8 @@ class Consumer:
         outputs: Outputs | Transaction,
         watermarks: Watermarks,
         max_messages: int | None = None,
+        max_rate: float | None = None,
+        max_dead_letter_share: float | None = None,
         idle_timeout_s: float | None = None,
         stall_timeout_s: float = 300.0,
         middlewares: Sequence[Middleware] = (),
@@ -114,9 +117,10 @@ class Consumer:
             shutdown=shutdown,
         )
         self._flow = FlowControl(parts, max_distance)
-        self._failed = FailedMessages(parts, self._flow, policy, dead_letters)
+        breaker = DeadLetterBreaker(max_dead_letter_share)
+        self._failed = FailedMessages(parts, self._flow, policy, dead_letters, breaker)
         self._dispatcher = dispatcher = Dispatcher(
-            parts, self._flow, self._failed, batch_size=batch_size, max_messages=max_messages
+            parts, self._flow, self._failed, batch_size=batch_size, max_messages=max_messages, max_rate=max_rate
         )
         self._receiver = Receiver(parts, self._flow, dispatcher)
         self._membership = Membership(

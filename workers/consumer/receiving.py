@@ -54,7 +54,7 @@ class Receiver:
         if outputs.works or (scheduler.runnable and self._dispatcher.may_begin and not waits):
             # Outputs are waited for in the poll of their own client.
             return 0.0
-        timeout_s = min(POLL_S, self._parts.committer.due_s)
+        timeout_s = min(POLL_S, self._parts.committer.due_s, self._dispatcher.next_s)
         retry_s = scheduler.next_retry_s()
         if retry_s is not None:
             timeout_s = min(timeout_s, retry_s)
