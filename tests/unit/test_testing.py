@@ -190,25 +190,32 @@ def test_a_write_after_the_commit_is_found(database: Database) -> None:
     finds("it still works on a message after it has returned", handler, database)
 
 
-def test_messages_that_are_kept_for_a_later_write_are_found(database: Database) -> None:
+def buffered(database: Database, count: int, *, flushes_at_end: bool) -> Any:
+    """A handler that writes `count` messages together, and the rest at the end of its lifespan or never."""
+
     @lifespan
-    def buffered() -> Any:
-        kept: list[Message] = []
+    def buffer() -> Any:
+        kept: list[tuple[Any, Any]] = []
 
         def flush() -> None:
-            for each in kept:
-                database.put(each.value(), each.key())
+            for key, value in kept:
+                database.put(value, key)
             kept.clear()
 
         def handler(message: Message) -> None:
-            kept.append(message)
-            if len(kept) == 4:
+            kept.append(place(message))
+            if len(kept) == count:
                 flush()
 
         yield handler
-        flush()
+        if flushes_at_end:
+            flush()
 
-    finds("after a SIGKILL behind offset ", buffered, database)
+    return buffer
+
+
+def test_messages_that_are_kept_for_a_later_write_are_found(database: Database) -> None:
+    finds("after a SIGKILL behind offset ", buffered(database, 4, flushes_at_end=True), database)
 
 
 MUTABLE = """
@@ -269,6 +276,38 @@ def test_all_faults_are_named_at_once(database: Database) -> None:
 
     text = finds("the handler has 2 faults:", handler, database)
     assert text.count("\n- ") == 2
+
+
+# What check must not be deceived by
+
+
+def test_effects_that_are_a_live_object_are_compared_as_they_were(database: Database) -> None:
+    def handler(message: Message) -> None:
+        database.put(message.key(), (database.get(message.key()) or 0) + 1)
+
+    with pytest.raises(AssertionError, match="messages that came again from offset 0 on have changed what was done"):
+        check(handler, MESSAGES, Effects(lambda: database.rows, database.rows.clear))
+
+
+def test_effects_that_cannot_be_read_or_copied_are_no_fault_of_the_handler(database: Database) -> None:
+    def fails() -> object:
+        raise LookupError("no such table")
+
+    with pytest.raises(LookupError, match="no such table"):
+        check(upsert(database), MESSAGES, Effects(fails, database.rows.clear))
+    with pytest.raises(TypeError, match=r"^Effects.read returned a lock, which cannot be copied: .*; return plain"):
+        check(upsert(database), MESSAGES, Effects(threading.Lock, database.rows.clear))
+
+
+def test_a_buffer_that_is_never_written_is_found(database: Database) -> None:
+    finds("nothing that check can see was done", buffered(database, 40, flushes_at_end=False), database)
+
+
+def test_a_write_at_the_end_of_the_lifespan_is_found(database: Database) -> None:
+    finds("it writes when its lifespan ends", buffered(database, 40, flushes_at_end=True), database)
+
+
+# Wrong input
 
 
 no_handler: Any = lambda: None  # noqa: E731  (as a user may write it)

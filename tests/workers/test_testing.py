@@ -9,7 +9,7 @@ import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
 
-# A handler that returns before its message is written.
+# A handler that returns before its message is written. Of 100 messages it writes 80.
 FORGETFUL = """
 import os
 import sqlite3

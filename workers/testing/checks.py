@@ -2,6 +2,7 @@
 first run.
 """
 
+import copy
 import gc
 import random
 import sys
@@ -18,7 +19,7 @@ from confluent_kafka import Message
 
 from workers.consumer.execution import Executor
 from workers.consumer.failures import ErrorPolicy
-from workers.errors import ConfigError
+from workers.errors import WorkerError
 from workers.handlers import Handler, Lifespan, load_handler
 from workers.lifecycle import HANDLER_THREAD
 from workers.loading import named
@@ -44,7 +45,11 @@ BLOCKED_SAMPLES = 10
 
 @dataclass(frozen=True)
 class Effects:
-    """How to see what a handler has done: `read` returns it, to be compared by ==, and `clear` undoes it."""
+    """How to see what a handler has done: `read` returns it, and `clear` undoes it.
+
+    What `read` returns is copied (copy.deepcopy) and compared by ==. Both are called in the thread of `check`, which
+    raises what they raise.
+    """
 
     read: Callable[[], object]
     clear: Callable[[], object]
@@ -60,9 +65,10 @@ def check(
     timeout_s: float = TIMEOUT_S,
 ) -> None:
     """Check a handler; raises AssertionError that names all that is wrong with it, and ConfigError for what is no
-    handler.
+    handler. `timeout_s` is in seconds, for each wait.
 
-    - Each of `messages` is handled: none becomes a dead letter, or is tried for ever.
+    - Each of `messages` is handled when its call returns: none becomes a dead letter, is tried for ever, or is written
+      when the lifespan ends.
     - A message that comes again changes nothing.
     - After a SIGKILL at any message, all is done when the next member has handled the rest. Name the handler as
       MODULE:NAME, and its module is imported anew for that member, as a new process does.
@@ -111,28 +117,34 @@ class _Checks:
         self.effects.clear()
         try:
             return what()
-        except ConfigError:
-            raise
-        except Exception as error:
+        except (AssertionError, WorkerError) as error:
+            # Anything else comes from the caller's own functions.
             return f"{(what.__doc__ or '').rstrip('.')}: {named(error)}"
         finally:
             self.effects.clear()
 
     def _handles_all(self) -> str | None:
         """Handling all messages once."""
+        cleared = self._read()
         with self._trial() as trial:
             trial.deliver(self.messages)
             trial.start()
             trial.wait_for(lambda: trial.done >= len(self.messages), self.timeout_s)
-            done = self.effects.read()
+            done = self._read()
             trial.finish(self.timeout_s)
             time.sleep(SETTLED_S)
-            self._wanted = self.effects.read()
+            self._wanted = self._read()
             if done != self._wanted:
                 return (
                     "it still works on a message after it has returned, so a SIGKILL would lose that; return only when "
                     f"the work is done\n  then:  {done!r}\n  later: {self._wanted!r}"
                 )
+        ended = self._read()
+        if ended != self._wanted:
+            return (
+                "it writes when its lifespan ends, which a SIGKILL leaves out, so messages would be lost; write before "
+                f"the handler returns\n  before: {self._wanted!r}\n  after:  {ended!r}"
+            )
         handled = trial.handled
         if handled.dead_letters:
             letter = handled.dead_letters[0]
@@ -148,6 +160,12 @@ class _Checks:
                     f"{len(wrong)} outputs have another key than the one wanted, the first one {wrong[0].key()!r}: "
                     "messages of one key would be in several partitions, without order"
                 )
+        if self._wanted == cleared and not handled.outputs:
+            return (
+                f"nothing that check can see was done: after {len(self.messages)} messages there is no output, and "
+                "Effects.read returns what it does when nothing was handled; let it return what the handler writes, or "
+                "give check as many messages as the handler collects before it writes"
+            )
         return None
 
     def _blocks(self, where: str) -> str:
@@ -279,9 +297,20 @@ class _Checks:
             if before is not None:
                 sys.modules[name] = before
 
+    def _read(self) -> object:
+        """What the handler has done so far, as it is now."""
+        found = self.effects.read()
+        try:
+            return copy.deepcopy(found)
+        except Exception as error:  # what cannot be copied says so in many ways
+            raise TypeError(
+                f"Effects.read returned a {type(found).__name__}, which cannot be copied: {named(error)}; return plain "
+                "values, as lists and dictionaries of text and numbers"
+            ) from error
+
     def _differs(self, text: str) -> str | None:
         """The fault that `text` names, with both effects; None where they are those of the first run."""
-        found = self.effects.read()
+        found = self._read()
         return None if found == self._wanted else f"{text}\n  wanted: {self._wanted!r}\n  found:  {found!r}"
 
 
