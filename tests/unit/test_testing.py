@@ -1,6 +1,7 @@
 """The kit for users' tests: what becomes of messages in memory, and faults of handlers, each of which it finds."""
 
 import asyncio
+import re
 import sys
 import threading
 import time
@@ -318,5 +319,78 @@ def test_what_is_no_handler_is_no_fault_of_one(database: Database) -> None:
         check("shop_without:store", MESSAGES, database.effects)
     with pytest.raises(ConfigError, match="does not take one argument"):
         check(no_handler, MESSAGES, database.effects)
-    with pytest.raises(ValueError, match="there are no messages"):
-        check(upsert(database), [], database.effects)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"concurrency": 0}, "handle: concurrency is 0; give a whole number from 1 on"),
+        ({"concurrency": "2"}, "handle: concurrency is '2'; give a whole number from 1 on"),
+        ({"max_attempts": True}, "handle: max_attempts is True; give a whole number from 1 on"),
+        ({"timeout_s": 0}, "handle: timeout_s is 0; give a number of seconds above 0"),
+        ({"order": "keys"}, "handle: order is 'keys'; give one of partition, key, none"),
+        ({"on_error": "skip"}, "handle: on_error is 'skip'; give one of retry, dead-letter, stop"),
+        ({"middlewares": "shop:log"}, "handle: middlewares is 'shop:log'; give a list of functions"),
+        ({"messages": "1"}, "handle: messages is '1'; give a list of what message(...) returns"),
+        ({"messages": [MESSAGES[0], "1"]}, "handle: messages[1] is '1'; give what message(...) returns"),
+        ({"messages": [message("1", topic="a"), message("2", topic="b")]}, "handle: messages are of topics a and b; "),
+        ({"handler": 5}, "handle: handler is 5; give a function, a lifespan, or the text MODULE:NAME"),
+    ],
+)
+def test_handle_names_an_argument_that_is_wrong(options: dict[str, Any], error: str) -> None:
+    arguments = {"handler": print, "messages": MESSAGES, **options}
+    with pytest.raises((TypeError, ValueError), match=f"^{re.escape(error)}"):
+        handle(arguments.pop("handler"), arguments.pop("messages"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"messages": []}, "check: there are no messages; "),
+        ({"messages": [1]}, "check: messages[0] is 1; give what message(...) returns"),
+        ({"effects": dict}, "check: effects is <class 'dict'>; give Effects(read=..., clear=...)"),
+        ({"outage": Database().outage()}, "check: outage is a context that was made already; give the function"),
+        ({"outage": True}, "check: outage is True; give a function that returns a context"),
+        ({"outage": lambda: None}, "check: outage returned None; let it return a context, as a function marked with"),
+        ({"output_key": b"k"}, "check: output_key is b'k'; give a function of a message"),
+        ({"timeout_s": "1"}, "check: timeout_s is '1'; give a number of seconds above 0"),
+    ],
+)
+def test_check_names_an_argument_that_is_wrong(database: Database, options: dict[str, Any], error: str) -> None:
+    arguments = {"messages": MESSAGES, "effects": database.effects, **options}
+    with pytest.raises((TypeError, ValueError), match=f"^{re.escape(error)}"):
+        check(upsert(database), arguments.pop("messages"), arguments.pop("effects"), **arguments)
+
+
+def test_effects_are_functions(database: Database) -> None:
+    with pytest.raises(TypeError, match=r"^Effects: clear is None; give a function without arguments$"):
+        Effects(read=dict, clear=database.rows.clear())  # type: ignore[func-returns-value,arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"value": 5}, "message: value is a int; give text, bytes or None as value and key"),
+        ({"value": "1", "key": 5}, "message: key is a int; give text, bytes or None as value and key"),
+        ({"value": "1", "headers": [("a", 5)]}, "message: a header is a name (str) and a value (bytes), not ('a', 5)"),
+        ({"value": "1", "topic": "a b"}, "message: topic is 'a b'; give the name of a topic"),
+        ({"value": "1", "offset": -1}, "message: offset is -1; give a whole number from 0 on"),
+        ({"value": "1", "timestamp_ms": "now"}, "message: timestamp_ms is 'now'; give a whole number from 0 on"),
+    ],
+)
+def test_message_names_an_argument_that_is_wrong(arguments: dict[str, Any], error: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"^{re.escape(error)}"):
+        message(**arguments)
+
+
+def test_a_handler_gets_the_topic_and_the_headers_of_its_messages() -> None:
+    seen: list[Any] = []
+
+    def handler(message: Message) -> None:
+        seen.append((message.topic(), message.offset(), message.headers()))
+        raise Reject("no")
+
+    given = [message("1", headers={"a": "b"}, topic="orders"), message("2", topic="orders")]
+    handled = handle(handler, given)
+    assert seen == [("orders", 0, [("a", b"b")]), ("orders", 1, None)]
+    assert [each.topic for each in handled.dead_letters] == ["orders.dlq", "orders.dlq"]

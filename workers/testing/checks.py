@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice, pairwise
@@ -23,7 +23,7 @@ from workers.errors import WorkerError
 from workers.handlers import Handler, Lifespan, load_handler
 from workers.lifecycle import HANDLER_THREAD
 from workers.loading import named
-from workers.testing.handling import AT_ONCE, TIMEOUT_S, Trial
+from workers.testing.handling import AT_ONCE, TIMEOUT_S, Trial, require_messages, require_seconds, topic_of
 
 Outage: TypeAlias = Callable[[], AbstractContextManager[object]]
 # The messages are cut into eight parts, and the member is killed between each two.
@@ -54,18 +54,25 @@ class Effects:
     read: Callable[[], object]
     clear: Callable[[], object]
 
+    def __post_init__(self) -> None:
+        for name, function in (("read", self.read), ("clear", self.clear)):
+            if not callable(function):
+                raise TypeError(f"Effects: {name} is {function!r}; give a function without arguments")
+
 
 def check(
     handler: Handler | Lifespan | str,
-    messages: Sequence[Message],
+    messages: Iterable[Message],
     effects: Effects,
     *,
     outage: Outage | None = None,
     output_key: Callable[[Message], Any] | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> None:
-    """Check a handler; raises AssertionError that names all that is wrong with it, and ConfigError for what is no
-    handler. `timeout_s` is in seconds, for each wait.
+    """Check a handler; raises AssertionError that names all that is wrong with it, ConfigError for what is no handler,
+    and TypeError and ValueError that name a wrong argument. `timeout_s` is in seconds, for each wait.
+
+    `effects`, `outage` and `output_key` are called in the caller's thread.
 
     - Each of `messages` is handled when its call returns: none becomes a dead letter, is tried for ever, or is written
       when the lifespan ends.
@@ -78,9 +85,19 @@ def check(
     - With `outage`, a context in which what the handler needs is away: no message counts as handled that is not.
     - With `output_key`, which returns the key that the outputs of a message must have: they have it.
     """
-    if not messages:
+    given = require_messages("check", handler, messages)
+    if not given:
         raise ValueError("check: there are no messages; give it some, of several keys where the handler uses keys")
-    checks = _Checks(handler, messages, effects, outage, output_key, timeout_s)
+    if not isinstance(effects, Effects):
+        raise TypeError(f"check: effects is {effects!r}; give Effects(read=..., clear=...)")
+    if isinstance(outage, AbstractContextManager):
+        raise TypeError("check: outage is a context that was made already; give the function that makes it, uncalled")
+    if outage is not None and not callable(outage):
+        raise TypeError(f"check: outage is {outage!r}; give a function that returns a context")
+    if output_key is not None and not callable(output_key):
+        raise TypeError(f"check: output_key is {output_key!r}; give a function of a message that returns a key")
+    require_seconds("check: timeout_s", timeout_s)
+    checks = _Checks(handler, given, effects, outage, output_key, timeout_s)
     found = [each for each in checks.run() if each is not None]
     if found:
         count = "a fault" if len(found) == 1 else f"{len(found)} faults"
@@ -233,9 +250,15 @@ class _Checks:
     def _outage(self) -> str | None:
         """Handling messages while what it needs is away."""
         assert self.outage is not None
+        outage = self.outage()
+        if not isinstance(outage, AbstractContextManager):
+            raise TypeError(
+                f"check: outage returned {outage!r}; let it return a context, as a function marked with "
+                "contextlib.contextmanager does"
+            )
         with self._trial(ErrorPolicy("retry", AT_ONCE.max_attempts, AT_ONCE.backoff_s, AT_ONCE.backoff_max_s)) as trial:
             trial.deliver(self.messages)
-            with self.outage():
+            with outage:
                 trial.start()
                 trial.wait_for(lambda: trial.retried > 0 or trial.committed > 0, self.timeout_s)
             done = trial.committed
@@ -281,7 +304,7 @@ class _Checks:
         return max(LEAST_MESSAGES, min(LEAK_MESSAGES, int(ROUND_S * LEAST_MESSAGES / seconds)))
 
     def _trial(self, policy: ErrorPolicy = AT_ONCE) -> Trial:
-        return Trial(self.handler, policy=policy)
+        return Trial(self.handler, policy=policy, topic=topic_of(self.messages))
 
     @contextmanager
     def _as_new_process(self, trial: Trial) -> Iterator[None]:

@@ -2,9 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from confluent_kafka import Message
 
@@ -12,15 +12,19 @@ from workers.config import CONSUMER_DEFAULTS, PRODUCER_DEFAULTS, ClientConfig, P
 from workers.consumer.failures import ErrorPolicy
 from workers.consumer.loop import Consumer
 from workers.consumer.outputs import Outputs
+from workers.consumer.scheduling import Order
 from workers.consumer.status import PartitionStatus
 from workers.consumer.transactions import HeldDeadLetters, Transaction
 from workers.deadletters.writer import DeadLetters
 from workers.handlers import Handler, Lifespan, Middleware, lifespan_of, load_handler
+from workers.kafka.messages import is_topic_name
 from workers.lifecycle import Shutdown
+from workers.sources import Outgoing, record_of
 from workers.testing.memory import FakeBroker, FakeClient, FakeDeadLetters, FakeWatermarks, Letter
 
 TOPIC = "t"
 TIMEOUT_S = 10.0
+ON_ERROR = ("retry", "dead-letter", "stop")
 # Retries come at once: a test waits for nothing.
 AT_ONCE = ErrorPolicy(backoff_s=0.001, backoff_max_s=0.001)
 LOOK_S = 0.002
@@ -39,6 +43,7 @@ class Member:
         policy: ErrorPolicy = AT_ONCE,
         stop_timeout_s: float = 5.0,
         exactly_once: bool = False,
+        topic: str = TOPIC,
         **options: Any,
     ) -> None:
         told = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": "0", **(properties or {})}
@@ -54,7 +59,7 @@ class Member:
         watermarks: Any = FakeWatermarks(broker)
         self.consumer = Consumer(
             ClientConfig(CONSUMER_DEFAULTS, settings),
-            [TOPIC],
+            [topic],
             lifespan,
             self.shutdown,
             policy=policy,
@@ -127,14 +132,29 @@ class Handled:
 def message(
     value: Any, key: Any = None, headers: Any = None, *, topic: str = TOPIC, offset: int = 0, timestamp_ms: int = 0
 ) -> Message:
-    """A message as a handler gets it; text becomes UTF-8."""
+    """A message as a handler gets it; text becomes UTF-8. `timestamp_ms` is Unix time in milliseconds, now for 0.
+
+    `handle` and `check` give the messages offsets of their own. Raises ValueError that names the argument.
+    """
+    for name, number in (("offset", offset), ("timestamp_ms", timestamp_ms)):
+        require_whole(f"message: {name}", number, least=0)
+    name_of_topic: object = topic
+    if not isinstance(name_of_topic, str) or not is_topic_name(topic):
+        raise ValueError(f"message: topic is {topic!r}; give the name of a topic")
+    if isinstance(headers, Mapping):
+        headers = [*headers.items()]
+    try:
+        record = record_of(Outgoing(value, key, headers))
+    except ValueError as error:
+        remedy = "give text, bytes or None as value and key, and pairs of a name and bytes as headers"
+        raise ValueError(f"message: {error}; {remedy}") from None
     return Message(
         topic=topic,
         partition=0,
         offset=offset,
-        key=_bytes(key),
-        value=_bytes(value),
-        headers=headers,
+        key=record["key"],
+        value=record["value"],
+        headers=[(name, text.encode() if isinstance(text, str) else text) for name, text in headers or ()] or None,
         timestamp=(1, timestamp_ms or int(time.time() * 1000)),
     )
 
@@ -153,19 +173,68 @@ def handle(
     """Have messages handled, with the options and the defaults of `kafka-workers consume`; retries come at once.
 
     `handler` is a function, a lifespan, or MODULE:NAME as --handler takes it. The messages are those of one partition,
-    in their order, and get their offsets here. Raises AssertionError when they are not all handled within `timeout_s`,
-    and what would end the worker: WorkerError, ConfigError.
+    in their order, and get their offsets here. `timeout_s` is in seconds.
+
+    Raises AssertionError when they are not all handled within `timeout_s`; what would end the worker, WorkerError and
+    ConfigError; and TypeError and ValueError that name a wrong argument.
     """
+    given = require_messages("handle", handler, messages)
+    for name, number in (("concurrency", concurrency), ("max_attempts", max_attempts)):
+        require_whole(f"handle: {name}", number, least=1)
+    require_seconds("handle: timeout_s", timeout_s)
+    for name, chosen, choices in (("order", order, get_args(Order)), ("on_error", on_error, ON_ERROR)):
+        if chosen is not None and chosen not in choices:
+            raise ValueError(f"handle: {name} is {chosen!r}; give one of {', '.join(choices)}")
+    functions: object = middlewares
+    if not isinstance(functions, list | tuple) or not all(map(callable, functions)):
+        raise TypeError(f"handle: middlewares is {middlewares!r}; give a list of functions")
     with Trial(
         handler,
+        topic=topic_of(given),
         middlewares=middlewares,
         concurrency=concurrency,
         order=order or ("partition" if concurrency == 1 else "key"),
         policy=ErrorPolicy(on_error, max_attempts, AT_ONCE.backoff_s, AT_ONCE.backoff_max_s),
     ) as trial:
-        trial.deliver(messages)
+        trial.deliver(given)
         trial.finish(timeout_s)
     return trial.handled
+
+
+def require_messages(caller: str, handler: object, messages: Iterable[Message]) -> list[Message]:
+    """The messages; raises TypeError and ValueError, naming `caller`, for a handler or messages that cannot be any."""
+    if not callable(handler) and not isinstance(handler, str):
+        raise TypeError(f"{caller}: handler is {handler!r}; give a function, a lifespan, or the text MODULE:NAME")
+    if isinstance(messages, str | bytes | Message) or not isinstance(messages, Iterable):
+        raise TypeError(f"{caller}: messages is {messages!r}; give a list of what message(...) returns")
+    given = [*messages]
+    for place, each in enumerate(given):
+        if not isinstance(each, Message):
+            raise TypeError(f"{caller}: messages[{place}] is {each!r}; give what message(...) returns")
+    topics = sorted({topic_of([each]) for each in given})
+    if len(topics) > 1:
+        raise ValueError(
+            f"{caller}: messages are of topics {' and '.join(topics)}; give those of one topic, and call {caller} for "
+            "each"
+        )
+    return given
+
+
+def topic_of(messages: Sequence[Message]) -> str:
+    """The topic of messages that have the same one."""
+    return (messages[0].topic() if messages else None) or TOPIC
+
+
+def require_whole(name: str, number: object, *, least: int) -> None:
+    """Raises ValueError, naming the argument, for what is no whole number from `least` on."""
+    if not isinstance(number, int) or isinstance(number, bool) or number < least:
+        raise ValueError(f"{name} is {number!r}; give a whole number from {least} on")
+
+
+def require_seconds(name: str, number: object) -> None:
+    """Raises ValueError, naming the argument, for what is no number above 0."""
+    if not isinstance(number, int | float) or isinstance(number, bool) or not number > 0:
+        raise ValueError(f"{name} is {number!r}; give a number of seconds above 0")
 
 
 class Trial:
@@ -174,8 +243,16 @@ class Trial:
     Leaving the `with` block ends the member, and its handler's lifespan.
     """
 
-    def __init__(self, handler: Handler | Lifespan | str, *, policy: ErrorPolicy = AT_ONCE, **options: Any) -> None:
-        self.broker = _Broker(**{TOPIC: 1})
+    def __init__(
+        self,
+        handler: Handler | Lifespan | str,
+        *,
+        topic: str = TOPIC,
+        policy: ErrorPolicy = AT_ONCE,
+        **options: Any,
+    ) -> None:
+        self.topic = topic
+        self.broker = _Broker(**{topic: 1})
         self.dead_letters = FakeDeadLetters()
         self._lifespan = load_handler(handler) if isinstance(handler, str) else lifespan_of(handler)
         self._policy = policy
@@ -196,35 +273,37 @@ class Trial:
     @property
     def handled(self) -> Handled:
         """What became of the messages so far."""
-        outputs = {
-            topic: [message(each.value, each.key, each.headers, topic=topic, offset=at, timestamp_ms=each.timestamp_ms)
-                    for at, each in enumerate(log.records)]
-            for (topic, _), log in self.broker.logs.items()
-            if topic != TOPIC
-        }  # fmt: skip
+        with self.broker.lock:
+            outputs = {
+                topic: [message(each.value, each.key, each.headers, topic=topic, offset=at,
+                                timestamp_ms=each.timestamp_ms)
+                        for at, each in enumerate(log.records)]
+                for (topic, _), log in self.broker.logs.items()
+                if topic != self.topic
+            }  # fmt: skip
         return Handled([*self.dead_letters.sent], outputs, self.retried)
 
     @property
     def retried(self) -> int:
         """How many calls have failed and are tried again."""
-        return sum(member.consumer.status.topics[TOPIC].retried for member in self._members)
+        return sum(member.consumer.status.topics[self.topic].retried for member in self._members)
 
     @property
     def done(self) -> int:
         """How many messages are handled or dead letters, counted each time."""
-        return sum(member.consumer.status.topics[TOPIC].handled for member in self._members)
+        return sum(member.consumer.status.topics[self.topic].handled for member in self._members)
 
     @property
     def committed(self) -> int:
         """The offset that the group has committed."""
-        return self.broker.offset(topic=TOPIC) or 0
+        return self.broker.offset(topic=self.topic) or 0
 
     def deliver(self, messages: Iterable[Message]) -> None:
         """Append messages to the partition."""
         for each in messages:
             self.broker.produce(
                 [each.value()],
-                topic=TOPIC,
+                topic=self.topic,
                 key=each.key(),
                 headers=each.headers(),
                 timestamp_ms=each.timestamp()[1] or None,
@@ -233,7 +312,12 @@ class Trial:
     def start(self) -> Member:
         """Start a member: it goes on from what is committed."""
         member = Member(
-            self.broker, self._lifespan, policy=self._policy, dead_letters=self.dead_letters, **self._options
+            self.broker,
+            self._lifespan,
+            policy=self._policy,
+            dead_letters=self.dead_letters,
+            topic=self.topic,
+            **self._options,
         )
         self._members.append(member)
         return member.start()
@@ -245,7 +329,7 @@ class Trial:
     def redeliver(self, offset: int) -> None:
         """Set the group back to `offset`."""
         with self.broker.lock:
-            self.broker.committed[TOPIC, 0].offset = offset
+            self.broker.committed[self.topic, 0].offset = offset
 
     def use(self, lifespan: Lifespan) -> None:
         """Have the next members run another handler."""
@@ -263,7 +347,8 @@ class Trial:
         """Wait until all messages are handled and committed; raises AssertionError, and what has ended the member."""
         if not self._members or self._members[-1].client.dead:
             self.start()
-        end = self.broker.logs[TOPIC, 0].end
+        with self.broker.lock:
+            end = self.broker.logs[self.topic, 0].end
         self.wait_for(lambda: self.committed >= end, timeout_s)
 
     def wait_for(self, condition: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> None:
@@ -290,7 +375,3 @@ class _Broker(FakeBroker):
             if (topic, 0) not in self.logs:
                 self.create(topic)
             super().produce(values, topic=topic, **{**options, "partition": 0})
-
-
-def _bytes(value: Any) -> Any:
-    return value.encode() if isinstance(value, str) else value
