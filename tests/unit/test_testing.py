@@ -93,6 +93,22 @@ def test_what_a_handler_gives_back_is_returned_by_topic() -> None:
     )  # fmt: skip
 
 
+def test_a_retry_after_a_time_comes_at_once_too() -> None:
+    calls: list[Message] = []
+
+    def handler(message: Message) -> None:
+        calls.append(message)
+        if len(calls) < 4:
+            raise Retry("away", after_s=30)
+
+    async def handle_async(message: Message) -> None:
+        handler(message)
+
+    for each in (handler, handle_async):
+        calls.clear()
+        assert handle(each, [message("1")]).retried == 3
+
+
 def test_a_message_that_is_tried_without_end_is_named() -> None:
     def handler(message: Message) -> None:
         if message.value() == b"1":
@@ -259,6 +275,67 @@ def test_a_wrong_key_is_found(database: Database) -> None:
         return Outgoing(message.value(), topic="out")
 
     finds("12 outputs have another key than the one wanted", handler, database, output_key=lambda each: each.key())
+
+
+OF_ANOTHER = {"k0": "k1", "k1": "k2", "k2": "k0"}
+
+
+def test_the_key_of_another_message_is_a_wrong_key(database: Database) -> None:
+    def handler(message: Message) -> Outgoing:
+        return Outgoing(message.value(), key=OF_ANOTHER[key_of(message)], topic="out")
+
+    def key_of(message: Message) -> str:
+        return (message.key() or b"").decode()
+
+    text = finds("12 outputs have another key than the one wanted", handler, database, output_key=key_of)
+    assert "wanted: b'k0'\n  found:  b'k1'" in text
+
+
+def test_an_output_that_changes_when_its_message_comes_again_is_found() -> None:
+    counts: dict[Any, int] = {}
+
+    def handler(message: Message) -> Outgoing:
+        counts[message.value()] = counts.get(message.value(), 0) + 1
+        return Outgoing(f"{counts[message.value()]}", key=message.key(), topic="out")
+
+    with pytest.raises(AssertionError) as found:
+        check(handler, MESSAGES, Effects(lambda: None, counts.clear))
+    assert str(found.value).startswith("the handler has a fault:\n- messages that came again from offset 0 on")
+    assert "in the outputs of b'0', key b'k0':\n  wanted: []\n  found:  [\"('out', None, b'k0', b'2', ())\"]" in (
+        str(found.value)
+    )
+
+
+def test_an_output_that_is_lost_with_a_member_is_found(database: Database) -> None:
+    @lifespan
+    def sums() -> Any:
+        totals: dict[Any, int] = {}
+
+        def handler(message: Message) -> Outgoing:
+            database.put(*place(message))
+            totals[message.key()] = totals.get(message.key(), 0) + int(message.value() or 0)
+            return Outgoing(f"{totals[message.key()]}", key=message.key(), topic="out")
+
+        yield handler
+
+    finds("after a SIGKILL behind offset ", sums, database)
+
+
+def test_an_output_of_a_batch_that_depends_on_the_batch_is_found(database: Database) -> None:
+    @batch
+    def handler(messages: list[Message]) -> list[Outgoing]:
+        for each in messages:
+            database.put(*place(each))
+        return [Outgoing(f"{len(messages)}", topic="out")]
+
+    @batch
+    async def one_each(messages: list[Message]) -> list[Outgoing]:
+        for each in messages:
+            database.put(*place(each))
+        return [Outgoing(each.value(), key=each.key(), topic="out") for each in messages]
+
+    finds("after a SIGKILL behind offset ", handler, database)
+    check(one_each, MESSAGES, database.effects, output_key=lambda each: each.key())
 
 
 def test_a_leak_is_found(database: Database) -> None:

@@ -392,7 +392,7 @@ class Executor:
                 if partition.owned and not self._interrupted:
                     answer = await handler([*work.received.messages])
                     if answer is not None:
-                        self._note_answer(work, 0, await _gathered(answer))
+                        self._note_answer(work, 0, await gathered(answer))
                     work.handled = len(work)
             else:
                 for handled, message in enumerate(work.received.messages, start=1):
@@ -400,7 +400,7 @@ class Executor:
                         break
                     answer = await handler(message)
                     if answer is not None:
-                        self._note_answer(work, handled - 1, await _gathered(answer))
+                        self._note_answer(work, handled - 1, await gathered(answer))
                     work.handled = handled
         except asyncio.CancelledError:
             if self._stopping:
@@ -418,7 +418,7 @@ class Executor:
             work.finished = True
 
 
-async def _gathered(answer: object) -> object:
+async def gathered(answer: object) -> object:
     """The messages of an async generator that a handler has returned; anything else as it is."""
     return [each async for each in answer] if isinstance(answer, AsyncIterable) else answer
 

@@ -23,6 +23,8 @@ from workers.errors import WorkerError
 from workers.handlers import Handler, Lifespan, load_handler
 from workers.lifecycle import HANDLER_THREAD
 from workers.loading import named
+from workers.testing import calls
+from workers.testing.calls import content_of
 from workers.testing.handling import AT_ONCE, TIMEOUT_S, Trial, require_messages, require_seconds, topic_of
 
 Outage: TypeAlias = Callable[[], AbstractContextManager[object]]
@@ -83,6 +85,7 @@ def check(
     - An `async` handler does not wait in its event loop, without using the CPU, for 10 ms or more.
     - What it keeps in memory does not grow with the messages.
     - With `outage`, a context in which what the handler needs is away: no message counts as handled that is not.
+    - Each message has the same outputs however it is handled; they may come again.
     - With `output_key`, which returns the key that the outputs of a message must have: they have it.
     """
     given = require_messages("check", handler, messages)
@@ -156,6 +159,7 @@ class _Checks:
                     "it still works on a message after it has returned, so a SIGKILL would lose that; return only when "
                     f"the work is done\n  then:  {done!r}\n  later: {self._wanted!r}"
                 )
+        self._outputs = trial.calls.outputs()
         ended = self._read()
         if ended != self._wanted:
             return (
@@ -170,12 +174,12 @@ class _Checks:
                 f"offset {letter.offset}, after {letter.attempts} attempts: {letter.error}"
             )
         if self.output_key is not None:
-            wanted = {self.output_key(each) for each in self.messages}
-            wrong = [each for outputs in handled.outputs.values() for each in outputs if each.key() not in wanted]
+            wrong = self._wrong_keys(trial, self.output_key)
             if wrong:
                 return (
-                    f"{len(wrong)} outputs have another key than the one wanted, the first one {wrong[0].key()!r}: "
-                    "messages of one key would be in several partitions, without order"
+                    f"{len(wrong)} outputs have another key than the one wanted, so that messages of one key would be "
+                    f"in several partitions, without order; the first one\n  wanted: {' or '.join(wrong[0][0])}\n"
+                    f"  found:  {wrong[0][1]!r}"
                 )
         if self._wanted == cleared and not handled.outputs:
             return (
@@ -184,6 +188,17 @@ class _Checks:
                 "give check as many messages as the handler collects before it writes"
             )
         return None
+
+    def _wrong_keys(self, trial: Trial, output_key: Callable[[Message], Any]) -> list[tuple[list[str], Any]]:
+        """The keys that an output of a call should have, one of them, and the other one that it has."""
+        keys = {content_of(each): output_key(each) for each in self.messages}
+        keys = {content: key.encode() if isinstance(key, str) else key for content, key in keys.items()}
+        return [
+            (sorted({repr(keys[each]) for each in call.messages}), output.record["key"])
+            for call in trial.calls.made
+            for output in call.outputs
+            if output.record["key"] not in [keys[each] for each in call.messages]
+        ]
 
     def _blocks(self, where: str) -> str:
         return (
@@ -203,8 +218,9 @@ class _Checks:
                 trial.start()
                 trial.finish(self.timeout_s)
                 fault = self._differs(
+                    trial,
                     f"messages that came again from offset {offset} on have changed what was done; write under the "
-                    "message's key, or note its offset with what is written"
+                    "message's key, or note its offset with what is written",
                 )
                 if fault is not None:
                     return fault
@@ -225,8 +241,9 @@ class _Checks:
                     trial.finish(self.timeout_s)
                 # Before the first member ends its lifespan, which a killed process does not.
                 fault = self._differs(
+                    trial,
                     f"after a SIGKILL behind offset {count - 1} something is missing or wrong that was handled before; "
-                    "finish the work before the handler returns, and keep nothing in memory that later messages need"
+                    "finish the work before the handler returns, and keep nothing in memory that later messages need",
                 )
                 if fault is not None:
                     return fault
@@ -240,8 +257,9 @@ class _Checks:
                 trial.deliver(_shuffled(self.messages, random.Random(number)))  # noqa: S311  (not a secret)
                 trial.finish(self.timeout_s)
                 fault = self._differs(
+                    trial,
                     "what was done depends on the order of messages with different keys, which have none; let it "
-                    "depend on the messages of one key only"
+                    "depend on the messages of one key only",
                 )
                 if fault is not None:
                     return fault
@@ -264,8 +282,9 @@ class _Checks:
             done = trial.committed
             trial.finish(self.timeout_s)
             return self._differs(
+                trial,
                 f"it swallows errors: {done} of {len(self.messages)} messages counted as handled while what it needs "
-                "was away, and are lost; let the error pass, or raise Retry"
+                "was away, and are lost; let the error pass, or raise Retry",
             )
 
     def _memory(self) -> str | None:
@@ -331,10 +350,21 @@ class _Checks:
                 "values, as lists and dictionaries of text and numbers"
             ) from error
 
-    def _differs(self, text: str) -> str | None:
-        """The fault that `text` names, with both effects; None where they are those of the first run."""
+    def _differs(self, trial: Trial, text: str) -> str | None:
+        """The fault that `text` names, with what differs from the first run; None where nothing does."""
         found = self._read()
-        return None if found == self._wanted else f"{text}\n  wanted: {self._wanted!r}\n  found:  {found!r}"
+        if found != self._wanted:
+            return f"{text}\n  wanted: {self._wanted!r}\n  found:  {found!r}"
+        outputs = trial.calls.outputs()
+        for content, wanted in self._outputs.items():
+            given = outputs.get(content, set())
+            if given != wanted:
+                of = "" if content is None else f" of {content.value!r}, key {content.key!r}"
+                return (
+                    f"{text}\n  in the outputs{of}:\n  wanted: {sorted(map(repr, wanted - given))}\n"
+                    f"  found:  {sorted(map(repr, given - wanted))}"
+                )
+        return None
 
 
 def _shuffled(messages: Sequence[Message], rng: random.Random) -> list[Message]:
@@ -398,8 +428,10 @@ def _standing() -> _Standing | None:
         innermost = sys._current_frames().get(thread.ident or 0) if thread.name == HANDLER_THREAD else None
         frame, inner = innermost, None
         while frame is not None and frame.f_code is not Executor._handle_async.__code__:
-            # The handler's own frame is the first one that is called from here; middlewares of ours are not its own.
-            frame, inner = frame.f_back, frame
+            # The handler's own frame is the first one that is called from here, or from our middleware.
+            if frame.f_code.co_filename != calls.__file__:
+                inner = frame
+            frame = frame.f_back
         if frame is not None and inner is not None and innermost is not None and thread.ident is not None:
             cpu = time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
             where = f"{inner.f_code.co_filename}:{inner.f_lineno}"

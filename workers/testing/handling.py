@@ -20,6 +20,7 @@ from workers.handlers import Handler, Lifespan, Middleware, lifespan_of, load_ha
 from workers.kafka.messages import is_topic_name
 from workers.lifecycle import Shutdown
 from workers.sources import Outgoing, record_of
+from workers.testing.calls import Calls
 from workers.testing.memory import FakeBroker, FakeClient, FakeDeadLetters, FakeWatermarks, Letter
 
 TOPIC = "t"
@@ -249,14 +250,16 @@ class Trial:
         *,
         topic: str = TOPIC,
         policy: ErrorPolicy = AT_ONCE,
+        middlewares: Sequence[Middleware] = (),
         **options: Any,
     ) -> None:
         self.topic = topic
+        self.calls = Calls()
         self.broker = _Broker(**{topic: 1})
         self.dead_letters = FakeDeadLetters()
         self._lifespan = load_handler(handler) if isinstance(handler, str) else lifespan_of(handler)
         self._policy = policy
-        self._options = options
+        self._options = {**options, "middlewares": (self.calls.middleware, *middlewares)}
         self._members: list[Member] = []
 
     def __enter__(self) -> "Trial":
@@ -340,6 +343,7 @@ class Trial:
         with self.broker.lock:
             self.broker.commits.clear()
             self.dead_letters.sent.clear()
+            self.calls.made.clear()
             for (topic, number), log in self.broker.logs.items():
                 self.broker.delete_before(log.end, topic, number)
 
