@@ -1,17 +1,19 @@
 """The kit for users' tests: what becomes of messages in memory, and faults of handlers, each of which it finds."""
 
 import asyncio
+import importlib
 import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import Message
+from prometheus_client import REGISTRY
 
 from workers import Outgoing, Reject, Retry, batch, lifespan
 from workers.errors import ConfigError
@@ -175,6 +177,42 @@ def test_a_swallowed_error_is_found(database: Database) -> None:
     assert "of 12 messages counted as handled" in text
 
 
+def test_an_error_that_is_swallowed_for_a_later_message_is_found(database: Database) -> None:
+    def handler(message: Message) -> None:
+        if message.value() == b"0":
+            return
+        with suppress(ConnectionError) if message.value() == b"11" else nullcontext():
+            database.put(*place(message))
+
+    text = finds("it swallows errors: ", handler, database, outage=database.outage)
+    assert "2 of 12 messages counted as handled" in text
+
+
+def test_a_message_that_is_noted_before_it_is_written_is_found(database: Database) -> None:
+    seen: set[Any] = set()
+
+    def handler(message: Message) -> None:
+        if message.value() not in seen:
+            seen.add(message.value())
+            database.put(*place(message))
+
+    def clear() -> None:
+        database.rows.clear()
+        seen.clear()
+
+    with pytest.raises(AssertionError, match="what it needs was away for a moment, and messages are lost"):
+        check(handler, MESSAGES, Effects(lambda: dict(database.rows), clear), outage=database.outage)
+
+
+def test_a_lifespan_that_connects_is_no_fault(database: Database) -> None:
+    @lifespan
+    def connected() -> Any:
+        database.get("anything")
+        yield upsert(database)
+
+    check(connected, MESSAGES, database.effects, outage=database.outage)
+
+
 def test_a_write_that_is_not_idempotent_is_found(database: Database) -> None:
     def handler(message: Message) -> None:
         database.put(message.key(), (database.get(message.key()) or 0) + 1)
@@ -182,6 +220,26 @@ def test_a_write_that_is_not_idempotent_is_found(database: Database) -> None:
     text = finds("messages that came again from offset 0 on have changed what was done", handler, database)
     assert "wanted: {b'k0': 4, b'k1': 4, b'k2': 4}" in text
     assert "found:  {b'k0': 8, b'k1': 8, b'k2': 8}" in text
+
+
+def test_offsets_and_keyless_messages_are_the_same_in_another_order_of_keys() -> None:
+    rows: list[Any] = []
+    done: dict[Any, int] = {}
+
+    def handler(message: Message) -> None:
+        where, offset = message.partition(), message.offset() or 0
+        if offset > done.get(where, -1):
+            done[where] = offset
+            rows.append((message.key(), message.value(), where, offset))
+
+    def clear() -> None:
+        rows.clear()
+        done.clear()
+
+    keyless = [message(f"{number}", key=None if number % 4 == 0 else f"k{number % 2}") for number in range(12)]
+    check(handler, keyless, Effects(lambda: sorted(rows, key=repr), clear))
+    in_order = Effects(lambda: [value for key, value, *_ in rows if key is None], clear)
+    check(handler, keyless, in_order)
 
 
 def test_dependence_on_the_order_of_keys_is_found(database: Database) -> None:
@@ -251,6 +309,64 @@ def test_a_mutable_global_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(sys.modules, "database", database)
     finds("after a SIGKILL behind offset ", "mutable_global:handler", database)
+
+
+HELPER = """
+from prometheus_client import Counter
+
+STORED = Counter("orders_stored", "Orders that were stored")
+seen = set()
+"""
+WITH_HELPER = """
+import database
+from anew_shop import store
+
+def handler(message):
+    store.STORED.inc()
+    if message.value() not in store.seen:
+        store.seen.add(message.value())
+        database.put(message.value(), (database.get(message.value()) or 0) + 1)
+"""
+STORES = """
+import database
+from anew_shop import store
+
+def handler(message):
+    store.STORED.inc()
+    database.put(message.key(), message.value())
+"""
+
+
+def package(folder: Path, monkeypatch: pytest.MonkeyPatch, database: Database, **modules: str) -> None:
+    (folder / "anew_shop").mkdir()
+    for name, text in modules.items():
+        (folder / "anew_shop" / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setitem(sys.modules, "database", database)
+
+
+def test_a_global_of_a_helper_module_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: Database
+) -> None:
+    package(tmp_path, monkeypatch, database, __init__="", store=HELPER, orders=WITH_HELPER)
+    finds("messages that came again from offset 0 on have changed", "anew_shop.orders:handler", database)
+
+
+def test_each_member_imports_the_package_anew_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: Database
+) -> None:
+    package(tmp_path, monkeypatch, database, __init__="", store=HELPER, orders=STORES)
+    check("anew_shop.orders:handler", MESSAGES, database.effects)
+    assert not [name for name in sys.modules if name.startswith("anew_shop")]
+    orders = importlib.import_module("anew_shop.orders")
+    check("anew_shop.orders:handler", MESSAGES, database.effects)
+    assert sys.modules["anew_shop.orders"] is orders
+    assert sys.modules["anew_shop"].orders is orders
+    assert orders.store.STORED in REGISTRY._collector_to_names
+    assert orders.store.STORED._value.get() == 0
+    for name in ("anew_shop", "anew_shop.store", "anew_shop.orders"):
+        monkeypatch.delitem(sys.modules, name)
+    REGISTRY.unregister(orders.store.STORED)
 
 
 def test_a_retry_without_end_is_found(database: Database) -> None:
@@ -346,6 +462,24 @@ def test_a_leak_is_found(database: Database) -> None:
         database.put(*place(message))
 
     finds("bytes of memory for each message", handler, database)
+
+
+def test_effects_that_hold_each_offset_are_no_leak() -> None:
+    rows: dict[Any, Any] = {}
+
+    def handler(message: Message) -> None:
+        rows[message.partition(), message.offset()] = place(message)
+
+    check(handler, MESSAGES, Effects(lambda: dict(rows), rows.clear))
+
+
+def test_a_slow_handler_is_checked_with_fewer_messages_or_not_for_leaks(database: Database) -> None:
+    def handler(message: Message) -> None:
+        time.sleep(0.15)
+        database.put(*place(message))
+
+    with pytest.warns(UserWarning, match=r"^check: whether it keeps memory was not judged: .* raise timeout_s"):
+        check(handler, MESSAGES[:2], database.effects, timeout_s=3)
 
 
 def test_all_faults_are_named_at_once(database: Database) -> None:

@@ -1,7 +1,7 @@
 """The outermost middleware of a handler on trial: it notes what each call gave back, and has retries come at once."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -33,10 +33,14 @@ Given = tuple[Any, ...]
 
 
 class Calls:
-    """The calls of one trial that returned, in `made`. The handler's threads append to it."""
+    """The calls of one trial that returned, in `made`. The handler's threads append to it.
+
+    `placed` makes the message that a handler of single messages gets of the one in the log.
+    """
 
     def __init__(self) -> None:
         self.made: list[Call] = []
+        self.placed: Callable[[Message], Message] = lambda message: message
         self._batches = False
 
     def outputs(self) -> dict[Content | None, set[Given]]:
@@ -64,7 +68,7 @@ class Calls:
             async def call_async(given: Any) -> object:
                 messages = self._contents(given)
                 with _retried_at_once():
-                    return self._note(handler, messages, await gathered(await function(given)))
+                    return self._note(handler, messages, await gathered(await function(self._placed(given))))
 
             return call_async
 
@@ -72,9 +76,12 @@ class Calls:
         def call(given: Any) -> object:
             messages = self._contents(given)
             with _retried_at_once():
-                return self._note(handler, messages, function(given))
+                return self._note(handler, messages, function(self._placed(given)))
 
         return call
+
+    def _placed(self, given: Any) -> Any:
+        return given if self._batches else self.placed(given)
 
     def _contents(self, given: Any) -> tuple[Content, ...]:
         # Before the call, which may change its messages.

@@ -3,7 +3,9 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, get_args
 
 from confluent_kafka import Message
@@ -21,6 +23,7 @@ from workers.kafka.messages import is_topic_name
 from workers.lifecycle import Shutdown
 from workers.sources import Outgoing, record_of
 from workers.testing.calls import Calls
+from workers.testing.importing import imported_anew
 from workers.testing.memory import FakeBroker, FakeClient, FakeDeadLetters, FakeWatermarks, Letter
 
 TOPIC = "t"
@@ -241,7 +244,8 @@ def require_seconds(name: str, number: object) -> None:
 class Trial:
     """One partition in memory, and members of a group that handle its messages one after the other.
 
-    Leaving the `with` block ends the member, and its handler's lifespan.
+    Leaving the `with` block ends the member, and its handler's lifespan. With `anew`, each member imports a handler
+    MODULE:NAME for itself, as a process does.
     """
 
     def __init__(
@@ -251,13 +255,20 @@ class Trial:
         topic: str = TOPIC,
         policy: ErrorPolicy = AT_ONCE,
         middlewares: Sequence[Middleware] = (),
+        anew: bool = False,
         **options: Any,
     ) -> None:
         self.topic = topic
         self.calls = Calls()
         self.broker = _Broker(**{topic: 1})
         self.dead_letters = FakeDeadLetters()
-        self._lifespan = load_handler(handler) if isinstance(handler, str) else lifespan_of(handler)
+        self._lifespan: Callable[[], AbstractContextManager[Lifespan]]
+        if anew and isinstance(handler, str):
+            self._lifespan = partial(imported_anew, handler)
+        else:
+            found = load_handler(handler) if isinstance(handler, str) else lifespan_of(handler)
+            self._lifespan = lambda: nullcontext(found)
+        self._imported = ExitStack()
         self._policy = policy
         self._options = {**options, "middlewares": (self.calls.middleware, *middlewares)}
         self._members: list[Member] = []
@@ -269,9 +280,10 @@ class Trial:
         for member in self._members:
             member.shutdown.request()
         self.broker.over = True
-        for member in self._members:
-            if member.error is None:
-                member.finish()
+        with self._imported:
+            for member in self._members:
+                if member.error is None:
+                    member.finish()
 
     @property
     def handled(self) -> Handled:
@@ -312,18 +324,18 @@ class Trial:
                 timestamp_ms=each.timestamp()[1] or None,
             )
 
-    def start(self) -> Member:
-        """Start a member: it goes on from what is committed."""
+    def start(self, timeout_s: float = TIMEOUT_S) -> None:
+        """Start a member, which goes on from what is committed, and wait until it has joined; raises as `wait_for`."""
         member = Member(
             self.broker,
-            self._lifespan,
+            self._imported.enter_context(self._lifespan()),
             policy=self._policy,
             dead_letters=self.dead_letters,
             topic=self.topic,
             **self._options,
         )
-        self._members.append(member)
-        return member.start()
+        self._members.append(member.start())
+        self.wait_for(lambda: member.consumer.status.joined, timeout_s, "its lifespan has not begun")
 
     def kill(self) -> None:
         """Let the member vanish as if its process was killed: it commits nothing more."""
@@ -333,10 +345,6 @@ class Trial:
         """Set the group back to `offset`."""
         with self.broker.lock:
             self.broker.committed[self.topic, 0].offset = offset
-
-    def use(self, lifespan: Lifespan) -> None:
-        """Have the next members run another handler."""
-        self._lifespan = lifespan
 
     def forget(self) -> None:
         """Delete all messages, and the notes about them."""
@@ -350,13 +358,13 @@ class Trial:
     def finish(self, timeout_s: float = TIMEOUT_S) -> None:
         """Wait until all messages are handled and committed; raises AssertionError, and what has ended the member."""
         if not self._members or self._members[-1].client.dead:
-            self.start()
+            self.start(timeout_s)
         with self.broker.lock:
             end = self.broker.logs[self.topic, 0].end
         self.wait_for(lambda: self.committed >= end, timeout_s)
 
-    def wait_for(self, condition: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> None:
-        """Wait; raises AssertionError, and what has ended the member."""
+    def wait_for(self, condition: Callable[[], bool], timeout_s: float = TIMEOUT_S, failure: str | None = None) -> None:
+        """Wait; raises AssertionError, which says `failure` or what is not handled, and what has ended the member."""
         deadline = time.monotonic() + timeout_s
         member = self._members[-1]
         while not condition():
@@ -364,6 +372,8 @@ class Trial:
                 raise member.error
             if time.monotonic() > deadline:
                 at = self.committed
+                if failure is not None:
+                    raise AssertionError(f"{failure} within {timeout_s:g} s")
                 raise AssertionError(
                     f"not handled within {timeout_s:g} s: offset {at} and what comes after it; "
                     f"{self.retried} calls failed and were tried again"
