@@ -2,7 +2,10 @@
 
 import asyncio
 import importlib
+import os
 import re
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -18,6 +21,7 @@ from prometheus_client import REGISTRY
 from workers import Outgoing, Reject, Retry, batch, lifespan
 from workers.errors import ConfigError
 from workers.testing import Effects, check, handle, message
+from workers.testing.killing import VARIABLE
 
 MESSAGES = [message(f"{number}", key=f"k{number % 3}") for number in range(12)]
 
@@ -256,6 +260,45 @@ def test_a_blocking_call_in_an_async_handler_is_found_with_its_line(database: Da
 
     text = finds("it blocks its event loop at ", handler, database)
     assert f"{__file__}:{handler.__code__.co_firstlineno + 1};" in text
+
+
+def test_a_computation_in_an_async_handler_is_found_with_its_line(database: Database) -> None:
+    async def handler(message: Message) -> None:
+        until = time.thread_time() + 0.06
+        while time.thread_time() < until:
+            sum(range(100))
+        database.put(*place(message))
+
+    text = finds("it blocks its event loop at ", handler, database)
+    line = handler.__code__.co_firstlineno
+    assert any(f"{__file__}:{line + each};" in text for each in (2, 3))
+
+
+def test_a_call_that_blocks_once_is_no_fault(database: Database) -> None:
+    blocked: set[Any] = set()
+
+    async def handler(message: Message) -> None:
+        if message.value() == b"2" and not blocked:
+            blocked.add(message.value())
+            time.sleep(0.05)
+        database.put(*place(message))
+        await asyncio.sleep(0)
+
+    check(handler, MESSAGES, database.effects)
+
+
+def test_the_event_loop_of_another_handler_is_not_looked_at(database: Database) -> None:
+    async def blocks(message: Message) -> None:
+        time.sleep(0.05)
+
+    async def handler(message: Message) -> None:
+        await asyncio.sleep(0.01)
+        database.put(*place(message))
+
+    other = threading.Thread(target=lambda: handle(blocks, [message("1")] * 60))
+    other.start()
+    check(handler, MESSAGES, database.effects)
+    other.join()
 
 
 def test_a_write_after_the_commit_is_found(database: Database) -> None:
@@ -605,3 +648,29 @@ def test_a_handler_gets_the_topic_and_the_headers_of_its_messages() -> None:
     handled = handle(handler, given)
     assert seen == [("orders", 0, [("a", b"b")]), ("orders", 1, None)]
     assert [each.topic for each in handled.dead_letters] == ["orders.dlq", "orders.dlq"]
+
+
+# A worker that is killed
+
+KILLED = """
+import sys, time
+from confluent_kafka import Message
+from workers.testing.killing import kill
+
+def handler(message):
+    print("begun", flush=True)
+    time.sleep(float(sys.argv[1]))
+    print("done", flush=True)
+
+kill(handler)(Message(value=b"9"))
+print("counted", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("call_s", "printed"), [("0", "begun\ndone\n"), ("60", "begun\n")])
+def test_a_kill_during_a_call_comes_before_its_result_counts(call_s: str, printed: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, call_s],
+        env={**os.environ, VARIABLE: "during:9"}, capture_output=True, text=True, timeout=50,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (-signal.SIGKILL, printed)

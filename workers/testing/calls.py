@@ -11,6 +11,7 @@ from workers.consumer.answers import Output, outputs_of
 from workers.consumer.execution import gathered
 from workers.handlers import Handler, Retry, is_async, is_batch
 from workers.kafka.messages import headers_of
+from workers.testing.blocking import LoopWatch, Steps
 
 
 class Content(NamedTuple):
@@ -40,6 +41,8 @@ class Calls:
 
     def __init__(self) -> None:
         self.made: list[Call] = []
+        # Of an `async` handler.
+        self.watch: LoopWatch | None = None
         self.placed: Callable[[Message], Message] = lambda message: message
         self._batches = False
 
@@ -68,7 +71,10 @@ class Calls:
             async def call_async(given: Any) -> object:
                 messages = self._contents(given)
                 with _retried_at_once():
-                    return self._note(handler, messages, await gathered(await function(self._placed(given))))
+                    called = function(self._placed(given))
+                    if self.watch is not None:
+                        called = Steps(self.watch, handler, called)
+                    return self._note(handler, messages, await gathered(await called))
 
             return call_async
 

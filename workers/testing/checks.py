@@ -5,8 +5,6 @@ first run.
 import copy
 import gc
 import random
-import sys
-import threading
 import time
 import tracemalloc
 import warnings
@@ -14,17 +12,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import cycle, islice, pairwise
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import Any, TypeAlias
 
 from confluent_kafka import Message
 
-from workers.consumer.execution import Executor
 from workers.consumer.failures import ErrorPolicy
 from workers.errors import WorkerError
 from workers.handlers import Handler, Lifespan
-from workers.lifecycle import HANDLER_THREAD
 from workers.loading import named
-from workers.testing import calls
+from workers.testing.blocking import LoopWatch
 from workers.testing.calls import content_of
 from workers.testing.handling import AT_ONCE, TIMEOUT_S, Trial, require_messages, require_seconds, topic_of
 
@@ -41,9 +37,6 @@ LEAK_MESSAGES = 200
 LEAST_MESSAGES = 20
 ROUND_S = 1.0
 LEAK_BYTES = 16
-# The event loop is looked at so often, and is blocked when it stands still for so many looks.
-SAMPLE_S = 0.001
-BLOCKED_SAMPLES = 10
 
 
 @dataclass(frozen=True)
@@ -83,7 +76,7 @@ def check(
     - After a SIGKILL at any message, all is done when the next member has handled the rest. Name the handler as
       MODULE:NAME, and each member imports its package anew, as a new process does.
     - Messages of other keys may come in any order. Only messages with keys are moved, and keep their offsets.
-    - An `async` handler does not wait in its event loop, without using the CPU, for 10 ms or more.
+    - An `async` handler does not wait in its event loop for 10 ms or more, nor use 30 ms of the CPU there at once.
     - What it keeps in memory does not grow with the messages. A UserWarning says where it is too slow for that.
     - With `outage`, which returns a context in which what the handler needs is away, once for each message: no message
       counts as handled that is not.
@@ -120,13 +113,17 @@ class _Checks:
 
     def run(self) -> Iterator[str | None]:
         self._wanted: object = None
-        with _BlockedLoop() as loop:
-            first = self._attempt(self._handles_all)
-        if first is not None:
-            # Nothing to compare with.
-            yield first
-            return
-        yield from map(self._blocks, sorted(loop.found))
+        # What was slow once, as an import is, is no fault.
+        for _ in range(2):
+            with LoopWatch() as self._watch:
+                first = self._attempt(self._handles_all)
+            if first is not None:
+                # Nothing to compare with.
+                yield first
+                return
+            if not self._watch.found:
+                break
+        yield from map(self._blocks, sorted(self._watch.found))
         yield self._attempt(self._redelivery)
         yield self._attempt(self._crash)
         if len({each.key() for each in self.messages if each.key() is not None}) > 1:
@@ -149,6 +146,7 @@ class _Checks:
         """Handling all messages once."""
         cleared = self._read()
         with self._trial() as trial:
+            trial.calls.watch = self._watch
             trial.start(self.timeout_s)
             begun_at = time.monotonic()
             trial.deliver(self.messages)
@@ -207,7 +205,7 @@ class _Checks:
     def _blocks(self, where: str) -> str:
         return (
             f"it blocks its event loop at {where}; no other message is handled meanwhile: await what waits, or call "
-            "it with asyncio.to_thread"
+            "it, or what computes for long, with asyncio.to_thread"
         )
 
     def _redelivery(self) -> str | None:
@@ -400,60 +398,3 @@ def _shuffled(messages: Sequence[Message], rng: random.Random) -> list[int]:
 
 def _repeated(messages: Sequence[Message], count: int) -> Iterator[Message]:
     return islice(cycle(messages), count)
-
-
-class _BlockedLoop:
-    """Looks at the event loop of an `async` handler: `found` are the lines that kept it waiting.
-
-    A call that stands at one place through ten samples, and uses no CPU meanwhile, waits for something.
-    """
-
-    def __init__(self) -> None:
-        self.found: set[str] = set()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="blocked-loop", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        before: _Standing | None = None
-        samples = 0
-        while not self._over.wait(SAMPLE_S):
-            now = _standing()
-            samples = samples + 1 if now is not None and now == before else 0
-            before = now
-            if now is not None and samples >= BLOCKED_SAMPLES:
-                self.found.add(now.where)
-
-
-class _Standing(NamedTuple):
-    """Where a call of an `async` handler stands: the instruction, the line of the handler, CPU in hundredths of a
-    second.
-    """
-
-    frame: int
-    instruction: int
-    where: str
-    cpu: int
-
-
-def _standing() -> _Standing | None:
-    for thread in threading.enumerate():
-        innermost = sys._current_frames().get(thread.ident or 0) if thread.name == HANDLER_THREAD else None
-        frame, inner = innermost, None
-        while frame is not None and frame.f_code is not Executor._handle_async.__code__:
-            # The handler's own frame is the first one that is called from here, or from our middleware.
-            if frame.f_code.co_filename != calls.__file__:
-                inner = frame
-            frame = frame.f_back
-        if frame is not None and inner is not None and innermost is not None and thread.ident is not None:
-            cpu = time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
-            where = f"{inner.f_code.co_filename}:{inner.f_lineno}"
-            return _Standing(id(innermost), innermost.f_lasti, where, int(cpu * 100))
-    return None

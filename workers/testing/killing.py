@@ -12,8 +12,21 @@ from workers.handlers import Handler, is_async, is_batch
 
 # WHEN:VALUE says at which message: "before" its call, "during" it, or "after" it and before its offset is committed.
 VARIABLE = "KAFKA_WORKERS_KILL"
-# "during" is so long after the call has begun.
+WHEN = ("before", "during", "after")
+# "during" is so long after the call has begun, or as it ends, if that is sooner.
 DURING_S = 0.02
+
+
+def chosen(kill: object) -> str:
+    """What `VARIABLE` has to say for (when, value); raises ValueError for anything else."""
+    match kill:
+        case (str() as when, str() as value) if when in WHEN:
+            return f"{when}:{value}"
+        case _:
+            raise ValueError(
+                f"kill is {kill!r}; give {', '.join(map(repr, WHEN[:-1]))} or {WHEN[-1]!r}, and the value of a message "
+                "as text"
+            )
 
 
 def kill(handler: Handler) -> Handler:
@@ -29,7 +42,12 @@ def kill(handler: Handler) -> Handler:
             _die()
         if due and when == "during":
             threading.Timer(DURING_S, _die).start()
-        yield
+        try:
+            yield
+        finally:
+            # What the call has returned or raised does not count yet.
+            if due and when == "during":
+                _die()
         if due and when == "after":
             _die()
 
