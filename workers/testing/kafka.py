@@ -5,25 +5,30 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Producer
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer
 
 from workers.deadletters.headers import SUFFIX
+from workers.kafka import groups
 from workers.kafka.client import ClientState
 from workers.kafka.reader import PROPERTIES, read_to_end
 from workers.lifecycle import Shutdown
 from workers.local.cluster import Cluster
-from workers.testing.killing import VARIABLE
+from workers.testing.killing import VARIABLE, chosen
 from workers.testing.processes import DEADLINE_S, Process, Processes, eventually
 
 # A killed member is missed after a second, not after ten; KIP-848 leaves that to the brokers.
 QUICK = ("--property", "session.timeout.ms=1000", "--property", "heartbeat.interval.ms=300")
 FLUSH_S = 60.0
+IN_FLIGHT_MESSAGES = 50_000
+POLL_S = 0.1
 
 
 class Kafka:
@@ -64,6 +69,9 @@ class Kafka:
 
         producer = Producer({"bootstrap.servers": self.bootstrap_servers, "enable.idempotence": True})
         for each in messages:
+            # The client takes no more than it has room for.
+            while len(producer) >= IN_FLIGHT_MESSAGES:
+                producer.poll(POLL_S)
             if isinstance(each, Message):
                 record: Any = {"value": each.value(), "key": each.key(), "headers": each.headers() or []}
             else:
@@ -74,21 +82,39 @@ class Kafka:
         assert not failed, f"{len(failed)} messages were not written to {topic}, the first one because: {failed[0]}"
 
     def messages(self, topic: str) -> list[Message]:
-        """All messages of a topic, partition by partition."""
+        """All messages of a topic, partition by partition; raises ValueError when there is no such topic."""
         client_state = ClientState()
         properties: dict[str, Any] = {
             **PROPERTIES, **client_state.callbacks(), "bootstrap.servers": self.bootstrap_servers, "group.id": "reader",
         }  # fmt: skip
         client = Consumer(properties)
         try:
-            starts = dict.fromkeys(
-                client.list_topics(topic, timeout=FLUSH_S).topics[topic].partitions, OFFSET_BEGINNING
-            )
+            # All topics: to ask for one may create it.
+            known = client.list_topics(timeout=FLUSH_S).topics
+            if topic not in known:
+                raise ValueError(f"topic {topic} does not exist; correct the name, or create it with create_topic")
+            starts = dict.fromkeys(known[topic].partitions, OFFSET_BEGINNING)
             batches = read_to_end(client, client_state, topic, starts, Shutdown(0), FLUSH_S)
             found = [message for batch in batches for message in batch]
         finally:
             client.close()
         return sorted(found, key=lambda each: (each.partition() or 0, each.offset() or 0))
+
+    def lag(self, group_id: str, topic: str) -> int:
+        """How many messages of a topic the group has not committed, as the brokers know it; raises KafkaException while
+        they do not answer.
+        """
+        admin = self._cluster.admin()
+        numbers = groups.partitions_of(admin, [topic])
+        committed = groups.committed_offsets(admin, [group_id])
+        numbers.check()
+        committed.check()
+        offsets = committed.values.get(group_id, {})
+        ranges = groups.offset_ranges(admin, [(topic, number) for number in numbers.values[topic]])
+        return sum(
+            end - max(beginning, offsets[key].offset if key in offsets else 0)
+            for key, (beginning, end) in ranges.items()
+        )
 
     def kill_broker(self, number: int = 0) -> None:
         """Kill a broker with SIGKILL; it stays away until `recover`."""
@@ -100,41 +126,51 @@ class Kafka:
 
     def recover(self) -> None:
         """Let all brokers run again, and wait until they do."""
-        down = [broker.node_id for broker in self._cluster.brokers if not broker.running]
         for broker in self._cluster.brokers:
             if broker.running:
                 # It does nothing to one that does not hang.
                 broker.send(signal.SIGCONT)
-        for number in down:
-            self._cluster.start_broker(number)
-        if down:
-            self._cluster.wait_until_ready()
+            else:
+                self._cluster.start_broker(broker.node_id)
+        self._cluster.wait_until_ready()
 
 
 class Worker:
-    """One worker process."""
+    """One worker process. `lag` asks the brokers for that of its group, in messages."""
 
-    def __init__(self, process: Process, topic: str) -> None:
+    def __init__(self, process: Process, command: str, topic: str, lag: Callable[[], int]) -> None:
         self.process = process
+        self._command = command
         self._topic = topic
+        self._lag = lag
 
     def handled(self) -> int:
         """How many messages its handler has handled so far."""
         return int(self.process.metric("kafka_consumer_messages_total", outcome="success") or 0)
 
     def until_handled(self, count: int, timeout_s: float = DEADLINE_S) -> None:
-        """Wait until it has handled so many."""
-        eventually(lambda: self.handled() >= count, f"{count} messages are handled", timeout_s)
+        """Wait until it has handled so many; raises AssertionError, when it ends too."""
+        self._until(lambda: self.handled() >= count, f"{count} messages are handled", timeout_s)
 
     def until_done(self, timeout_s: float = DEADLINE_S) -> None:
-        """Wait until it owns partitions and has no lag."""
+        """Wait until it has joined its group, and brokers say that the group has committed all messages of the topic;
+        raises AssertionError, when it ends too.
+        """
+        self._until(
+            lambda: self.process.get("/readyz")[0] == HTTPStatus.OK and self._lag() == 0,
+            "the group has committed all messages",
+            timeout_s,
+        )
 
-        def done() -> bool:
-            with suppress(OSError):
-                return self.process.metric("kafka_consumer_lag_messages") == 0
+    def _until(self, condition: Callable[[], bool], what: str, timeout_s: float) -> None:
+        def reached() -> bool:
+            # Without an answer, of the worker or of brokers that are away, it is asked again.
+            with suppress(OSError, KafkaException):
+                return condition()
+            assert self.process.running, f"{self.process.name} has ended before {what}:\n{self.process.stderr[-3000:]}"
             return False
 
-        eventually(done, "nothing is left to handle", timeout_s)
+        eventually(reached, what, timeout_s)
 
     def until_killed(self, timeout_s: float = DEADLINE_S) -> None:
         """Wait until SIGKILL has ended it."""
@@ -155,16 +191,25 @@ class Worker:
 
     def _account(self, code: int) -> dict[str, Any]:
         assert code == 0, f"it exited with {code}:\n{self.process.stderr[-3000:]}"
-        lines = [*self.process.stderr.splitlines(), *self.process.lines]
-        account: dict[str, Any] = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
-        found: dict[str, Any] = account["topics"].get(self._topic, {}) if "topics" in account else account
-        return found
+        # A consumer's standard output belongs to the messages. User code may print lines of JSON, too, but before that.
+        if self._command == "consume":
+            lines, field = self.process.stderr.splitlines(), "topics"
+        else:
+            lines, field = self.process.lines, "acknowledged"
+        for line in reversed(lines):
+            with suppress(ValueError):
+                account = json.loads(line)
+                if isinstance(account, dict) and field in account:
+                    of_topic: dict[str, Any] = account["topics"].get(self._topic, {}) if field == "topics" else account
+                    return of_topic
+        raise AssertionError(f"it has given no account:\n{self.process.stderr[-3000:]}")
 
 
 class Workers:
     """Starts workers that find every module that the test finds. Consumers are members of one group."""
 
     def __init__(self, kafka: Kafka, topic: str, directory: Path) -> None:
+        self._kafka = kafka
         self._processes = Processes(kafka.bootstrap_servers, directory)
         self._topic = topic
         self._group = f"group-{secrets.token_hex(4)}"
@@ -175,14 +220,14 @@ class Workers:
         """Start a consumer with a handler, MODULE:NAME, and any options of `kafka-workers consume`.
 
         `kill`, (when, value), kills it at the first message with that value: "before" its call, "during" it, or
-        "after" it and before its offset is committed.
+        "after" it and before its offset is committed. Raises ValueError where it is anything else.
         """
         variables = dict(env or {})
         own = ["--group-id", self._group, "--handler", handler]
         if kill is not None:
-            variables[VARIABLE] = ":".join(kill)
+            variables[VARIABLE] = chosen(kill)
             own += ["--middleware", "workers.testing.killing:kill"]
-        if "--group-protocol" not in options:
+        if not any(each.partition("=")[0] == "--group-protocol" for each in options):
             own += QUICK
         return self._start("consume", *own, *options, env=variables)
 
@@ -197,4 +242,4 @@ class Workers:
     def _start(self, command: str, *arguments: str, env: Mapping[str, str]) -> Worker:
         variables = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **env}
         process = self._processes.start(command, "--topic", self._topic, "--summary", "json", *arguments, env=variables)
-        return Worker(process, self._topic)
+        return Worker(process, command, self._topic, partial(self._kafka.lag, self._group, self._topic))
