@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -369,6 +370,24 @@ def cluster(brokers: int, topics: tuple[str, ...], partitions: int, heap_mb: int
         while not shutdown.requested:
             supervisor.look()
             time.sleep(0.1)
+
+
+@cli.command()
+@click.argument("name")
+@click.option(
+    "--directory",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Where to make it; an empty directory, or none yet.  [default: NAME]",
+)
+def new(name: str, directory: Path | None) -> None:
+    """Make a project to start from: a source, a handler, their tests, an image, and values for Kubernetes.
+
+    NAME becomes that of the directory, of the image and, with dashes as underscores, of the Python package.
+    """
+    from workers.cli.new import new as run
+
+    run(name, directory or Path(name))
 
 
 @cli.command()

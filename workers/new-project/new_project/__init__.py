@@ -1,0 +1,1 @@
+"""Readings of thermometers, enriched with the place of their sensor."""
