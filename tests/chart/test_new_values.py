@@ -45,14 +45,17 @@ def test_the_chart_makes_of_its_values_what_kubernetes_and_strimzi_take(project:
 
 
 def test_every_topic_that_its_handler_writes_to_is_made_and_may_be_written_to(project: Path) -> None:
-    result = helm("template", "project", str(CHART), "--values", str(project / "values.yaml"))
+    values = ("--values", str(project / "values.yaml"), "--set", "strimzi.cluster=other")
+    result = helm("template", "project", str(CHART), *values)
     assert result.returncode == 0, result.stderr
     documents = [document for document in yaml.safe_load_all(result.stdout) if document]
-    topics = {each["metadata"]["name"] for each in documents if each["kind"] == "KafkaTopic"}
+    topics = {each["metadata"]["name"]: each["metadata"] for each in documents if each["kind"] == "KafkaTopic"}
     rights = one(documents, "KafkaUser", "consumer")["spec"]["authorization"]["acls"]
     writable = {each["resource"]["name"] for each in rights if "Write" in each["operations"]}
 
-    assert topics == {"readings", "readings.dlq", "readings-enriched"}
+    assert topics.keys() == {"readings", "readings.dlq", "readings-enriched"}
+    assert {each["labels"]["strimzi.io/cluster"] for each in topics.values()} == {"other"}
+    assert {each["annotations"]["helm.sh/resource-policy"] for each in topics.values()} == {"keep"}
     assert writable == {"readings.dlq", "readings-enriched"}
 
 

@@ -138,6 +138,12 @@ def test_pytest_finds_the_fixtures_of_the_installed_wheel(installed: Path, tmp_p
     assert "2 passed" in out
 
 
+def test_the_installed_wheel_makes_a_project_whose_tests_pass(installed: Path, tmp_path: Path) -> None:
+    run(installed / "kafka-workers", "new", "my-readings", cwd=tmp_path)
+    in_memory = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_in_memory.py")
+    assert "8 passed" in run(installed / "python", *in_memory, cwd=tmp_path / "my-readings")
+
+
 def test_everything_that_is_published_has_one_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     (of_image,) = re.findall(r"^ARG VERSION=(.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
