@@ -89,6 +89,7 @@ PRODUCER_DEFAULTS = (
 TRANSACTION_DEFAULTS = (
     *PRODUCER_DEFAULTS,
     Default("transaction.timeout.ms", "10000", "what a killed member has begun keeps its partitions waiting so long"),
+    Default("topic.metadata.propagation.max.ms", "5000", "an output to a topic that is not there fails in that time"),
     Default("delivery.timeout.ms", "10000", "librdkafka takes no more than transaction.timeout.ms"),
     Default("socket.timeout.ms", "10000", "a coordinator that does not answer is waited for no longer than that"),
     Default("max.in.flight", "5", "a request that is refused aborts its transaction, so nothing is written twice"),
@@ -140,7 +141,10 @@ _PROMISED = {
     "delivery.report.only.error": ("false",),
 }
 _STATISTICS = "statistics.interval.ms"
-_NOT_SUPPORTED = {"transactional.id": "transactions", "enable.partition.eof": "end-of-partition events"}
+_NOT_SUPPORTED = {
+    "transactional.id": "transactions by a property (see consume --exactly-once)",
+    "enable.partition.eof": "end-of-partition events",
+}
 
 
 class ClientConfig:

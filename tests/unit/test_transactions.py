@@ -397,6 +397,39 @@ def test_messages_become_dead_letters_when_their_topic_may_not_be_written_to(
     assert member.consumer.status.commits["failure"] <= 12
 
 
+@pytest.mark.parametrize("options", [{}, BY_KEY], ids=["one call", "by key"])
+def test_all_messages_become_dead_letters_when_their_topic_does_not_exist(
+    broker: FakeBroker, group: Group, options: dict[str, Any]
+) -> None:
+    broker.add_partition("t")
+    for partition in range(2):
+        broker.produce(numbers(10 * partition, 10 * partition + 5), key=key_of_ten, partition=partition)
+    broker.outcome = lambda message: KafkaError._UNKNOWN_TOPIC if message.topic() == "out" else None
+    twice_each = ErrorPolicy(max_attempts=2, backoff_s=0.01, backoff_max_s=0.02)
+    member = finish(group, **options, policy=twice_each)
+    letters = sorted(record.value for record in broker.logs["t.dlq", 0].records)
+    assert letters == sorted([*numbers(0, 5), *numbers(10, 15)])
+    assert (broker.offset(0), broker.offset(1)) == (5, 5)
+    topic = member.consumer.status.topics["t"]
+    assert topic.handled - topic.rolled_back == 10
+
+
+def test_a_coordinator_that_never_answers_is_left_behind(broker: FakeBroker, group: Group) -> None:
+    """The client waits for it for ever, whatever time it was given."""
+    broker.produce(numbers(0, 10))
+
+    def answer(call: str) -> KafkaError | None:
+        if call == "offsets" and len(broker.producers) == 1:
+            group.gate.wait(60)
+        return None
+
+    broker.answer = answer
+    member = group.member(forward, **ONCE, properties={"transaction.timeout.ms": "200"}).start()
+    group.until(lambda: broker.offset() == 10, "another producer goes on")
+    member.stop()
+    assert broker.values("out") == numbers(0, 10)
+
+
 def test_messages_that_are_refused_with_a_neighbour_are_written(broker: FakeBroker, group: Group) -> None:
     """Brokers take or refuse as a whole what is written together."""
     broker.produce(numbers(0, 50))

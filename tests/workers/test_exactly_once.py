@@ -163,6 +163,9 @@ def test_options_of_transactions_are_refused_without_them(processes: Processes) 
         told = processes.run("consume", "--topic", "t", "--group-id", "g", option, value)
         assert told.returncode == 2
         assert f"{option} is for --exactly-once; add that, or leave it out" in told.stderr
+    told = processes.run("consume", "--topic", "t", "--group-id", "g", "--exactly-once", "--transactional-id", "")
+    assert told.returncode == 2
+    assert "--transactional-id is empty; give it a name, or leave it out" in told.stderr
     told = processes.run(
         "consume", "--topic", "t", "--group-id", "g", "--exactly-once", "--property", "isolation.level=read_uncommitted"
     )

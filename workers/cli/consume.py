@@ -117,6 +117,8 @@ def _check_exactly_once(options: ConsumeOptions, context: Context, config: Clien
             if context.given(name):
                 raise ConfigError(f"{context.origin(name)} is for --exactly-once; add that, or leave it out")
         return
+    if options.transactional_id == "":
+        raise ConfigError(f"{context.origin('transactional_id')} is empty; give it a name, or leave it out")
     isolation = config.settings["isolation.level"]
     if isolation.value != "read_committed":
         raise ConfigError(
@@ -149,7 +151,8 @@ def _show_consumed(consumer: Consumer, form: str) -> None:
     """On standard error: standard output belongs to the messages."""
     topics = {
         topic.name: {
-            "handled": topic.handled,
+            "handled": topic.handled - topic.rolled_back,
+            "rolled_back": topic.rolled_back,
             "retried": topic.retried,
             "dead_lettered": topic.dead_lettered,
             "deleted": topic.deleted,

@@ -30,6 +30,8 @@ class TopicCounts:
     def __init__(self, name: str) -> None:
         self.name = name
         self.handled = 0
+        # Of those: handled in transactions that were aborted, so they are handled again.
+        self.rolled_back = 0
         self.retried = 0
         self.dead_lettered = 0
         # Retention had deleted them before they were handled.
@@ -188,6 +190,7 @@ class Assignment:
             if before.committing is not None and before.committing[0] == place.offset:
                 # Its outcome was not known: it was committed.
                 self.handled += before.committing[1]
+                topic.rolled_back -= before.committing[1]
         state = PartitionState(topic, place.partition, place, in_order=self._in_order)
         self.partitions[state.key] = state
         return state
@@ -232,6 +235,7 @@ class Assignment:
     def discount(self, state: PartitionState) -> None:
         """What was handled of a partition and not committed is handled again, so it does not count."""
         self.handled -= state.uncommitted
+        state.topic.rolled_back += state.uncommitted
         state.uncommitted = 0
 
     # What the client delivers

@@ -95,6 +95,8 @@ class Dispatcher:
         """
         if self._parts.outputs.full:
             return 0
+        if self._parts.outputs.only_next:
+            return 0 if self._parts.executor.in_flight else 1
         concurrency = self._parts.executor.concurrency
         most = len(self._parts.assignment.partitions) if concurrency == 1 else 2 * concurrency
         return max(0, most - len(self._parts.executor.in_flight))

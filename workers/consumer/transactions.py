@@ -12,6 +12,7 @@ import heapq
 import logging
 import random
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ from workers.producer.deliveries import LATENCY_SAMPLE, Deliveries
 from workers.sources import size_of
 
 log = logging.getLogger(__name__)
+# Of the binding, when a producer is closed whose transaction the brokers have ended.
+warnings.filterwarnings("ignore", message="Producer abort_transaction failed during close", category=RuntimeWarning)
 
 # How long one turn of the loop may wait for outputs to be acknowledged; then it goes on in the next turn.
 SLICE_S = 0.25
@@ -66,6 +69,8 @@ TOPIC_REFUSED = frozenset(
         KafkaError._UNKNOWN_PARTITION,
     }
 )
+# How much longer than librdkafka is told to a call is waited for.
+GRACE_S = 1.0
 # What asking again does not mend.
 NEVER = frozenset({KafkaError._UNSUPPORTED_FEATURE, KafkaError._INVALID_ARG, KafkaError._NOT_CONFIGURED})
 
@@ -213,12 +218,20 @@ class Transaction:
     @property
     def full(self) -> bool:
         """Whether nothing more shall begin: a transaction is being aborted, or its retry is not due."""
-        return self._aborts or self._fresh is not None or time.monotonic() < self._pause_until
+        if self._aborts or self._fresh is not None or time.monotonic() < self._pause_until:
+            return True
+        return self._open and self._one_by_one
 
     @property
     def only_next(self) -> bool:
-        """Whether so much is held that only messages at the low-water mark shall begin, which let some of it go."""
-        return self.messages >= MAX_MESSAGES or self.bytes >= MAX_BYTES
+        """Whether so much is held that only messages at the low-water mark shall begin, which let some of it go; or one
+        is to become a dead letter, which is committed with nothing else that might fail.
+        """
+        return self.messages >= MAX_MESSAGES or self.bytes >= MAX_BYTES or self._one_by_one
+
+    @property
+    def _one_by_one(self) -> bool:
+        return bool(self._failures) and any(failure.condemned for failure in self._failures.values())
 
     @property
     def longest_s(self) -> float:
@@ -274,10 +287,8 @@ class Transaction:
             if client is None:
                 continue
             if client is self._client and self._open and not self._broken:
-                try:
-                    client.abort_transaction(timeout_s)
-                except KafkaException as error:
-                    log.debug("the last transaction was not aborted: %s", error)
+                self._timeout_s = timeout_s
+                self._ask(client.abort_transaction)
             call_with_timeout(client.close, timeout_s)
         unfinished = self._client is not None and (self._open or self._aborts)
         self._client = self._fresh = None
@@ -293,6 +304,8 @@ class Transaction:
             return LOOK_S
         if now < self._pause_until:
             return self._pause_until - now
+        if self._one_by_one:
+            return LOOK_S
         return max(0.0, self._begun_at + self._interval_s - now) if self._open else float("inf")
 
     @property
@@ -339,7 +352,7 @@ class Transaction:
                 if state.dirty:
                     self._pass(state)
             self._send_what_fits()
-            due = now or time.monotonic() - self._begun_at >= self._interval_s
+            due = now or self._one_by_one or time.monotonic() - self._begun_at >= self._interval_s
             if not self._open or self._aborts or not due:
                 return False
             self._mark()
@@ -630,13 +643,25 @@ class Transaction:
             self._failures[place] = _Failure(attempts, refusal.failure, isinstance(decision, SendDeadLetter))
 
     def _ask(self, call: Callable[[float], object]) -> bool:
-        """Make one call of the transaction; return whether it has succeeded."""
-        try:
-            call(self._timeout_s)
-        except KafkaException as raised:
-            self._on_refusal(raised.args[0])
+        """Make one call of the transaction; return whether it has succeeded.
+
+        In a thread that can be left behind: librdkafka (2.16) waits for ever for a coordinator that has left the
+        cluster (its issues 5456 and 5511). Reports of deliveries come in that thread, while the loop's waits for it.
+        """
+        refused: list[KafkaError] = []
+
+        def make() -> None:
+            try:
+                call(self._timeout_s)
+            except KafkaException as raised:
+                refused.append(raised.args[0])
+
+        if not call_with_timeout(make, self._timeout_s + GRACE_S):
+            self._break(KafkaError(KafkaError._TIMED_OUT, "the transaction coordinator has not answered"))
             return False
-        return True
+        if refused:
+            self._on_refusal(refused[0])
+        return not refused
 
     def _on_refusal(self, error: KafkaError) -> None:
         if error.code() in FORGOTTEN:
@@ -670,6 +695,8 @@ class Transaction:
         self._abort_later(error.str())
         if self._broken:
             return
+        # What it still reports is of no transaction.
+        self._number += 1
         now = time.monotonic()
         self._broken, self._replace_at = True, now + self._policy.pause_s(self._aborted_in_row + 1, _jitter())
         if error.code() not in FENCED or now - self._begun_at > self._timeout_s:
