@@ -32,8 +32,8 @@ SETUPS = (
     Setup("async", "consumer", "coroutines", "group protocol consumer, `--concurrency 64`, an `async` handler",
           by_key=True, produce=KEYED, consume=("--concurrency", "64")),
     Setup("once", "consumer", "outputs",
-          "group protocol consumer, `--exactly-once --concurrency 16`; what its handler gives back is read and counted",
-          by_key=True, once=True, produce=KEYED, consume=("--exactly-once", "--concurrency", "16")),
+          "group protocol consumer, `--exactly-once --concurrency 16`, 60 messages/s; its outputs are read and counted",
+          rate=60, by_key=True, once=True, produce=KEYED, consume=("--exactly-once", "--concurrency", "16")),
 )  # fmt: skip
 KAFKA_YAML = ROOT / "k8s" / "kafka" / "kafka.yaml"
 # Brokers that are started over and over: compile less, start sooner.
