@@ -71,6 +71,8 @@ TOPIC_REFUSED = frozenset(
 )
 # How much longer than librdkafka is told to a call is waited for.
 GRACE_S = 1.0
+# A stop waits at least so long for a call, also when its time is up.
+LEAST_S = 1.0
 # What asking again does not mend.
 NEVER = frozenset({KafkaError._UNSUPPORTED_FEATURE, KafkaError._INVALID_ARG, KafkaError._NOT_CONFIGURED})
 
@@ -656,7 +658,8 @@ class Transaction:
             except KafkaException as raised:
                 refused.append(raised.args[0])
 
-        if not call_with_timeout(make, self._timeout_s + GRACE_S):
+        patience_s = min(self._timeout_s + GRACE_S, max(LEAST_S, self._shutdown.remaining_s()))
+        if not call_with_timeout(make, patience_s):
             self._break(KafkaError(KafkaError._TIMED_OUT, "the transaction coordinator has not answered"))
             return False
         if refused:
