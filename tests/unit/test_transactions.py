@@ -556,3 +556,38 @@ def test_the_limit_of_messages_counts_what_was_committed(broker: FakeBroker, gro
     group.member(forward, **ONCE, max_messages=60).finish()
     assert broker.values("out") == numbers(0, 60)
     assert broker.offset() == 60
+
+
+def test_a_whole_batch_that_is_refused_is_written_message_by_message(broker: FakeBroker, group: Group) -> None:
+    """A topic takes no batch above its max.message.bytes, however small its messages are."""
+    broker.produce(numbers(0, 120))
+
+    def outcome(_: Message) -> int | None:
+        return KafkaError.MSG_SIZE_TOO_LARGE if len(broker.producers[-1].at_hand) > 100 else None
+
+    broker.outcome = outcome
+    finish(group)
+    assert broker.values("out") == numbers(0, 120)
+    assert broker.logs["t.dlq", 0].records == []
+
+
+def test_a_transaction_is_committed_before_a_stop_waits_for_the_handler(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 10))
+    begun = threading.Event()
+
+    def handler(message: Message) -> Outgoing:
+        if message.offset() == 9:
+            begun.set()
+            group.gate.wait(20)
+        return forward(message)
+
+    broker.outcome = lambda _: LATER
+    member = group.member(handler, **{**ONCE, "concurrency": 2, "order": "none", "stop_timeout_s": 15.0}).start()
+    assert begun.wait(20)
+    group.until(lambda: member.consumer.status.outputs_in_flight == 9, "the others are under way")
+    broker.outcome = lambda _: None
+    member.shutdown.request()
+    group.until(lambda: broker.offset() == 9, "they are committed")
+    group.gate.set()
+    member.finish()
+    assert broker.values("out") == numbers(0, 10)

@@ -238,6 +238,8 @@ class Consumer:
     def _leave(self) -> None:
         """End the handler, await its outputs, commit and leave the group, within what is left of the time to stop."""
         self._parts.shutdown.request()
+        # A transaction may not last as long as the handler may take to end.
+        self._parts.committer.stage(self._parts.assignment.partitions.values(), now=True)
         trouble = self._parts.executor.stop(self._parts.shutdown.remaining_s())
         missing = self._dispatcher.finish()
         self.trouble = trouble or missing

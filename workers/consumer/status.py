@@ -115,7 +115,7 @@ class Publisher:
                     f"{work.partition} has made no progress for {now - max(work.begun_at, work.progress_at):.0f} s at "
                     f"offset {work.received.offset(min(work.handled, len(work) - 1))}: the handler has not returned"
                 )
-        at_work = self._parts.executor.in_flight or self._parts.outputs.works
+        at_work = self._parts.executor.in_flight or self._parts.outputs.works or self._parts.outputs.full
         if (
             not at_work
             and self._parts.scheduler.runnable

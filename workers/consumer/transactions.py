@@ -23,7 +23,7 @@ import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from workers.config import ClientConfig
-from workers.consumer.answers import MAX_BYTES, MAX_MESSAGES, FailedOutputError, Output
+from workers.consumer.answers import MAX_BYTES, MAX_MESSAGES, Output
 from workers.consumer.assignment import Assignment, Key, PartitionState
 from workers.consumer.committing import FORGOTTEN, FORGOTTEN_S
 from workers.consumer.failures import ErrorPolicy, RetryLater, SendDeadLetter, Stop, decide
@@ -174,7 +174,7 @@ class Transaction:
         self._held: dict[Key, _Held] = {}
         self._dead_letters: set[Place] = set()
         self._failures: dict[Place, _Failure] = {}
-        # Messages of which one was refused: the outputs of each are sent alone, to know whose.
+        # Messages of which one was refused: each is in a transaction of its own, to know which.
         self._suspects: set[Place] = set()
         self._pause_until = 0.0
 
@@ -227,13 +227,13 @@ class Transaction:
     @property
     def only_next(self) -> bool:
         """Whether so much is held that only messages at the low-water mark shall begin, which let some of it go; or one
-        is to become a dead letter, which is committed with nothing else that might fail.
+        is to become a dead letter, or may be the one that was refused, which is committed with nothing else.
         """
         return self.messages >= MAX_MESSAGES or self.bytes >= MAX_BYTES or self._one_by_one
 
     @property
     def _one_by_one(self) -> bool:
-        return bool(self._failures) and any(failure.condemned for failure in self._failures.values())
+        return bool(self._suspects) or any(failure.condemned for failure in self._failures.values())
 
     @property
     def longest_s(self) -> float:
@@ -244,7 +244,7 @@ class Transaction:
         """Hold the answers of a finished work until its messages are passed by the low-water mark."""
         state = work.partition
         assert isinstance(state, PartitionState)
-        if self._failures or self._suspects:
+        if self._failures:
             self._fail_again(state, work)
         if self._client is not None:
             for answer in work.answers:
@@ -397,8 +397,6 @@ class Transaction:
             known = [self._failures[place] for place in places if place in self._failures]
             if known and (known[0].condemned or len(work) > 1):
                 self._fail(work, 0, known[0])
-            elif len(work) > 1 and not self._suspects.isdisjoint(places):
-                self._fail(work, 0, _Failure(1, FailedOutputError("an output of the batch was refused"), False))
             return
         for answer in work.answers:
             failure = self._failures.get((state.key, work.received.offset(answer.place)))
@@ -439,8 +437,6 @@ class Transaction:
     def _send_what_fits(self) -> None:
         while self._queue and not self._aborts and len(self._client) < MAX_MESSAGES:
             place, output = self._queue[0]
-            if self._suspects and self._waits_alone(place):
-                return
             number = self._sent
             record = output.record
             try:
@@ -461,11 +457,6 @@ class Transaction:
                 self._under_way[number] = place, output
             self._sent += 1
             self._queue.popleft()
-
-    def _waits_alone(self, place: Place) -> bool:
-        """Whether a suspect is under way, or this one is to be, and others are."""
-        others = {each for each, _ in self._under_way.values()} - {place}
-        return bool(others) and (place in self._suspects or not self._suspects.isdisjoint(others))
 
     def _on_delivery(self, transaction: int, number: int, error: KafkaError | None, message: Message) -> None:
         """The delivery report, from inside calls of the client: it takes notes, and raises nothing."""
@@ -591,8 +582,10 @@ class Transaction:
             if time.monotonic() < self._replace_at:
                 return
             self._fresh = self._make_client()
-        if self._fresh is not None and not self._swap():
-            return
+        if self._fresh is not None:
+            self._look_after_fresh()
+            if not self._swap():
+                return
         reason, self._abort_reason = self._abort_reason, None
         if reason is None:
             return
@@ -606,6 +599,16 @@ class Transaction:
         self._dead_letters.clear()
         self.messages = self.bytes = 0
         self._rewind()
+
+    def _look_after_fresh(self) -> None:
+        """Hear why brokers do not take the fresh client up, and make another one when its credentials have changed."""
+        try:
+            self._fresh.poll(0)
+        except KafkaException as error:
+            log.debug("the next producer: %s", error)
+        if self._watch.refresh(self._fresh):
+            call_with_timeout(self._fresh.close, 0)
+            self._fresh = self._make_client()
 
     def _pause(self, pause_s: float) -> None:
         self._pause_until = max(self._pause_until, time.monotonic() + pause_s)
