@@ -82,7 +82,7 @@ class PartitionState:
         self.dirty = False
         # Of what was staged last; metadata that changes without the offset has to be committed explicitly.
         self.staged_offset = offset
-        # What the brokers have taken, as far as they have answered.
+        # The offset that the brokers have confirmed as committed.
         self.confirmed_offset = offset
         # librdkafka commits by itself only what is above the offset committed before: nothing after a jump backwards,
         # and nothing while the low-water mark stands and only the metadata changes.
@@ -233,7 +233,7 @@ class Assignment:
         return fresh
 
     def discount(self, state: PartitionState) -> None:
-        """What was handled of a partition and not committed is handled again, so it does not count."""
+        """Messages of a partition that were handled and not committed are handled again, so they do not count."""
         self.handled -= state.uncommitted
         state.topic.rolled_back += state.uncommitted
         state.uncommitted = 0

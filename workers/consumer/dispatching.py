@@ -167,7 +167,7 @@ class Dispatcher:
             # All of them first: what one has failed with may end the worker.
             self._note_pace(work)
             if self._rate_limiter is not None:
-                # What it was given and has not begun.
+                # Messages that it was given and has not begun.
                 self._rate_limiter.took(work.handled - len(work) + (work.error is not None))
             if work.answers and work.partition.owned:
                 outputs.send(work)

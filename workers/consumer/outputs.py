@@ -22,7 +22,7 @@ from workers.handlers import Retry
 from workers.kafka.client import ClientState, create_client, poll_producer
 from workers.kafka.credentials import CredentialsWatch
 from workers.lifecycle import call_with_timeout
-from workers.producer.deliveries import Deliveries, outcome_of
+from workers.producer.deliveries import DeliveriesByTopic, outcome_of
 
 # How often outcomes are looked for while a stop or a rebalance waits for them.
 LOOK_S = 0.05
@@ -58,7 +58,7 @@ class Outputs:
         connect: Callable[[dict[str, Any]], Any] | None = None,
     ) -> None:
         # Outcomes of outputs, by topic; for the metrics and the account.
-        self.topics: dict[str, Deliveries] = {}
+        self.topics = DeliveriesByTopic()
         self.messages = 0
         self.bytes = 0
         self._client_state = ClientState(config, auth_timeout_s)
@@ -193,25 +193,17 @@ class Outputs:
 
     def _produce(self, sending: _Sending, answer: Answer, output: Output) -> bool:
         """Hand one output to the client; False when its queue is full."""
-        record, on_delivery = output.record, partial(self._on_delivery, sending, answer, output)
+        on_delivery = partial(self._on_delivery, sending, answer, output)
         failed: KafkaError | None = None
         try:
-            self._client.produce(
-                output.topic,
-                record["value"],
-                record["key"],
-                partition=record.get("partition", -1),
-                timestamp=record.get("timestamp", 0),
-                headers=record.get("headers", []),
-                on_delivery=on_delivery,
-            )
+            produce(self._client, output, on_delivery)
         except BufferError:
             return False
         except KafkaException as error:
             failed = error.args[0]
         sending.unsent.popleft()
         sending.unanswered += 1
-        self._deliveries(output).enqueued += 1
+        self.topics[output.topic].enqueued += 1
         if failed is not None:
             on_delivery(failed, Message(topic=output.topic))
         return True
@@ -220,7 +212,7 @@ class Outputs:
         self, sending: _Sending, answer: Answer, output: Output, error: KafkaError | None, message: Message
     ) -> None:
         """The delivery report, once for each output, from inside `poll`."""
-        self._deliveries(output).on_delivery(error, message)
+        self.topics[output.topic].on_delivery(error, message)
         self.messages -= 1
         self.bytes -= output.size
         sending.unanswered -= 1
@@ -238,11 +230,19 @@ class Outputs:
         self.bytes -= sum(output.size for _, output in sending.unsent)
         sending.unsent.clear()
 
-    def _deliveries(self, output: Output) -> Deliveries:
-        known = self.topics.get(output.topic)
-        if known is None:
-            known = self.topics[output.topic] = Deliveries(output.topic)
-        return known
+
+def produce(client: Any, output: Output, on_delivery: Callable[[KafkaError | None, Message], None]) -> None:
+    """Hand one output to a producer; raises as its `produce`."""
+    record = output.record
+    client.produce(
+        output.topic,
+        record["value"],
+        record["key"],
+        partition=record.get("partition", -1),
+        timestamp=record.get("timestamp", 0),
+        headers=record.get("headers", []),
+        on_delivery=on_delivery,
+    )
 
 
 _REASONS = {

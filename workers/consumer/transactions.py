@@ -12,14 +12,12 @@ import heapq
 import logging
 import random
 import time
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from workers.config import ClientConfig
@@ -27,39 +25,31 @@ from workers.consumer.answers import MAX_BYTES, MAX_MESSAGES, Output
 from workers.consumer.assignment import Assignment, Key, PartitionState
 from workers.consumer.committing import FORGOTTEN, FORGOTTEN_S
 from workers.consumer.failures import ErrorPolicy, RetryLater, SendDeadLetter, Stop, decide
-from workers.consumer.outputs import failure_of
+from workers.consumer.outputs import failure_of, produce
 from workers.consumer.scheduling import Partition, Work
 from workers.deadletters.headers import dead_letter_headers
 from workers.deadletters.writer import ANY_SIZE, TOO_LARGE, DeadLetter, DeadLetters
-from workers.errors import ConfigError, ExitCode, WorkerError
+from workers.errors import ConfigError, WorkerError
 from workers.handlers import Retry
-from workers.kafka.client import ClientState, create_client
-from workers.kafka.credentials import CredentialsWatch
-from workers.lifecycle import Shutdown, call_with_timeout
-from workers.producer.deliveries import LATENCY_SAMPLE, Deliveries
+from workers.kafka.client import ClientState
+from workers.kafka.transactional import TransactionalProducer
+from workers.lifecycle import Shutdown
+from workers.producer.deliveries import LATENCY_SAMPLE, DeliveriesByTopic
 from workers.sources import size_of
 
 log = logging.getLogger(__name__)
-# Of the binding, when a producer is closed whose transaction the brokers have ended.
-warnings.filterwarnings("ignore", message="Producer abort_transaction failed during close", category=RuntimeWarning)
 
 # How long one turn of the loop may wait for outputs to be acknowledged; then it goes on in the next turn.
 SLICE_S = 0.25
 # How long a rebalance waits for that.
 NOW_S = 10.0
-INIT_SLICE_S = 1.0
 LOOK_S = 0.02
 # Outputs that are not acknowledged by then are left to the commit: it knows of errors that no report tells.
 FLUSH_S = 2.0
 # librdkafka cannot abort while it asks for the first partition of a transaction (its issue 4849).
 SETTLE_S = 0.5
-# A producer that was fenced so often within this time, in young transactions, has a rival with its transactional id.
-FENCED_TIMES = 3
-FENCED_WITHIN_S = 60.0
-FENCED = frozenset({KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH})
 # Reports of what an abort has taken from the client.
 PURGED = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
-REFUSED = frozenset({KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED})
 # Of the calls of a transaction: no output to such a topic is written.
 TOPIC_REFUSED = frozenset(
     {
@@ -69,12 +59,8 @@ TOPIC_REFUSED = frozenset(
         KafkaError._UNKNOWN_PARTITION,
     }
 )
-# How much longer than librdkafka is told to a call is waited for.
-GRACE_S = 1.0
-# A stop waits at least so long for a call, also when its time is up.
-LEAST_S = 1.0
-# What asking again does not mend.
-NEVER = frozenset({KafkaError._UNSUPPORTED_FEATURE, KafkaError._INVALID_ARG, KafkaError._NOT_CONFIGURED})
+# Commits that are refused after so long a time are not of the same trouble.
+FORGOTTEN_WITHIN_S = 60.0
 
 # A message: its partition and its offset.
 Place = tuple[Key, int]
@@ -127,7 +113,7 @@ class Transaction:
         connect: Callable[[dict[str, Any]], Any] | None = None,
     ) -> None:
         # Outcomes of outputs, by topic; acknowledged means committed.
-        self.topics: dict[str, Deliveries] = {}
+        self.topics = DeliveriesByTopic()
         self.messages = 0
         self.bytes = 0
         # Transactions that were committed, and that were aborted.
@@ -135,30 +121,22 @@ class Transaction:
         self.failures = 0
         self.forgotten_since: float | None = None
         self._forgotten = False
-        self._id = transactional_id
         self._interval_s = interval_s
-        self._timeout_s = int(config.get("transaction.timeout.ms", "10000")) / 1000
         self._policy = policy
+        self._aborted_in_row = 0
         self._client_state = ClientState(config, auth_timeout_s)
-        self._watch = CredentialsWatch(config, self._client_state)
-        self._connect = connect or (
-            lambda own: create_client(confluent_kafka.Producer, config, own, self._watch.credentials)
+        self._producer = TransactionalProducer(
+            config,
+            transactional_id,
+            self._client_state,
+            lambda: policy.pause_s(self._aborted_in_row + 1, _jitter()),
+            ANY_SIZE,
+            connect,
         )
-        # What clients that are given up still report is not of the one in use.
-        self._client: Any = None
-        self._client_number = self._clients_made = 0
-        # The client that is to take the place of `_client`, until the brokers know it.
-        self._fresh: Any = None
-        self._renewal_due = False
-        # `_client` cannot go on, and is replaced after a pause.
-        self._broken = False
-        self._replace_at = 0.0
-        self._fenced_at: deque[float] = deque(maxlen=FENCED_TIMES)
         self._batch = False
-        # Of the open transaction: when it was begun, whose outputs it has, those to be sent and those under way.
+        # Of the open transaction: its number, whose outputs it has, those to be sent and those under way.
         self._number = 0
         self._open = False
-        self._begun_at = 0.0
         self._touched: dict[Key, PartitionState] = {}
         self._queue: deque[tuple[Place, Output]] = deque()
         self._under_way: dict[int, tuple[Place, Output]] = {}
@@ -169,7 +147,6 @@ class Transaction:
         self._marks: list[tuple[PartitionState, TopicPartition, int]] = []
         self._marked_at = 0.0
         self._abort_reason: str | None = None
-        self._aborted_in_row = 0
         # Of messages that were handled and are not committed.
         self._held: dict[Key, _Held] = {}
         self._dead_letters: set[Place] = set()
@@ -194,33 +171,22 @@ class Transaction:
         self._shutdown = shutdown
 
     def start(self, timeout_s: float | None, *, batch: bool, in_order: bool) -> None:
-        """Have the brokers end what an earlier process with the same transactional id has begun.
-
-        Raises WorkerError when they refuse, or do not answer within `timeout_s` (None waits for ever), and ConfigError
-        for a `batch` handler whose batches are not in the order of offsets.
+        """Have the brokers take up the transactional id; raises as `TransactionalProducer.start`, and ConfigError for a
+        `batch` handler whose batches are not in the order of offsets.
         """
         if batch and not in_order:
             raise ConfigError(
                 "--exactly-once commits a batch as a whole, so a @batch handler needs --order partition: add that"
             )
         self._batch = batch
-        self._fresh = self._make_client()
-        started = time.monotonic()
-        while not self._shutdown.requested and not self._swap():
-            self._fresh.poll(0)
-            self._client_state.check()
-            if timeout_s is not None and time.monotonic() - started >= timeout_s:
-                raise WorkerError(
-                    f"transactional id {self._id} was not taken up by the brokers within {timeout_s:g} s; check that "
-                    "their transaction coordinator runs (topic __transaction_state)"
-                )
+        self._producer.start(self._shutdown, timeout_s)
 
     # In the place of Outputs
 
     @property
     def full(self) -> bool:
         """Whether nothing more shall begin: a transaction is being aborted, or its retry is not due."""
-        if self._aborts or self._fresh is not None or time.monotonic() < self._pause_until:
+        if self._aborts or self._producer.replacing or time.monotonic() < self._pause_until:
             return True
         return self._open and self._one_by_one
 
@@ -238,7 +204,7 @@ class Transaction:
     @property
     def longest_s(self) -> float:
         """How long a commit in a rebalance may take."""
-        return NOW_S + 2 * self._timeout_s
+        return NOW_S + 2 * self._producer.timeout_s
 
     def send(self, work: Work) -> None:
         """Hold the answers of a finished work until its messages are passed by the low-water mark."""
@@ -246,7 +212,7 @@ class Transaction:
         assert isinstance(state, PartitionState)
         if self._failures:
             self._fail_again(state, work)
-        if self._client is not None:
+        if self._producer.client is not None:
             for answer in work.answers:
                 # A batch is done when all of it is.
                 place = work.handled - 1 if self._batch else answer.place
@@ -255,7 +221,7 @@ class Transaction:
 
     def poll(self, timeout_s: float) -> None:
         """Hear of outputs under way; raises WorkerError when the client cannot go on."""
-        self._serve(timeout_s)
+        self._producer.serve(timeout_s)
         self._client_state.check()
 
     def take(self) -> list[Work]:
@@ -285,15 +251,11 @@ class Transaction:
 
     def close(self, timeout_s: float) -> str | None:
         """End the client, and abort what is not committed; return what went wrong, or None."""
-        for client in (self._client, self._fresh):
-            if client is None:
-                continue
-            if client is self._client and self._open and not self._broken:
-                self._timeout_s = timeout_s
-                self._ask(client.abort_transaction)
-            call_with_timeout(client.close, timeout_s)
-        unfinished = self._client is not None and (self._open or self._aborts)
-        self._client = self._fresh = None
+        producer = self._producer
+        unfinished = producer.client is not None and (self._open or self._aborts)
+        if unfinished and self._open and producer.broken is None:
+            producer.ask(producer.client.abort_transaction, timeout_s)
+        producer.close(timeout_s)
         return "the last transaction was not committed; its messages are redelivered" if unfinished else None
 
     # In the place of StoredOffsets
@@ -302,18 +264,18 @@ class Transaction:
     def due_s(self) -> float:
         """In how many seconds `stage` has something to do."""
         now = time.monotonic()
-        if self._aborts or self._marks or self._fresh is not None:
+        if self._aborts or self._marks or self._producer.replacing:
             return LOOK_S
         if now < self._pause_until:
             return self._pause_until - now
         if self._one_by_one:
             return LOOK_S
-        return max(0.0, self._begun_at + self._interval_s - now) if self._open else float("inf")
+        return max(0.0, self._producer.begun_at + self._interval_s - now) if self._open else float("inf")
 
     @property
     def pending(self) -> bool:
         """Whether there is something that only a later `stage` commits, or has handled again."""
-        return self._open or self._aborts or self._fresh is not None
+        return self._open or self._aborts or self._producer.replacing
 
     def forgotten(self) -> bool:
         """Whether the group goes on refusing our offsets, as StoredOffsets.forgotten."""
@@ -326,9 +288,9 @@ class Transaction:
         With `now`, inside of a rebalance or at the end, all of it is committed before it returns, or aborted later; it
         raises nothing then. Otherwise it raises WorkerError when the client cannot go on.
         """
-        if self._client is None:
+        if self._producer.client is None:
             return
-        if self._aborts or self._fresh is not None:
+        if self._aborts or self._producer.replacing:
             # Not inside of a rebalance: the partitions begin anew afterwards.
             if not now:
                 self._begin_anew()
@@ -341,10 +303,7 @@ class Transaction:
             if self._marks:
                 self._abort_later("the transaction was not committed in time")
             return
-        self._renewal_due = self._watch.refresh(self._client) or self._renewal_due
-        if self._renewal_due and not self._open:
-            self._renewal_due = False
-            self._fresh = self._watch.connect(self._make_client)
+        self._producer.renew(idle=not self._open)
         self._client_state.check()
 
     def _advance(self, states: Collection[PartitionState], until: float, *, now: bool) -> bool:
@@ -354,7 +313,7 @@ class Transaction:
                 if state.dirty:
                     self._pass(state)
             self._send_what_fits()
-            due = now or self._one_by_one or time.monotonic() - self._begun_at >= self._interval_s
+            due = now or self._one_by_one or time.monotonic() - self._producer.begun_at >= self._interval_s
             if not self._open or self._aborts or not due:
                 return False
             self._mark()
@@ -365,7 +324,7 @@ class Transaction:
     def hold_dead_letter(self, message: Message, topic: str, headers: list[Any]) -> None:
         """Hold the dead letter of a message, as an output of it."""
         state = self._assignment.find(message)
-        if state is None or self._client is None:
+        if state is None or self._producer.client is None:
             return
         record = {"value": message.value(), "key": message.key(), "headers": headers}
         offset = message.offset() or 0
@@ -426,29 +385,16 @@ class Transaction:
 
     def _begin(self) -> bool:
         if not self._open and not self._aborts:
-            try:
-                self._client.begin_transaction()
-            except KafkaException as raised:
-                self._break(raised.args[0])
-            else:
-                self._open, self._begun_at = True, time.monotonic()
+            self._open = self._producer.begin()
         return self._open
 
     def _send_what_fits(self) -> None:
-        while self._queue and not self._aborts and len(self._client) < MAX_MESSAGES:
+        client = self._producer.client
+        while self._queue and not self._aborts and len(client) < MAX_MESSAGES:
             place, output = self._queue[0]
             number = self._sent
-            record = output.record
             try:
-                self._client.produce(
-                    output.topic,
-                    record["value"],
-                    record["key"],
-                    partition=record.get("partition", -1),
-                    timestamp=record.get("timestamp", 0),
-                    headers=record.get("headers", []),
-                    on_delivery=partial(self._on_delivery, self._number, number),
-                )
+                produce(client, output, partial(self._on_delivery, self._number, number))
             except BufferError:
                 return
             except KafkaException as error:
@@ -460,7 +406,7 @@ class Transaction:
 
     def _on_delivery(self, transaction: int, number: int, error: KafkaError | None, message: Message) -> None:
         """The delivery report, from inside calls of the client: it takes notes, and raises nothing."""
-        if transaction != self._number or number not in self._under_way:
+        if transaction != self._number or self._producer.broken is not None or number not in self._under_way:
             return
         place, output = self._under_way.pop(number)
         self.messages -= 1
@@ -470,7 +416,7 @@ class Transaction:
             return
         self._written[output.topic] += 1
         if self._written[output.topic] % LATENCY_SAMPLE == 1:
-            self._deliveries(output.topic).latencies.add(message.latency() or 0.0)
+            self.topics[output.topic].latencies.add(message.latency() or 0.0)
 
     def _on_failure(self, place: Place, output: Output, error: KafkaError) -> None:
         if error.code() in PURGED:
@@ -480,12 +426,6 @@ class Transaction:
             self._refusals.setdefault(place, _Refusal(output, error, failure))
         # Otherwise brokers are away, or the transaction has failed: no message's fault.
         self._abort_later(str(failure))
-
-    def _deliveries(self, topic: str) -> Deliveries:
-        known = self.topics.get(topic)
-        if known is None:
-            known = self.topics[topic] = Deliveries(topic)
-        return known
 
     # Commit
 
@@ -503,20 +443,17 @@ class Transaction:
             self._marks.append((state, place, messages))
 
     def _commit(self, until: float) -> bool:
-        """Go on with the commit; return whether it is done.
-
-        These calls wait as long as a transaction may last: where librdkafka (2.16) leaves a commit after a shorter
-        time, nobody knows what became of it (rd_kafka_commit_transaction in rdkafka_txnmgr.c).
-        """
+        """Go on with the commit; return whether it is done."""
         if not self._flush(until):
             return False
         places = [place for _, place, _ in self._marks]
 
         def send(timeout_s: float) -> None:
             member = self._consumer().consumer_group_metadata()
-            self._client.send_offsets_to_transaction(places, member, timeout_s)
+            client.send_offsets_to_transaction(places, member, timeout_s)
 
-        if not self._ask(send) or not self._ask(self._client.commit_transaction):
+        client = self._producer.client
+        if not self._ask(send) or not self._ask(client.commit_transaction):
             return False
         self._on_committed()
         return True
@@ -527,7 +464,7 @@ class Transaction:
             if self._aborts or time.monotonic() >= until:
                 return False
             self._send_what_fits()
-            self._serve(LOOK_S if self._queue or self._under_way else 0.0)
+            self._producer.serve(LOOK_S if self._queue or self._under_way else 0.0)
         return not self._aborts
 
     def _on_committed(self) -> None:
@@ -535,7 +472,7 @@ class Transaction:
         self.forgotten_since = None
         self._aborted_in_row = 0
         for topic, count in self._written.items():
-            deliveries = self._deliveries(topic)
+            deliveries = self.topics[topic]
             deliveries.enqueued += count
             deliveries.acknowledged += count
         for state, _, messages in self._marks:
@@ -563,7 +500,7 @@ class Transaction:
 
     @property
     def _aborts(self) -> bool:
-        return self._abort_reason is not None
+        return self._abort_reason is not None or self._producer.broken is not None
 
     def _abort_later(self, reason: str) -> None:
         if self._abort_reason is None:
@@ -571,21 +508,18 @@ class Transaction:
 
     def _begin_anew(self) -> None:
         """Go on with an abort, or with a new client; then have all partitions begin again at what is committed."""
-        if self._aborts and self._open and not self._broken:
+        producer = self._producer
+        if producer.broken is not None:
+            self._abort_later(producer.broken.str())
+        elif self._aborts and self._open:
             until = time.monotonic() + SETTLE_S
             while self._under_way and time.monotonic() < until:
-                self._serve(LOOK_S)
-            if not self._ask(self._client.abort_transaction):
+                producer.serve(LOOK_S)
+            if not self._ask(producer.client.abort_transaction):
                 return
             self._open = False
-        if self._broken and self._fresh is None:
-            if time.monotonic() < self._replace_at:
-                return
-            self._fresh = self._make_client()
-        if self._fresh is not None:
-            self._look_after_fresh()
-            if not self._swap():
-                return
+        if not producer.replace():
+            return
         reason, self._abort_reason = self._abort_reason, None
         if reason is None:
             return
@@ -599,16 +533,6 @@ class Transaction:
         self._dead_letters.clear()
         self.messages = self.bytes = 0
         self._rewind()
-
-    def _look_after_fresh(self) -> None:
-        """Hear why brokers do not take the fresh client up, and make another one when its credentials have changed."""
-        try:
-            self._fresh.poll(0)
-        except KafkaException as error:
-            log.debug("the next producer: %s", error)
-        if self._watch.refresh(self._fresh):
-            call_with_timeout(self._fresh.close, 0)
-            self._fresh = self._make_client()
 
     def _pause(self, pause_s: float) -> None:
         self._pause_until = max(self._pause_until, time.monotonic() + pause_s)
@@ -625,7 +549,7 @@ class Transaction:
             where = f"{topic}[{partition}] offset {offset}"
             known = self._failures.get(place)
             attempts = 1 if known is None else known.attempts + 1
-            deliveries = self._deliveries(refusal.output.topic)
+            deliveries = self.topics[refusal.output.topic]
             deliveries.enqueued += 1
             deliveries.on_delivery(refusal.error, Message(topic=refusal.output.topic))
             decision = decide(
@@ -648,28 +572,10 @@ class Transaction:
             self._failures[place] = _Failure(attempts, refusal.failure, isinstance(decision, SendDeadLetter))
 
     def _ask(self, call: Callable[[float], object]) -> bool:
-        """Make one call of the transaction; return whether it has succeeded.
-
-        In a thread that can be left behind: librdkafka (2.16) waits for ever for a coordinator that has left the
-        cluster (its issues 5456 and 5511). Reports of deliveries come in that thread, while the loop's waits for it.
-        """
-        refused: list[KafkaError] = []
-
-        def make() -> None:
-            try:
-                call(self._timeout_s)
-            except KafkaException as raised:
-                refused.append(raised.args[0])
-
-        patience_s = min(self._timeout_s + GRACE_S, max(LEAST_S, self._shutdown.remaining_s()))
-        if not call_with_timeout(make, patience_s):
-            self._break(KafkaError(KafkaError._TIMED_OUT, "the transaction coordinator has not answered"))
-            return False
-        if refused:
-            self._on_refusal(refused[0])
-        return not refused
-
-    def _on_refusal(self, error: KafkaError) -> None:
+        """Make one call of the transaction; return whether it has succeeded."""
+        error = self._producer.ask(call)
+        if error is None:
+            return True
         if error.code() in FORGOTTEN:
             self._note_forgotten()
         if error.code() in TOPIC_REFUSED:
@@ -678,102 +584,16 @@ class Transaction:
                 if not self._written[output.topic]:
                     self._on_failure(place, output, error)
                     break
-        if error.code() in REFUSED:
-            self._client_state.fatal = self._no_right(error)
-        if error.txn_requires_abort() and error.code() != KafkaError._TIMED_OUT:
-            self._abort_later(error.str())
-        else:
-            # What became of the transaction is not known: the brokers say so to the next client.
-            self._break(error)
+        self._abort_later(error.str())
+        return False
 
     def _note_forgotten(self) -> None:
         now = time.monotonic()
         since_s = 0.0 if self.forgotten_since is None else now - self.forgotten_since
-        if self.forgotten_since is None or since_s > FENCED_WITHIN_S:
+        if self.forgotten_since is None or since_s > FORGOTTEN_WITHIN_S:
             self.forgotten_since = now
         elif since_s > FORGOTTEN_S:
             self.forgotten_since, self._forgotten = None, True
-
-    def _break(self, error: KafkaError) -> None:
-        """Note that the client cannot go on, as brokers have ended its transaction: because that has lasted too long,
-        or because another process has its id.
-        """
-        self._abort_later(error.str())
-        if self._broken:
-            return
-        # What it still reports is of no transaction.
-        self._number += 1
-        now = time.monotonic()
-        self._broken, self._replace_at = True, now + self._policy.pause_s(self._aborted_in_row + 1, _jitter())
-        if error.code() not in FENCED or now - self._begun_at > self._timeout_s:
-            return
-        self._fenced_at.append(now)
-        if len(self._fenced_at) == FENCED_TIMES and now - self._fenced_at[0] < FENCED_WITHIN_S:
-            self._client_state.fatal = WorkerError(
-                f"another process has transactional id {self._id} too; give each process its own --transactional-id: "
-                f"{error.str()}"
-            )
-
-    # The client
-
-    def _serve(self, timeout_s: float) -> None:
-        if self._client is None:
-            return
-        try:
-            self._client.poll(timeout_s)
-        except KafkaException as error:
-            # So the binding tells of a fatal error.
-            self._break(error.args[0])
-
-    def _make_client(self) -> Any:
-        self._clients_made += 1
-        on_error = partial(self._on_error, self._clients_made)
-        own = {**self._client_state.callbacks(), **ANY_SIZE, "error_cb": on_error, "transactional.id": self._id}
-        return self._connect(own)
-
-    def _on_error(self, client_number: int, error: KafkaError) -> None:
-        if client_number < self._client_number:
-            return
-        if error.fatal() and client_number == self._client_number:
-            self._break(error)
-        elif not error.fatal():
-            # A fatal one of a client that is not in use yet is the answer to its `init_transactions` too.
-            self._client_state.on_error(error)
-
-    def _swap(self) -> bool:
-        """Have the fresh client go on in the place of the other; return whether the brokers know it."""
-        if not self._init(self._fresh):
-            return False
-        old, self._client, self._fresh = self._client, self._fresh, None
-        self._client_number = self._clients_made
-        # What the old one reports from now on is of no transaction.
-        self._number += 1
-        self._open = self._broken = False
-        self._watch.renewed()
-        if old is not None:
-            call_with_timeout(old.close, 0)
-        return True
-
-    def _init(self, client: Any) -> bool:
-        """Have the brokers take up the transactional id; return whether they have."""
-        try:
-            client.init_transactions(INIT_SLICE_S)
-        except KafkaException as raised:
-            error = raised.args[0]
-            if error.code() in REFUSED:
-                raise self._no_right(error) from None
-            if error.fatal() or error.code() in NEVER:
-                raise WorkerError(f"the brokers take no transactions of id {self._id}: {error.str()}") from None
-            self._client_state.say("transaction", f"transactional id {self._id} is not taken up yet: {error.str()}")
-            return False
-        return True
-
-    def _no_right(self, error: KafkaError) -> WorkerError:
-        return WorkerError(
-            f"the user has no right to transactional id {self._id}; grant Write and Describe on it, or on a prefix of "
-            f"it: {error.str()}",
-            ExitCode.USAGE,
-        )
 
 
 def _jitter() -> float:

@@ -88,6 +88,14 @@ class Deliveries:
             (stream.failed if certain else stream.unknown).add(stamp.sequence)
 
 
+class DeliveriesByTopic(dict[str, Deliveries]):
+    """Those of each topic; they begin with the first message to it."""
+
+    def __missing__(self, topic: str) -> Deliveries:
+        made = self[topic] = Deliveries(topic)
+        return made
+
+
 def outcome_of(error: KafkaError | None) -> str:
     """success, failure or unknown, as in the metrics."""
     if error is None:

@@ -1,0 +1,257 @@
+"""The producer of transactions: the brokers know it by its transactional id, and it is made anew when it cannot go on.
+
+It cannot when the brokers have ended its transaction, because that lasted too long or because another process has begun
+with its id; and when nobody knows what became of a call. `init_transactions` of the next one settles that: the brokers
+then have either committed the transaction or aborted it. Called by the thread that uses it, in part from inside `poll`.
+"""
+
+import logging
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import confluent_kafka
+from confluent_kafka import KafkaError, KafkaException
+
+from workers.config import ClientConfig
+from workers.errors import ExitCode, WorkerError
+from workers.kafka.client import ClientState, create_client
+from workers.kafka.credentials import CredentialsWatch
+from workers.lifecycle import Shutdown, call_with_timeout
+
+log = logging.getLogger(__name__)
+# Of the binding, when a producer is closed whose transaction the brokers have ended.
+warnings.filterwarnings("ignore", message="Producer abort_transaction failed during close", category=RuntimeWarning)
+
+INIT_SLICE_S = 1.0
+# How much longer than librdkafka is told to a call is waited for.
+GRACE_S = 1.0
+# A stop waits at least so long for a call, also when its time is up.
+LEAST_S = 1.0
+# A producer that was fenced so often within this time, in young transactions, has a rival with its transactional id.
+FENCED_TIMES = 3
+FENCED_WITHIN_S = 60.0
+FENCED = frozenset({KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH})
+REFUSED = frozenset({KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED})
+# What asking again does not mend.
+NEVER = frozenset({KafkaError._UNSUPPORTED_FEATURE, KafkaError._INVALID_ARG, KafkaError._NOT_CONFIGURED})
+
+
+class TransactionalProducer:
+    """One transactional id, and the client in use for it. `client` is None before `start` and after `close`.
+
+    `broken` is why the client cannot go on, None while it can; `replacing` says that another one is on its way.
+    `pause_s` is how long to wait before that is made. `properties` are the client's besides those of `config`.
+    """
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        transactional_id: str,
+        client_state: ClientState,
+        pause_s: Callable[[], float],
+        properties: Mapping[str, Any],
+        connect: Callable[[dict[str, Any]], Any] | None = None,
+    ) -> None:
+        self.client: Any = None
+        self.broken: KafkaError | None = None
+        # When the transaction was begun (time.monotonic).
+        self.begun_at = 0.0
+        # How long a transaction may last, and with that a call.
+        self.timeout_s = int(config.get("transaction.timeout.ms", "10000")) / 1000
+        self._id = transactional_id
+        self._client_state = client_state
+        self._pause_s = pause_s
+        self._properties = properties
+        self._watch = CredentialsWatch(config, client_state)
+        self._connect = connect or (
+            lambda own: create_client(confluent_kafka.Producer, config, own, self._watch.credentials)
+        )
+        self._shutdown: Shutdown | None = None
+        # Errors of clients that are given up are not of the one in use.
+        self._number = self._made = 0
+        # The client that is to take the place of `client`, until the brokers know it.
+        self._fresh: Any = None
+        self._renewal_due = False
+        self._replace_at = 0.0
+        self._fenced_at: deque[float] = deque(maxlen=FENCED_TIMES)
+
+    @property
+    def replacing(self) -> bool:
+        return self._fresh is not None
+
+    def start(self, shutdown: Shutdown, timeout_s: float | None) -> None:
+        """Have the brokers end what an earlier process with the same id has begun.
+
+        Raises WorkerError when they refuse, or do not answer within `timeout_s` (None waits for ever).
+        """
+        self._shutdown = shutdown
+        self._fresh = self._make()
+        started = time.monotonic()
+        while not shutdown.requested and not self._swap():
+            self._look_after_fresh()
+            self._client_state.check()
+            if timeout_s is not None and time.monotonic() - started >= timeout_s:
+                raise WorkerError(
+                    f"transactional id {self._id} was not taken up by the brokers within {timeout_s:g} s; check that "
+                    "their transaction coordinator runs (topic __transaction_state)"
+                )
+
+    def begin(self) -> bool:
+        """Begin a transaction; return whether the client could."""
+        try:
+            self.client.begin_transaction()
+        except KafkaException as raised:
+            self.give_up(raised.args[0])
+            return False
+        self.begun_at = time.monotonic()
+        return True
+
+    def ask(self, call: Callable[[float], object], timeout_s: float | None = None) -> KafkaError | None:
+        """Make one call of the transaction; return why it has failed, or None.
+
+        In a thread that can be left behind: librdkafka (2.16) waits for ever for a coordinator that has left the
+        cluster (its issues 5456 and 5511). Reports of deliveries come in that thread, while this one waits for it.
+        Otherwise a call has as long as a transaction may last: where librdkafka leaves a commit after a shorter time,
+        nobody knows what became of it (rd_kafka_commit_transaction in rdkafka_txnmgr.c).
+        """
+        refused: list[KafkaError] = []
+        allowed_s = self.timeout_s if timeout_s is None else timeout_s
+
+        def make() -> None:
+            try:
+                call(allowed_s)
+            except KafkaException as raised:
+                refused.append(raised.args[0])
+
+        assert self._shutdown is not None
+        patience_s = min(allowed_s + GRACE_S, max(LEAST_S, self._shutdown.remaining_s()))
+        if not call_with_timeout(make, patience_s):
+            refused.append(KafkaError(KafkaError._TIMED_OUT, "the transaction coordinator has not answered"))
+        if not refused:
+            return None
+        error = refused[-1]
+        if error.code() in REFUSED:
+            self._client_state.fatal = self._no_right(error)
+        if not error.txn_requires_abort() or error.code() == KafkaError._TIMED_OUT:
+            # The brokers say to the next client what became of the transaction.
+            self.give_up(error)
+        return error
+
+    def serve(self, timeout_s: float) -> None:
+        """Hear of deliveries and errors."""
+        if self.client is None:
+            return
+        try:
+            self.client.poll(timeout_s)
+        except KafkaException as error:
+            # So the binding tells of a fatal error.
+            self.give_up(error.args[0])
+
+    def give_up(self, error: KafkaError) -> None:
+        """Note that the client cannot go on; `replace` has another one made."""
+        if self.broken is not None:
+            return
+        now = time.monotonic()
+        self.broken, self._replace_at = error, now + self._pause_s()
+        if error.code() not in FENCED or now - self.begun_at > self.timeout_s:
+            return
+        self._fenced_at.append(now)
+        if len(self._fenced_at) == FENCED_TIMES and now - self._fenced_at[0] < FENCED_WITHIN_S:
+            self._client_state.fatal = WorkerError(
+                f"another process has transactional id {self._id} too; give each process its own --transactional-id: "
+                f"{error.str()}"
+            )
+
+    def renew(self, *, idle: bool) -> None:
+        """Look for changed credentials; where they need another client, have one made as soon as the producer is
+        `idle`: no transaction is begun.
+        """
+        self._renewal_due = self._watch.refresh(self.client) or self._renewal_due
+        if self._renewal_due and idle:
+            self._renewal_due = False
+            self._fresh = self._watch.connect(self._make)
+
+    def replace(self) -> bool:
+        """Go on with the replacement of the client, where there is one; return whether none is under way any more.
+
+        Raises WorkerError when the brokers refuse the next client.
+        """
+        if self.broken is not None and self._fresh is None:
+            if time.monotonic() < self._replace_at:
+                return False
+            self._fresh = self._make()
+        if self._fresh is None:
+            return True
+        self._look_after_fresh()
+        return self._swap()
+
+    def close(self, timeout_s: float) -> None:
+        """End the clients; what is not committed is aborted."""
+        for client in (self.client, self._fresh):
+            if client is not None:
+                call_with_timeout(client.close, timeout_s)
+        self.client = self._fresh = None
+
+    def _make(self) -> Any:
+        self._made += 1
+        on_error = partial(self._on_error, self._made)
+        own = {
+            **self._client_state.callbacks(), **self._properties, "error_cb": on_error, "transactional.id": self._id
+        }  # fmt: skip
+        return self._connect(own)
+
+    def _on_error(self, number: int, error: KafkaError) -> None:
+        if number < self._number:
+            return
+        if error.fatal() and number == self._number:
+            self.give_up(error)
+        elif not error.fatal():
+            # A fatal one of a client that is not in use yet is the answer to its `init_transactions` too.
+            self._client_state.on_error(error)
+
+    def _look_after_fresh(self) -> None:
+        """Hear why brokers do not take the fresh client up, and make another one when its credentials have changed."""
+        try:
+            self._fresh.poll(0)
+        except KafkaException as error:
+            log.debug("the next producer: %s", error)
+        if self._watch.refresh(self._fresh):
+            call_with_timeout(self._fresh.close, 0)
+            self._fresh = self._make()
+
+    def _swap(self) -> bool:
+        """Have the fresh client go on in the place of the other; return whether the brokers know it."""
+        if not self._init():
+            return False
+        old, self.client, self._fresh = self.client, self._fresh, None
+        self._number = self._made
+        self.broken = None
+        self._watch.renewed()
+        if old is not None:
+            call_with_timeout(old.close, 0)
+        return True
+
+    def _init(self) -> bool:
+        """Have the brokers take up the transactional id; return whether they have."""
+        try:
+            self._fresh.init_transactions(INIT_SLICE_S)
+        except KafkaException as raised:
+            error = raised.args[0]
+            if error.code() in REFUSED:
+                raise self._no_right(error) from None
+            if error.fatal() or error.code() in NEVER:
+                raise WorkerError(f"the brokers take no transactions of id {self._id}: {error.str()}") from None
+            self._client_state.say("transaction", f"transactional id {self._id} is not taken up yet: {error.str()}")
+            return False
+        return True
+
+    def _no_right(self, error: KafkaError) -> WorkerError:
+        return WorkerError(
+            f"the user has no right to transactional id {self._id}; grant Write and Describe on it, or on a prefix of "
+            f"it: {error.str()}",
+            ExitCode.USAGE,
+        )
