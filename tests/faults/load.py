@@ -90,7 +90,7 @@ class Account:
 
 
 class Committed:
-    """What transactions have committed to a topic since the last look, as its own reader sees it."""
+    """The messages that transactions have committed to a topic since the last look, as its own reader sees them."""
 
     def __init__(self, cluster: Cluster, topic: str) -> None:
         self._consumer = Consumer(
@@ -313,7 +313,7 @@ class Load:
         # Later than the commit: a member writes down what it handles before it stores the offset.
         self.look()
         if self.setup.once:
-            # What is committed together with the offset may reach its reader a moment later.
+            # Outputs that are committed together with the offset may reach their reader a moment later.
             wait_until(lambda: self.caught_up(committed), READER_S)
         with self.lock:
             return sum(offset > self.handled.next[partition] for partition, offset in committed.items())

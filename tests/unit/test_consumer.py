@@ -3,14 +3,14 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, Message, TopicPartition
 
+from tests.unit.members import BY_KEY, FOR_EVER, Group, Handled, key_of_ten, numbers
 from workers.accounting.offset_metadata import OffsetMetadata, decode, encode
 from workers.consumer.failures import ErrorPolicy
 from workers.consumer.status import PartitionStatus
@@ -18,87 +18,7 @@ from workers.deadletters.headers import dead_letter_headers, remember_traceback
 from workers.errors import WorkerError
 from workers.handlers import Reject, Retry, batch
 from workers.kafka.credentials import CredentialsWatch
-from workers.testing.handling import Member
 from workers.testing.memory import FakeBroker, FakeClient, FakeDeadLetters
-from workers.testing.processes import eventually
-
-QUICK = ErrorPolicy(backoff_s=0.01, backoff_max_s=0.02)
-FOR_EVER = ErrorPolicy("retry", backoff_s=0.01, backoff_max_s=0.02)
-
-
-class Handled:
-    """A handler that notes what it was given; `before` is called for each message first."""
-
-    def __init__(self, before: Callable[[Message], object] = lambda _: None) -> None:
-        self.messages: list[tuple[int, int, Any]] = []
-        self._before = before
-
-    def __call__(self, message: Message) -> None:
-        place = message.partition() or 0, message.offset() or 0, message.value()
-        self._before(message)
-        self.messages.append(place)
-
-    def more_than(self, count: int) -> bool:
-        return len(self.messages) > count
-
-    @property
-    def values(self) -> list[Any]:
-        return [value for _, _, value in self.messages]
-
-    @property
-    def offsets(self) -> list[int]:
-        return [offset for _, offset, _ in self.messages]
-
-
-class Group:
-    """Starts members, and ends at the end of the test those that still run."""
-
-    def __init__(self, broker: FakeBroker) -> None:
-        self.broker = broker
-        self.members: list[Member] = []
-        self.gate = threading.Event()
-
-    def member(self, handler: Any, **options: Any) -> Member:
-        member = Member(self.broker, lambda: nullcontext(handler), **{"policy": QUICK, **options})
-        self.members.append(member)
-        return member
-
-    def until(self, condition: Callable[[], Any], what: str) -> Any:
-        """Wait for `condition`; raises what has ended a member."""
-
-        def met() -> Any:
-            for member in self.members:
-                if member.error is not None:
-                    raise member.error
-            return condition()
-
-        return eventually(met, what, 20)
-
-    def end(self) -> None:
-        """Stop all members and wait for them."""
-        self.gate.set()
-        self.broker.kill()
-        for member in self.members:
-            member.shutdown.request()
-        for member in self.members:
-            eventually(partial(getattr, member, "ended"), "the member ends", 20)
-
-
-@pytest.fixture
-def broker() -> FakeBroker:
-    return FakeBroker(t=1)
-
-
-@pytest.fixture
-def group(broker: FakeBroker) -> Iterator[Group]:
-    group = Group(broker)
-    yield group
-    group.end()
-
-
-def numbers(begin: int, end: int) -> list[bytes]:
-    return [b"%d" % each for each in range(begin, end)]
-
 
 # Every message is handled, and committed afterwards
 
@@ -119,14 +39,8 @@ def test_what_was_handled_is_committed_and_not_handled_again_by_the_next_member(
 
 def test_nothing_is_committed_for_a_message_before_its_handler_returned(broker: FakeBroker, group: Group) -> None:
     broker.produce(numbers(0, 3))
-    begun = threading.Event()
-
-    def hang_at_the_second(message: Message) -> None:
-        if message.offset() == 1:
-            begun.set()
-            group.gate.wait(20)
-
-    member = group.member(Handled(hang_at_the_second)).start()
+    begun, hold = group.hold_at(1)
+    member = group.member(Handled(hold)).start()
     assert begun.wait(20)
     group.until(lambda: broker.offset() == 1, "the first is committed")
     polls = member.client.polls
@@ -234,14 +148,8 @@ def test_a_member_that_stops_during_a_rebalance_leaves_when_its_commit_was_taken
     rebalancing = Rebalancing(broker, refusals=3)
     monkeypatch.setattr(broker, "take_commit", rebalancing.take_commit)
     broker.produce(numbers(0, 6))
-    begun = threading.Event()
-
-    def hang_at_the_last(message: Message) -> None:
-        if message.offset() == 5:
-            begun.set()
-            group.gate.wait(20)
-
-    handled = Handled(hang_at_the_last)
+    begun, hold = group.hold_at(5)
+    handled = Handled(hold)
     member = group.member(handled, stop_timeout_s=20.0, concurrency=concurrency).start()
     assert begun.wait(20)
     group.until(lambda: broker.offset() == 5, "all but the last are committed")
@@ -267,14 +175,8 @@ def test_new_certificates_during_a_rebalance_have_nothing_handled_again(
 
     monkeypatch.setattr(CredentialsWatch, "refresh", refresh)
     broker.produce(numbers(0, 5))
-    begun = threading.Event()
-
-    def hang_at_the_last(message: Message) -> None:
-        if message.offset() == 4:
-            begun.set()
-            group.gate.wait(20)
-
-    handled = Handled(hang_at_the_last)
+    begun, hold = group.hold_at(4)
+    handled = Handled(hold)
     member = group.member(handled).start()
     assert begun.wait(20)
     group.until(lambda: broker.offset() == 4, "all but the last are committed")
@@ -295,15 +197,9 @@ def test_a_partition_that_was_lost_is_not_committed_any_more(
     broker: FakeBroker, group: Group, concurrency: int
 ) -> None:
     broker.produce(numbers(0, 10))
-    begun = threading.Event()
-
-    def hang(message: Message) -> None:
-        if message.offset() == 4:
-            begun.set()
-            group.gate.wait(20)
-
+    begun, hold = group.hold_at(4)
     order = "partition" if concurrency == 1 else "key"
-    member = group.member(Handled(hang), concurrency=concurrency, order=order).start()
+    member = group.member(Handled(hold), concurrency=concurrency, order=order).start()
     assert begun.wait(20)
     group.until(lambda: broker.offset() == 4, "what was handled before is committed")
     broker.lose(("t", 0))
@@ -1119,13 +1015,6 @@ class Keys:
     @property
     def in_order(self) -> bool:
         return not self.twice and all(offsets == sorted(offsets) for offsets in self.by_key.values())
-
-
-BY_KEY = {"concurrency": 8, "order": "key"}
-
-
-def key_of_ten(value: bytes) -> bytes:
-    return value[-1:]
 
 
 def test_messages_of_different_keys_are_handled_at_once_and_those_of_one_in_order(

@@ -1,13 +1,12 @@
-"""What a handler is given at most (--max-rate), and how many dead letters are written (--max-dead-letter-share)."""
+"""The limits of a handler's rate (--max-rate) and of the share of dead letters (--max-dead-letter-share)."""
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from confluent_kafka import Message
 
-from tests.unit.test_consumer import BY_KEY, Group, Handled, key_of_ten, numbers
+from tests.unit.members import BY_KEY, Group, Handled, key_of_ten, numbers
 from workers.consumer import breaker as module
 from workers.consumer.breaker import LEAST, DeadLetterBreaker
 from workers.consumer.failures import ErrorPolicy
@@ -15,18 +14,6 @@ from workers.handlers import Reject, batch
 from workers.testing.memory import FakeBroker
 
 ONE_ATTEMPT = ErrorPolicy(max_attempts=1, backoff_s=0.01, backoff_max_s=0.02)
-
-
-@pytest.fixture
-def broker() -> FakeBroker:
-    return FakeBroker(t=1)
-
-
-@pytest.fixture
-def group(broker: FakeBroker) -> Iterator[Group]:
-    group = Group(broker)
-    yield group
-    group.end()
 
 
 @pytest.mark.parametrize("options", [{}, BY_KEY], ids=["one call", "by key"])

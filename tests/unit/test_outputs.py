@@ -12,7 +12,7 @@ import pytest
 import trustme
 from confluent_kafka import KafkaError, Message
 
-from tests.unit.test_consumer import BY_KEY, FOR_EVER, Group, Handled, key_of_ten, numbers
+from tests.unit.members import BY_KEY, FOR_EVER, Group, Handled, key_of_ten, numbers
 from workers.config import PRODUCER_DEFAULTS, ClientConfig, Precedence, Setting
 from workers.consumer import outputs as module
 from workers.consumer.answers import Answer, outputs_of
@@ -30,13 +30,6 @@ from workers.testing.processes import eventually
 @pytest.fixture
 def broker() -> FakeBroker:
     return FakeBroker(t=1, out=1)
-
-
-@pytest.fixture
-def group(broker: FakeBroker) -> Iterator[Group]:
-    group = Group(broker)
-    yield group
-    group.end()
 
 
 def forward(message: Message) -> Outgoing:

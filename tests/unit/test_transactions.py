@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, Message, TopicPartition
 
-from tests.unit.test_consumer import BY_KEY, FOR_EVER, Group, key_of_ten, numbers
+from tests.unit.members import BY_KEY, FOR_EVER, Group, key_of_ten, numbers
 from tests.unit.test_outputs import forward, forward_async, forward_batch, twice
 from workers.consumer import execution
 from workers.consumer import transactions as module
@@ -35,13 +35,6 @@ def broker() -> FakeBroker:
     broker = FakeBroker(t=1, out=1)
     broker.create("t.dlq")
     return broker
-
-
-@pytest.fixture
-def group(broker: FakeBroker) -> Iterator[Group]:
-    group = Group(broker)
-    yield group
-    group.end()
 
 
 class Answers:
@@ -573,12 +566,10 @@ def test_a_whole_batch_that_is_refused_is_written_message_by_message(broker: Fak
 
 def test_a_transaction_is_committed_before_a_stop_waits_for_the_handler(broker: FakeBroker, group: Group) -> None:
     broker.produce(numbers(0, 10))
-    begun = threading.Event()
+    begun, hold = group.hold_at(9)
 
     def handler(message: Message) -> Outgoing:
-        if message.offset() == 9:
-            begun.set()
-            group.gate.wait(20)
+        hold(message)
         return forward(message)
 
     broker.outcome = lambda _: LATER
