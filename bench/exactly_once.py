@@ -1,4 +1,4 @@
-"""What `--exactly-once` costs: its rate beside at-least-once, and its latency by the interval of commits."""
+"""The cost of `--exactly-once`: its rate beside at-least-once, and its latency by the interval of commits."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
