@@ -27,21 +27,20 @@ from workers.testing.processes import Processes
 USER, PASSWORD = "worker", "correct-horse"
 
 
-# They wait for pods and for brokers that come back, under load: at the end, and not beside each other.
-HEAVY = ("tests/cluster/", "tests/faults/")
+# The tests of each folder share one thing: brokers that are killed, kind, a container engine. They take longest, and
+# so they begin first.
+SHARED = ("tests/faults/", "tests/cluster/", "tests/compose/")
 
 
 class Files(LoadScopeScheduling):  # type: ignore[misc]  # the plugin has no types
-    """Tests of a file run in one process, one after the other, and so do those that are HEAVY."""
+    """Tests of a file run in one process, one after the other, and so do those of a folder that is SHARED."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.split("::")[0]
-        return "heavy" if file.startswith(HEAVY) else "compose" if file.startswith("tests/compose/") else file
+        return next(filter(nodeid.startswith, SHARED), nodeid.split("::")[0])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The processes share the files before the last one is left alone with what is HEAVY."""
-    items.sort(key=lambda item: item.nodeid.startswith(HEAVY))
+    items.sort(key=lambda item: not item.nodeid.startswith(SHARED))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Files:

@@ -5,7 +5,7 @@ thread of their own behind a bounded buffer: they may block for as long as they 
 taking delivery reports and can stop in time.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -57,7 +57,7 @@ class Outgoing:
 
     value: bytes | str | None
     key: bytes | str | None = None
-    headers: list[tuple[str, bytes]] | None = None
+    headers: Sequence[tuple[str, bytes | str | None]] | None = None
     partition: int | None = None
     timestamp_ms: int | None = None
     on_delivery: Callable[[Delivery], None] | None = None

@@ -174,6 +174,17 @@ def test_streams_of_many_producers_do_not_mix() -> None:
     assert counts == OrderCounts()
 
 
+def test_messages_that_were_forwarded_from_another_partition_are_not_counted() -> None:
+    counts = OrderCounts()
+    ledger = OrderLedger(counts, partition=1)
+    ledger.observe(values([0, 5, 3, 3], stream_of("run", 0, 2)))
+    ledger.observe(values([0, 9], UNBOUND))
+    assert counts == OrderCounts()
+
+    ledger.observe(values([0, 5], stream_of("run", 0, 1)))
+    assert counts == OrderCounts(missing=4)
+
+
 def test_memory_and_memo_stay_bounded_whatever_is_read() -> None:
     counts = OrderCounts()
     ledger = OrderLedger(counts)

@@ -13,6 +13,7 @@ import trustme
 from confluent_kafka import KafkaError, Message
 
 from tests.unit.members import BY_KEY, FOR_EVER, Group, Handled, key_of_ten, numbers
+from workers.accounting.stamps import STAMP_HEADER, encode, stream_of
 from workers.config import PRODUCER_DEFAULTS, ClientConfig, Precedence, Setting
 from workers.consumer import outputs as module
 from workers.consumer.answers import Answer, outputs_of
@@ -22,6 +23,7 @@ from workers.consumer.received import Received
 from workers.consumer.scheduling import Shard, Work
 from workers.errors import ConfigError, WorkerError
 from workers.handlers import batch
+from workers.kafka.messages import headers_of
 from workers.sources import Outgoing
 from workers.testing.memory import LATER, FakeBroker
 from workers.testing.processes import eventually
@@ -77,6 +79,20 @@ def test_what_a_handler_gives_back_is_written_in_order_and_its_messages_are_comm
     told = member.consumer.status.outputs["out"]
     assert (told.enqueued, told.acknowledged, told.failed, told.unknown) == (300, 300, 0, 0)
     assert member.consumer.status.outputs_in_flight == 0
+
+
+def test_headers_of_a_message_that_are_passed_on_do_not_count_it_in_another_topic(
+    broker: FakeBroker, group: Group
+) -> None:
+    def pass_on(message: Message) -> Outgoing:
+        return Outgoing(message.value(), topic="out", headers=headers_of(message))
+
+    broker.produce([b"0"], headers=[("mine", b"x"), (STAMP_HEADER, encode(stream_of("run", 0, 0), 0, 1))])
+    group.member(pass_on, idle_timeout_s=0.3).finish()
+
+    assert broker.values("out") == [b"0"]
+    [written] = broker.logs["out", 0].records
+    assert written.headers == [("mine", b"x")]
 
 
 def test_a_handler_that_gives_nothing_back_needs_no_producer(broker: FakeBroker, group: Group) -> None:

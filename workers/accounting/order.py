@@ -14,7 +14,7 @@ from operator import itemgetter
 from typing import Any
 
 from workers.accounting.offset_metadata import MAX_BYTES
-from workers.accounting.stamps import MAGIC, SEQUENCE, STREAM, head, is_bound, is_stream
+from workers.accounting.stamps import MAGIC, SEQUENCE, STREAM, head, is_bound, is_bound_elsewhere, is_stream
 
 # Bounds of one partition's OrderLedger. Beyond them an old stream starts anew and an old gap stays counted as missing.
 MAX_STREAMS = 64
@@ -48,10 +48,14 @@ class OrderLedger:
     Invariant: a sequence below a stream's `next` was either read or is in one of its gaps. `missing` counts a
     sequence when it is skipped, and does not shrink when the message comes late: that message counts as `reordered`. A
     stream starts where it is first seen. Holds at most MAX_STREAMS streams and MAX_GAPS gaps of each.
+
+    Messages of a stream that is bound to another partition are not counted: they came from another topic, with their
+    stamps. `partition` is None where all are counted.
     """
 
-    def __init__(self, counts: OrderCounts, text: str | None = None) -> None:
+    def __init__(self, counts: OrderCounts, text: str | None = None, partition: int | None = None) -> None:
         self._counts = counts
+        self._partition = partition
         self._streams: dict[bytes, _Expected] = _from_text(text)
 
     def observe_consecutive(self, values: list[Any]) -> bool:
@@ -115,7 +119,7 @@ class OrderLedger:
 
     def _surprise(self, stream: bytes, expected: _Expected | None, sequence: int) -> None:
         if expected is None:
-            if not is_stream(stream):
+            if not is_stream(stream) or (self._partition is not None and is_bound_elsewhere(stream, self._partition)):
                 return
             if len(self._streams) >= MAX_STREAMS:
                 del self._streams[next(iter(self._streams))]

@@ -84,6 +84,11 @@ def is_bound(stream: bytes) -> bool:
     return stream[-1:] != b"-"
 
 
+def is_bound_elsewhere(stream: bytes, partition: int) -> bool:
+    """Whether the stream lives in one partition, which is not this one."""
+    return is_bound(stream) and stream[-5:] != b"%05d" % partition
+
+
 def head(stream: bytes, sequence: int) -> bytes:
     """A stamp without its time. The heads of a stream's messages sort as their sequences do."""
     return b"%b%b %012d" % (MAGIC, stream, sequence)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterable, Coroutine, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from workers.accounting.stamps import STAMP_HEADER
 from workers.errors import ConfigError
 from workers.handlers import name_of
 from workers.kafka.messages import is_topic_name
@@ -87,4 +88,7 @@ def _output(outgoing: Outgoing) -> Output:
         record = record_of(outgoing)
     except ValueError as error:
         raise FailedOutputError(f"an output to topic {topic} cannot be sent: its {error}; correct it") from None
+    if "headers" in record:
+        # A handler that passes headers on: the stamp counts the message in the topic that it came from.
+        record["headers"] = [header for header in record["headers"] if header[0] != STAMP_HEADER]
     return Output(topic, record, size_of(record))

@@ -62,7 +62,7 @@ class PartitionState:
         self.in_order = in_order
         self.tracker = OffsetTracker(offset)
         self.position = offset
-        self.ledger = OrderLedger(topic.order, metadata.ledger)
+        self.ledger = OrderLedger(topic.order, metadata.ledger, number)
         self.count = 0
         self.bytes = 0
         # What was received and not passed by the low-water mark, where messages are completed in any order.
