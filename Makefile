@@ -23,8 +23,9 @@ logs: ## Follow the workers in containers
 down: ## Remove the containers and their data
 	@docker compose --profile monitoring down --volumes
 
-test: $(READY) ## Run the tests on a real three-broker Kafka (ARGS=-k name, and so on)
-	PATH="$(LAB_BIN):$$PATH" $(BIN)/pytest --numprocesses $(or $(WORKERS),2) --no-loadscope-reorder $(ARGS)
+test: $(READY) ## Run the tests on a real three-broker Kafka (ARGS=-k name, WORKERS=0 for one at a time)
+	@$(BIN)/python -m compileall -q workers tests
+	PATH="$(LAB_BIN):$$PATH" $(BIN)/pytest --numprocesses $(or $(WORKERS),4) --no-loadscope-reorder $(ARGS)
 
 soak: $(READY) ## Faults under load, over and over, for MINUTES (30); writes soak.json
 	$(BIN)/python -m tests.faults.soak --minutes $(or $(MINUTES),30) $(ARGS)
