@@ -267,7 +267,7 @@ def test_a_handler_that_hangs_is_left_behind() -> None:
     executor.submit([work_of(1)])
 
     assert executor.collect(0.05) == []
-    assert executor.stop(0.2) == "the handler did not end in time"
+    assert executor.stop(0.2) == "the handler did not return in time: t[0] offset 0 is redelivered"
     gate.go_on.set()
 
 
@@ -336,7 +336,7 @@ def test_a_stop_is_heard_while_a_lifespan_begins() -> None:
     executor = Executor(stuck)
     executor.start(shutdown)
 
-    assert executor.stop(0.1) == "the handler did not end in time"
+    assert executor.stop(0.1) == "the handler's lifespan did not end in time"
     never.set()
 
 
@@ -1041,5 +1041,5 @@ def test_an_async_handler_that_hangs_where_it_cannot_be_cancelled_is_left_behind
     executor.submit([work_of(1)])
     assert begun.wait(WAIT_S)
 
-    assert executor.stop(0.2) == "the handler did not end in time"
+    assert executor.stop(0.2) == "the handler did not return in time: t[0] offset 0 is redelivered"
     hold.set()

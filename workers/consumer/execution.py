@@ -188,8 +188,16 @@ class Executor:
             self._call(self._cancel, None)
             self._threads[0].join(CANCEL_S)
         if any(thread.is_alive() for thread in self._threads):
-            return "the handler did not end in time"
+            return self._late()
         return f"the handler did not end well: {named(self._broken)}" if self._broken is not None else None
+
+    def _late(self) -> str:
+        """Name the first call that has not returned."""
+        for work in self.in_flight:
+            if work.begun_at is not None and not work.finished:
+                offset = work.received.offset(min(work.handled, len(work) - 1))
+                return f"the handler did not return in time: {work.partition} offset {offset} is redelivered"
+        return "the handler's lifespan did not end in time"
 
     def _call(self, function: Callable[..., object], *arguments: object) -> None:
         assert self._loop is not None

@@ -127,10 +127,12 @@ def replay(
                 replayer.replay(messages)
                 if rules.limit is not None and done.treated >= rules.limit:
                     break
+    except BaseException:
+        log.info("%d dead letters of %s were replayed before that", done.sent, rules.topic)
+        raise
     finally:
         if sender is not None:
             sender.close()
-            log.info("%d dead letters replayed from %s", done.sent, rules.topic)
     return done
 
 
