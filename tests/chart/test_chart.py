@@ -94,6 +94,17 @@ SWITCHES: dict[str, tuple[str, ...]] = {
         "consumer.keda.enabled=true", "consumer.keda.maxReplicas=6",
     ),
     "KEDA with mTLS": ('strimzi.authentication="tls"', "consumer.keda.enabled=true"),
+    "KEDA to zero and with its numbers": (
+        "consumer.keda.enabled=true", "consumer.keda.minReplicas=0", "consumer.keda.activationLagThreshold=5",
+        "consumer.keda.pollingInterval=5", "consumer.keda.cooldownPeriod=60",
+        'consumer.keda.fallback={"failureThreshold":3,"replicas":3}',
+        'consumer.keda.behavior={"scaleDown":{"stabilizationWindowSeconds":60}}',
+    ),
+    "HPA": (
+        'consumer={"topics":["pay","refunds"],"hpa":{"enabled":true,"lagThreshold":1000000}}', "lagExporter.enabled=true",
+        'consumer.hpa.behavior={"scaleDown":{"stabilizationWindowSeconds":60}}', "metrics.prometheusRule.enabled=true",
+    ),
+    "HPA without Strimzi": (*PLAIN, "consumer.hpa.enabled=true", "consumer.hpa.maxReplicas=6"),
     "no disruption budget": ("consumer.podDisruptionBudget.enabled=false",),
     "pod monitor": ("metrics.podMonitor.enabled=true", 'metrics.podMonitor.labels={"release":"prometheus"}'),
     "alerts": ("metrics.prometheusRule.enabled=true",),
@@ -280,6 +291,12 @@ def test_without_strimzi_keda_has_to_be_told_the_number_of_partitions() -> None:
     assert "consumer.keda.maxReplicas is needed" in template(*PLAIN, "consumer.keda.enabled=true").stderr
     too_many = template("consumer.keda.enabled=true", "consumer.keda.minReplicas=4")
     assert "consumer.keda.minReplicas is more than there are partitions" in too_many.stderr
+    assert "consumer.hpa.maxReplicas is needed" in template(*PLAIN, "consumer.hpa.enabled=true").stderr
+
+
+def test_keda_and_an_hpa_do_not_scale_one_consumer() -> None:
+    both = template("consumer.keda.enabled=true", "consumer.hpa.enabled=true")
+    assert "consumer.keda and consumer.hpa would both scale it; enable one of them" in both.stderr
 
 
 @pytest.mark.parametrize("schedule", ["*/5 * * * *", "0 3 * * MON-FRI", "@daily"])
@@ -536,7 +553,7 @@ def test_the_number_of_an_autoscaler_is_not_taken_for_one_scaled_by_hand() -> No
         return found
 
     assert annotations() == {"kafka-workers/replicas": "3"}
-    assert annotations("consumer.keda.enabled=true") == {}
+    assert annotations("consumer.keda.enabled=true") == annotations("consumer.hpa.enabled=true") == {}
 
 
 def test_keda_never_asks_for_more_consumers_than_partitions() -> None:
@@ -546,6 +563,19 @@ def test_keda_never_asks_for_more_consumers_than_partitions() -> None:
     metadata = scaled["triggers"][0]["metadata"]
     assert metadata["allowIdleConsumers"] == "false"
     assert (metadata["sasl"], metadata["tls"]) == ("scram_sha512", "enable")
+    # The autoscaler owns the count.
+    assert "replicas" not in one(documents, "Deployment")["spec"]
+
+
+def test_an_hpa_scales_on_the_lag_of_its_group_and_topic_up_to_the_partitions() -> None:
+    documents = render("consumer.hpa.enabled=true", "consumer.hpa.lagThreshold=500", "strimzi.topic.partitions=12")
+    scaled = one(documents, "HorizontalPodAutoscaler")["spec"]
+    assert (scaled["minReplicas"], scaled["maxReplicas"]) == (1, 12)
+    assert scaled["scaleTargetRef"]["name"] == one(documents, "Deployment")["metadata"]["name"]
+    (metric,) = scaled["metrics"]
+    labels = {"group": "kafka-workers", "topic": "teste"}
+    assert metric["external"]["metric"] == {"name": "kafka_group_lag_messages", "selector": {"matchLabels": labels}}
+    assert metric["external"]["target"] == {"type": "AverageValue", "averageValue": "500"}
     # The autoscaler owns the count.
     assert "replicas" not in one(documents, "Deployment")["spec"]
 

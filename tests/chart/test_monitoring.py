@@ -59,6 +59,7 @@ def test_every_alert_has_a_unit_test() -> None:
         (("consumer.replicas=0",), False),
         (("consumer.keda.enabled=true",), True),
         (("consumer.keda.enabled=true", "consumer.keda.minReplicas=0"), False),
+        (("consumer.hpa.enabled=true", "consumer.replicas=0"), True),
     ],
 )
 def test_no_consumer_is_no_alert_where_none_is_wanted(settings: tuple[str, ...], raised: bool) -> None:
