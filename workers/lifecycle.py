@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 HANDLER_THREAD = "handler"
 CLOSING_THREAD = "closing"
 WATERMARKS_THREAD = "watermarks"
-LEFT_BEHIND = frozenset({HANDLER_THREAD, CLOSING_THREAD, WATERMARKS_THREAD})
+TRANSACTION_THREAD = "transaction"
+LEFT_BEHIND = frozenset({HANDLER_THREAD, CLOSING_THREAD, WATERMARKS_THREAD, TRANSACTION_THREAD})
 # Python looks for cycles after so many new objects instead of 700: at 700 it would walk through each batch of messages,
 # which have none, several times while they are alive.
 NEW_OBJECTS_BEFORE_COLLECTION = 50_000

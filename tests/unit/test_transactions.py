@@ -277,7 +277,7 @@ def test_what_was_written_of_partitions_that_are_lost_is_aborted(broker: FakeBro
 
     assert broker.values("out") == numbers(100, 200)
     assert broker.offset() is None
-    assert member.consumer.status.commits["failure"] == 1
+    group.until(lambda: member.consumer.status.commits["failure"] == 1, "it counts the abort")
 
 
 def test_outputs_that_are_not_acknowledged_yet_are_waited_for(broker: FakeBroker, group: Group) -> None:
@@ -372,9 +372,10 @@ def test_nothing_escapes_from_the_callback_of_a_rebalance(
 
 @pytest.mark.parametrize("options", [{}, BY_KEY], ids=["one call", "by key"])
 def test_messages_become_dead_letters_when_their_topic_may_not_be_written_to(
-    broker: FakeBroker, group: Group, options: dict[str, Any]
+    broker: FakeBroker, group: Group, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then the call of the transaction says so, and no report of an output."""
+    monkeypatch.setattr(module, "FLUSH_S", 0.1)
     broker.produce(numbers(0, 3), key=key_of_ten)
     broker.outcome = lambda message: LATER if message.topic() == "out" else None
 
@@ -582,3 +583,170 @@ def test_a_transaction_is_committed_before_a_stop_waits_for_the_handler(broker: 
     group.gate.set()
     member.finish()
     assert broker.values("out") == numbers(0, 10)
+
+
+def test_a_rebalance_inside_of_a_poll_commits_without_waiting_for_that_poll(broker: FakeBroker, group: Group) -> None:
+    """A call of the consumer from another thread would wait for it, and the rebalance for that call."""
+    broker.produce(numbers(0, 10))
+    broker.outcome = lambda _: LATER
+    member = group.member(forward, **ONCE).start()
+    group.until(lambda: member.consumer.status.outputs_in_flight == 10, "they are under way")
+
+    def take_away() -> None:
+        broker.outcome = lambda _: None
+        broker.revoke(("t", 0))
+
+    member.client.during_consume = take_away
+    group.until(lambda: ("t", 0) not in broker.owners, "it has gone")
+    assert broker.values("out") == numbers(0, 10)
+    assert broker.offset() == 10
+
+
+class SlowCall:
+    """A call of a transaction that stands still once, from `there` on until `go` is set."""
+
+    def __init__(self, broker: FakeBroker, call: str) -> None:
+        self.there, self.go = threading.Event(), threading.Event()
+        self._call = call
+        broker.answer = self._answer
+
+    def _answer(self, call: str) -> KafkaError | None:
+        if call == self._call and not self.there.is_set():
+            self.there.set()
+            self.go.wait(20)
+        return None
+
+
+@pytest.mark.parametrize("call", ["offsets", "commit"])
+@pytest.mark.parametrize("options", [{}, BY_KEY], ids=["one call", "by key"])
+def test_the_handler_goes_on_while_a_transaction_is_committed(
+    broker: FakeBroker, group: Group, options: dict[str, Any], call: str
+) -> None:
+    broker.produce(numbers(0, 100), key=key_of_ten)
+    slow = SlowCall(broker, call)
+    member = group.member(forward, **{**ONCE, **options}).start()
+    assert slow.there.wait(20)
+    broker.produce(numbers(100, 300), key=key_of_ten)
+    group.until(lambda: member.consumer.status.topics["t"].handled == 300, "all are handled")
+    assert broker.values("out") == []
+    slow.go.set()
+    group.until(lambda: broker.offset() == 300, "all is committed")
+    assert broker.values("out") == numbers(0, 300)
+    assert member.consumer.status.commits["failure"] == 0
+
+
+def test_outputs_that_are_held_while_a_transaction_is_committed_are_bounded(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_MESSAGES", 50)
+    monkeypatch.setattr(execution, "MAX_MESSAGES", 50)
+    broker.produce(numbers(0, 1))
+    slow = SlowCall(broker, "commit")
+    member = group.member(forward, **ONCE).start()
+    assert slow.there.wait(20)
+    broker.produce(numbers(1, 300))
+    group.until(lambda: member.consumer.status.outputs_in_flight >= 50, "much is held")
+    polls = member.client.polls
+    group.until(lambda: member.client.polls > polls + 20, "the loop goes on to poll")
+    assert member.consumer.status.topics["t"].handled < 150
+    slow.go.set()
+    group.until(lambda: broker.offset() == 300, "all is committed")
+    assert broker.values("out") == numbers(0, 300)
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["committed", "refused"])
+def test_partitions_that_are_lost_while_a_transaction_is_committed_count_as_it_ends(
+    broker: FakeBroker, group: Group, refused: bool
+) -> None:
+    broker.add_partition("t")
+    broker.produce(numbers(0, 50))
+    broker.produce(numbers(100, 150), partition=1)
+    broker.outcome = lambda _: LATER
+    slow = SlowCall(broker, "offsets" if refused else "commit")
+    member = group.member(forward, **ONCE).start()
+    group.until(lambda: member.consumer.status.outputs_in_flight == 100, "all are under way")
+    broker.outcome = lambda _: None
+    assert slow.there.wait(20)
+    broker.lose(("t", 0))
+    group.until(lambda: member.consumer.status.rebalances["lost"], "it has heard of that")
+    slow.go.set()
+    group.until(lambda: broker.offset(1) == 50, "the other is committed")
+    mine = numbers(100, 150) if refused else [*numbers(0, 50), *numbers(100, 150)]
+    assert sorted(broker.values("out"), key=int) == mine
+
+    def counted() -> int:
+        topic = member.consumer.status.topics["t"]
+        return topic.handled - topic.rolled_back
+
+    group.until(lambda: counted() == len(mine), "what is committed counts")
+
+
+def test_a_client_that_breaks_while_its_transaction_is_committed_is_replaced_when_the_call_has_ended(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.produce(numbers(0, 100))
+    slow = SlowCall(broker, "commit")
+    member = group.member(forward, **ONCE).start()
+    assert slow.there.wait(20)
+    [producer] = broker.producers
+    producer.own["error_cb"](FENCED)
+    polls = member.client.polls
+    group.until(lambda: member.client.polls > polls + 20, "the loop goes on")
+    assert broker.producers == [producer]
+    assert not producer.closed
+    slow.go.set()
+    group.until(lambda: len(broker.producers) == 2 and broker.offset() == 100, "another one has taken over")
+    broker.produce(numbers(100, 200))
+    group.until(lambda: broker.offset() == 200, "it goes on")
+    assert broker.values("out") == numbers(0, 200)
+
+
+def test_a_member_that_its_group_has_forgotten_commits_nothing(broker: FakeBroker, group: Group) -> None:
+    """Brokers would take offsets without the id of a member, whoever has its partitions by now."""
+    broker.produce(numbers(0, 100))
+    broker.outcome = lambda _: LATER
+    member = group.member(forward, **ONCE).start()
+    group.until(lambda: member.consumer.status.outputs_in_flight == 100, "all are under way")
+    member.client.member_id = None
+    broker.outcome = lambda _: None
+    group.until(lambda: member.consumer.status.commits["failure"], "a transaction is aborted")
+    assert broker.offset() is None
+    broker.lose(("t", 0))
+    group.until(lambda: member.consumer.status.rebalances["lost"], "it has heard of that")
+    assert broker.values("out") == []
+
+
+def test_a_stop_whose_transaction_is_aborted_ends_well_and_says_why(
+    broker: FakeBroker, group: Group, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.produce(numbers(0, 100))
+    answers = Answers(broker)
+    broker.outcome = lambda _: LATER
+    member = group.member(forward, **ONCE).start()
+    group.until(lambda: member.consumer.status.outputs_in_flight == 100, "all are under way")
+    answers.errors["offsets"] = [ABORT] * 9
+    broker.outcome = lambda _: None
+    member.stop()
+    assert member.consumer.trouble is None
+    assert "the last transaction was aborted, its messages are redelivered: the group has moved on" in caplog.text
+    assert broker.values("out") == []
+    topic = member.consumer.status.topics["t"]
+    assert topic.handled == topic.rolled_back
+    finish(group)
+    assert broker.values("out") == numbers(0, 100)
+
+
+def test_a_stop_fails_when_the_brokers_do_not_say_how_the_last_transaction_ended(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.produce(numbers(0, 100))
+    broker.outcome = lambda _: LATER
+    member = group.member(forward, **ONCE).start()
+    group.until(lambda: member.consumer.status.outputs_in_flight == 100, "all are under way")
+    broker.answer = lambda call: TIMED_OUT if call in ("offsets", "abort") else None
+    broker.outcome = lambda _: None
+    member.stop()
+    assert member.consumer.trouble == (
+        "the brokers have not confirmed the end of the last transaction: timed out; its messages are redelivered if it "
+        "was not committed"
+    )

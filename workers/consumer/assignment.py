@@ -189,8 +189,7 @@ class Assignment:
             before.owned = False
             if before.committing is not None and before.committing[0] == place.offset:
                 # Its outcome was not known: it was committed.
-                self.handled += before.committing[1]
-                topic.rolled_back -= before.committing[1]
+                self.settle(before, before.committing[1])
         state = PartitionState(topic, place.partition, place, in_order=self._in_order)
         self.partitions[state.key] = state
         return state
@@ -231,6 +230,13 @@ class Assignment:
         fresh.restart_at, fresh.committing = state.restart_at, state.committing
         fresh.partitions_at_begin = state.partitions_at_begin
         return fresh
+
+    def settle(self, state: PartitionState, messages: int) -> None:
+        """So many messages of a partition are committed, also where they were discounted before that was known."""
+        discounted = max(0, messages - state.uncommitted)
+        state.uncommitted -= messages - discounted
+        self.handled += discounted
+        state.topic.rolled_back -= discounted
 
     def discount(self, state: PartitionState) -> None:
         """Messages of a partition that were handled and not committed are handled again, so they do not count."""

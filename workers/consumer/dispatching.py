@@ -161,7 +161,7 @@ class Dispatcher:
         wait = self._parts.executor.concurrency == 1 or not self._free_slots() or not self._parts.scheduler.runnable
         # Where more could be at work, messages are waited for, in `poll`, and not results.
         polls = self.wants_more and not self._flow.full()
-        longest_s = OUTPUTS_POLL_S if outputs.works else KEEP_ALIVE_S
+        longest_s = min(OUTPUTS_POLL_S if outputs.works else KEEP_ALIVE_S, self._parts.committer.due_s)
         finished = self._parts.executor.collect(longest_s if wait and not polls else 0.0)
         for work in finished:
             # All of them first: what one has failed with may end the worker.

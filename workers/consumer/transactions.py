@@ -4,8 +4,11 @@ An output is written when the low-water mark of its partition passes its message
 order in which messages were handled. So the offsets of a transaction are exactly those of the messages whose outputs it
 has. Where it cannot be committed it is aborted, and all partitions begin again at what the group has committed.
 
-Sources: KIP-98 (transactions), KIP-447 (one producer a member, fenced by the group's metadata). Called by the loop's
-thread.
+The calls of a transaction run in a thread of their own while the loop goes on: the handler gets more, and what it gives
+back is held for the next transaction. Everything here is called by the loop's thread, which looks in each turn whether
+they have ended.
+
+Sources: KIP-98 (transactions), KIP-447 (one producer a member, fenced by the group's metadata).
 """
 
 import heapq
@@ -39,11 +42,11 @@ from workers.sources import size_of
 
 log = logging.getLogger(__name__)
 
-# How long one turn of the loop may wait for outputs to be acknowledged; then it goes on in the next turn.
-SLICE_S = 0.25
-# How long a rebalance waits for that.
+# How long a rebalance waits for outputs to be acknowledged.
 NOW_S = 10.0
 LOOK_S = 0.02
+# How often the loop looks how far a commit is: each step of it takes so much longer at most.
+COMMIT_LOOK_S = 0.005
 # Outputs that are not acknowledged by then are left to the commit: it knows of errors that no report tells.
 FLUSH_S = 2.0
 # librdkafka cannot abort while it asks for the first partition of a transaction (its issue 4849).
@@ -147,6 +150,10 @@ class Transaction:
         self._marks: list[tuple[PartitionState, TopicPartition, int]] = []
         self._marked_at = 0.0
         self._abort_reason: str | None = None
+        # What follows when the calls under way have ended; None while there are none.
+        self._on_answer: Callable[[KafkaError | None], None] | None = None
+        # Until when an abort waits for outputs that are under way.
+        self._settle_until = 0.0
         # Of messages that were handled and are not committed.
         self._held: dict[Key, _Held] = {}
         self._dead_letters: set[Place] = set()
@@ -188,14 +195,19 @@ class Transaction:
         """Whether nothing more shall begin: a transaction is being aborted, or its retry is not due."""
         if self._aborts or self._producer.replacing or time.monotonic() < self._pause_until:
             return True
-        return self._open and self._one_by_one
+        # Nothing of what is held goes while calls are under way.
+        return self._open and (self._one_by_one or (self._producer.asking and self._holds_much))
 
     @property
     def only_next(self) -> bool:
         """Whether so much is held that only messages at the low-water mark shall begin, which let some of it go; or one
         is to become a dead letter, or may be the one that was refused, which is committed with nothing else.
         """
-        return self.messages >= MAX_MESSAGES or self.bytes >= MAX_BYTES or self._one_by_one
+        return self._holds_much or self._one_by_one
+
+    @property
+    def _holds_much(self) -> bool:
+        return self.messages >= MAX_MESSAGES or self.bytes >= MAX_BYTES
 
     @property
     def _one_by_one(self) -> bool:
@@ -204,7 +216,7 @@ class Transaction:
     @property
     def longest_s(self) -> float:
         """How long a commit in a rebalance may take."""
-        return NOW_S + 2 * self._producer.timeout_s
+        return NOW_S + 2 * self._producer.longest_s
 
     def send(self, work: Work) -> None:
         """Hold the answers of a finished work until its messages are passed by the low-water mark."""
@@ -250,21 +262,41 @@ class Transaction:
                     self._abort_later(f"{partition} has gone to another member")
 
     def close(self, timeout_s: float) -> str | None:
-        """End the client, and abort what is not committed; return what went wrong, or None."""
+        """End the client, and abort what is not committed; return what went wrong, or None: what the brokers have
+        confirmed as aborted is redelivered, and neither lost nor there twice.
+        """
         producer = self._producer
-        unfinished = producer.client is not None and (self._open or self._aborts)
-        if unfinished and self._open and producer.broken is None:
-            producer.ask(producer.client.abort_transaction, timeout_s)
+        if producer.client is None:
+            producer.close(timeout_s)
+            return None
+        self._go_on(wait=True)
+        unfinished = self._open or self._aborts
+        reason = self._abort_reason or "its time was up"
+        if self._open and producer.broken is None:
+            self._ask_for_abort(timeout_s)
+            self._go_on(wait=True)
+        confirmed = not self._open and producer.broken is None
+        broken = producer.broken
         producer.close(timeout_s)
-        return "the last transaction was not committed; its messages are redelivered" if unfinished else None
+        if not unfinished:
+            return None
+        if confirmed:
+            log.warning("the last transaction was aborted, its messages are redelivered: %s", reason)
+            return None
+        return (
+            "the brokers have not confirmed the end of the last transaction: "
+            f"{broken.str() if broken else reason}; its messages are redelivered if it was not committed"
+        )
 
     # In the place of StoredOffsets
 
     @property
     def due_s(self) -> float:
         """In how many seconds `stage` has something to do."""
+        if self._producer.asking or self._marks:
+            return COMMIT_LOOK_S
         now = time.monotonic()
-        if self._aborts or self._marks or self._producer.replacing:
+        if self._aborts or self._producer.replacing:
             return LOOK_S
         if now < self._pause_until:
             return self._pause_until - now
@@ -288,7 +320,7 @@ class Transaction:
         With `now`, inside of a rebalance or at the end, all of it is committed before it returns, or aborted later; it
         raises nothing then. Otherwise it raises WorkerError when the client cannot go on.
         """
-        if self._producer.client is None:
+        if self._producer.client is None or not self._go_on(wait=now):
             return
         if self._aborts or self._producer.replacing:
             # Not inside of a rebalance: the partitions begin anew afterwards.
@@ -296,14 +328,15 @@ class Transaction:
                 self._begin_anew()
                 self._client_state.check()
             return
-        until = time.monotonic() + (min(NOW_S, max(0.5, self._shutdown.remaining_s())) if now else SLICE_S)
+        until = time.monotonic() + (min(NOW_S, max(0.5, self._shutdown.remaining_s())) if now else 0.0)
         while self._advance(states, until, now=now):
             continue
         if now:
             if self._marks:
                 self._abort_later("the transaction was not committed in time")
             return
-        self._producer.renew(idle=not self._open)
+        if not self._producer.asking:
+            self._producer.renew(idle=not self._open)
         self._client_state.check()
 
     def _advance(self, states: Collection[PartitionState], until: float, *, now: bool) -> bool:
@@ -317,7 +350,33 @@ class Transaction:
             if not self._open or self._aborts or not due:
                 return False
             self._mark()
-        return self._commit(until) and now
+        if not self._flush(until):
+            return False
+        self._commit()
+        # Outside of a rebalance the answer is looked for in the next turns.
+        return now and self._go_on(wait=True) and not self._aborts
+
+    def _ask(
+        self,
+        on_answer: Callable[[KafkaError | None], None],
+        *calls: Callable[[float], object],
+        timeout_s: float | None = None,
+    ) -> None:
+        """Begin calls of the transaction; `_go_on` calls `on_answer` with what became of them."""
+        self._on_answer = on_answer
+        self._producer.ask(*calls, timeout_s=timeout_s)
+
+    def _go_on(self, *, wait: bool) -> bool:
+        """Take what became of the calls under way; return whether none are any more."""
+        if self._on_answer is None:
+            return True
+        answer = self._producer.answer(wait)
+        if answer is None:
+            return False
+        # Cleared before: what follows may ask again.
+        on_answer, self._on_answer = self._on_answer, None
+        on_answer(answer.error)
+        return True
 
     # Outputs
 
@@ -389,12 +448,12 @@ class Transaction:
         return self._open
 
     def _send_what_fits(self) -> None:
-        client = self._producer.client
+        client, report = self._producer.client, self._producer.note
         while self._queue and not self._aborts and len(client) < MAX_MESSAGES:
             place, output = self._queue[0]
             number = self._sent
             try:
-                produce(client, output, partial(self._on_delivery, self._number, number))
+                produce(client, output, partial(report, self._on_delivery, self._number, number))
             except BufferError:
                 return
             except KafkaException as error:
@@ -405,7 +464,7 @@ class Transaction:
             self._queue.popleft()
 
     def _on_delivery(self, transaction: int, number: int, error: KafkaError | None, message: Message) -> None:
-        """The delivery report, from inside calls of the client: it takes notes, and raises nothing."""
+        """The delivery report, as the loop's thread hears of it."""
         if transaction != self._number or self._producer.broken is not None or number not in self._under_way:
             return
         place, output = self._under_way.pop(number)
@@ -442,30 +501,59 @@ class Transaction:
             state.committing = place.offset, messages
             self._marks.append((state, place, messages))
 
-    def _commit(self, until: float) -> bool:
-        """Go on with the commit; return whether it is done."""
-        if not self._flush(until):
-            return False
+    def _commit(self) -> None:
+        """Begin the calls that commit."""
+        client, member = self._producer.client, self._member()
+        if member is None:
+            self._abort_later("this member is not in its group any more")
+            return
         places = [place for _, place, _ in self._marks]
 
         def send(timeout_s: float) -> None:
-            member = self._consumer().consumer_group_metadata()
             client.send_offsets_to_transaction(places, member, timeout_s)
 
-        client = self._producer.client
-        if not self._ask(send) or not self._ask(client.commit_transaction):
-            return False
-        self._on_committed()
-        return True
+        # Until they have ended `_marks` keeps new outputs held, so nothing is produced meanwhile.
+        self._ask(self._on_commit_answer, send, client.commit_transaction)
+
+    def _member(self) -> Any | None:
+        """Who commits, as the group knows this member now; None where it does not.
+
+        Asked for by the loop's thread, in which partitions come and go: so its generation is one in which this member
+        had all that it commits. And the binding (2.16.1) has calls of other threads wait until `poll` has returned,
+        which in a rebalance waits for the commit.
+        """
+        consumer = self._consumer()
+        try:
+            member = consumer.consumer_group_metadata()
+            # Without an id brokers would take the offsets, whoever has the partitions by now. An id that is lost comes
+            # back only when the partitions were taken away, so it is looked at afterwards.
+            return member if consumer.memberid() else None
+        except (KafkaException, RuntimeError) as error:
+            log.debug("the group's metadata is not known: %s", error)
+            return None
+
+    def _on_commit_answer(self, error: KafkaError | None) -> None:
+        if error is None:
+            self._on_committed()
+        else:
+            self._on_refused(error)
 
     def _flush(self, until: float) -> bool:
         """Send what waits, and hear of what is under way; return whether the offsets can follow."""
-        while self._queue or (self._under_way and time.monotonic() - self._marked_at < FLUSH_S):
-            if self._aborts or time.monotonic() >= until:
-                return False
+        while True:
             self._send_what_fits()
-            self._producer.serve(LOOK_S if self._queue or self._under_way else 0.0)
-        return not self._aborts
+            left_s = until - time.monotonic()
+            self._producer.serve(min(LOOK_S, max(0.0, left_s)) if self._awaits_outcomes else 0.0)
+            if self._aborts:
+                return False
+            if not self._awaits_outcomes:
+                return True
+            if left_s <= 0:
+                return False
+
+    @property
+    def _awaits_outcomes(self) -> bool:
+        return bool(self._queue) or (bool(self._under_way) and time.monotonic() - self._marked_at < FLUSH_S)
 
     def _on_committed(self) -> None:
         self.successes += 1
@@ -476,7 +564,7 @@ class Transaction:
             deliveries.enqueued += count
             deliveries.acknowledged += count
         for state, _, messages in self._marks:
-            state.uncommitted -= messages
+            self._assignment.settle(state, messages)
             state.restart_at = state.committing = None
             state.rewound = False
         if self._failures or self._dead_letters or self._suspects:
@@ -488,11 +576,14 @@ class Transaction:
             self._failures = {place: failure for place, failure in self._failures.items() if remains(place)}
             self._dead_letters = set(filter(remains, self._dead_letters))
             self._suspects = set(filter(remains, self._suspects))
+        # Partitions that were lost meanwhile were committed before they went.
+        self._abort_reason = None
         self._end()
 
     def _end(self) -> None:
         self._number += 1
         self._open = False
+        self._settle_until = 0.0
         for each in (self._touched, self._queue, self._under_way, self._written, self._refusals, self._marks):
             each.clear()
 
@@ -512,12 +603,11 @@ class Transaction:
         if producer.broken is not None:
             self._abort_later(producer.broken.str())
         elif self._aborts and self._open:
-            until = time.monotonic() + SETTLE_S
-            while self._under_way and time.monotonic() < until:
-                producer.serve(LOOK_S)
-            if not self._ask(producer.client.abort_transaction):
-                return
-            self._open = False
+            if not self._settle_until:
+                self._settle_until = time.monotonic() + SETTLE_S
+            if not self._under_way or time.monotonic() >= self._settle_until:
+                self._ask_for_abort()
+            return
         if not producer.replace():
             return
         reason, self._abort_reason = self._abort_reason, None
@@ -533,6 +623,15 @@ class Transaction:
         self._dead_letters.clear()
         self.messages = self.bytes = 0
         self._rewind()
+
+    def _ask_for_abort(self, timeout_s: float | None = None) -> None:
+        self._ask(self._on_abort_answer, self._producer.client.abort_transaction, timeout_s=timeout_s)
+
+    def _on_abort_answer(self, error: KafkaError | None) -> None:
+        if error is None:
+            self._open = False
+        else:
+            self._on_refused(error)
 
     def _pause(self, pause_s: float) -> None:
         self._pause_until = max(self._pause_until, time.monotonic() + pause_s)
@@ -571,11 +670,8 @@ class Transaction:
                 self._pause(decision.pause_s)
             self._failures[place] = _Failure(attempts, refusal.failure, isinstance(decision, SendDeadLetter))
 
-    def _ask(self, call: Callable[[float], object]) -> bool:
-        """Make one call of the transaction; return whether it has succeeded."""
-        error = self._producer.ask(call)
-        if error is None:
-            return True
+    def _on_refused(self, error: KafkaError) -> None:
+        """A call of the transaction has failed."""
         if error.code() in FORGOTTEN:
             self._note_forgotten()
         if error.code() in TOPIC_REFUSED:
@@ -585,7 +681,6 @@ class Transaction:
                     self._on_failure(place, output, error)
                     break
         self._abort_later(error.str())
-        return False
 
     def _note_forgotten(self) -> None:
         now = time.monotonic()

@@ -2,15 +2,21 @@
 
 It cannot when the brokers have ended its transaction, because that lasted too long or because another process has begun
 with its id; and when nobody knows what became of a call. `init_transactions` of the next one settles that: the brokers
-then have either committed the transaction or aborted it. Called by the thread that uses it, in part from inside `poll`.
+then have either committed the transaction or aborted it.
+
+Calls that wait for brokers run in a thread of their own, one after the other. That thread writes only what became of
+the calls, and appends to the queue of reports; everything else is done by the thread that uses the producer, in part
+from inside the consumer's `poll`.
 """
 
 import logging
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from threading import Event, Thread
 from typing import Any
 
 import confluent_kafka
@@ -20,7 +26,7 @@ from workers.config import ClientConfig
 from workers.errors import ExitCode, WorkerError
 from workers.kafka.client import ClientState, create_client
 from workers.kafka.credentials import CredentialsWatch
-from workers.lifecycle import Shutdown, call_with_timeout
+from workers.lifecycle import TRANSACTION_THREAD, Shutdown, call_with_timeout
 
 log = logging.getLogger(__name__)
 # Of the binding, when a producer is closed whose transaction the brokers have ended.
@@ -29,6 +35,8 @@ warnings.filterwarnings("ignore", message="Producer abort_transaction failed dur
 INIT_SLICE_S = 1.0
 # How much longer than librdkafka is told to a call is waited for.
 GRACE_S = 1.0
+# A stop that is asked for while a call is waited for is noticed after so long.
+LOOK_S = 0.25
 # A stop waits at least so long for a call, also when its time is up.
 LEAST_S = 1.0
 # A producer that was fenced so often within this time, in young transactions, has a rival with its transactional id.
@@ -40,11 +48,49 @@ REFUSED = frozenset({KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, KafkaErro
 NEVER = frozenset({KafkaError._UNSUPPORTED_FEATURE, KafkaError._INVALID_ARG, KafkaError._NOT_CONFIGURED})
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of the calls that were asked for: why one has failed, or None."""
+
+    error: KafkaError | None
+
+
+@dataclass(slots=True)
+class _Calls:
+    """Calls in a thread of their own, and until when they are waited for (time.monotonic).
+
+    Invariant: `error` is written before `ended` is set and read after it, and so is every report that they cause.
+    """
+
+    calls: Sequence[Callable[[float], object]]
+    allowed_s: float
+    begun_at: float = field(default_factory=time.monotonic)
+    error: KafkaError | None = None
+    ended: Event = field(default_factory=Event)
+
+    @property
+    def until(self) -> float:
+        return self.begun_at + len(self.calls) * self.allowed_s + GRACE_S
+
+    def run(self) -> None:
+        """Called by the thread of the calls."""
+        try:
+            for call in self.calls:
+                call(self.allowed_s)
+        except KafkaException as raised:
+            self.error = raised.args[0]
+        except Exception as raised:
+            self.error = KafkaError(KafkaError._FAIL, f"{type(raised).__name__}: {raised}")
+        self.ended.set()
+
+
 class TransactionalProducer:
     """One transactional id, and the client in use for it. `client` is None before `start` and after `close`.
 
     `broken` is why the client cannot go on, None while it can; `replacing` says that another one is on its way.
-    `pause_s` is how long to wait before that is made. `properties` are the client's besides those of `config`.
+    `asking` says that calls are under way: from `ask` until `answer` has told what became of them, the client is not
+    polled, nothing is produced with it, and it is neither replaced nor closed.
+    `pause_s` is how long to wait before another one is made. `properties` are the client's besides those of `config`.
     """
 
     def __init__(
@@ -78,6 +124,18 @@ class TransactionalProducer:
         self._renewal_due = False
         self._replace_at = 0.0
         self._fenced_at: deque[float] = deque(maxlen=FENCED_TIMES)
+        self._calls: _Calls | None = None
+        # What clients report, as functions with their arguments. Only this is changed by more than one thread.
+        self._reports: deque[tuple[Any, ...]] = deque()
+
+    @property
+    def longest_s(self) -> float:
+        """How long the calls that commit may take."""
+        return 2 * self.timeout_s + GRACE_S
+
+    @property
+    def asking(self) -> bool:
+        return self._calls is not None
 
     @property
     def replacing(self) -> bool:
@@ -110,46 +168,71 @@ class TransactionalProducer:
         self.begun_at = time.monotonic()
         return True
 
-    def ask(self, call: Callable[[float], object], timeout_s: float | None = None) -> KafkaError | None:
-        """Make one call of the transaction; return why it has failed, or None.
+    def ask(self, *calls: Callable[[float], object], timeout_s: float | None = None) -> None:
+        """Begin to make calls of the transaction, one after the other; `answer` tells what became of them.
 
         In a thread that can be left behind: librdkafka (2.16) waits for ever for a coordinator that has left the
-        cluster (its issues 5456 and 5511). Reports of deliveries come in that thread, while this one waits for it.
-        Otherwise a call has as long as a transaction may last: where librdkafka leaves a commit after a shorter time,
-        nobody knows what became of it (rd_kafka_commit_transaction in rdkafka_txnmgr.c).
+        cluster (its issues 5456 and 5511). Each call has `timeout_s`, or as long as a transaction may last: where
+        librdkafka leaves a commit after a shorter time, nobody knows what became of it (rd_kafka_commit_transaction in
+        rdkafka_txnmgr.c).
         """
-        refused: list[KafkaError] = []
-        allowed_s = self.timeout_s if timeout_s is None else timeout_s
+        assert self._calls is None, "calls are under way"
+        self._calls = _Calls(calls, self.timeout_s if timeout_s is None else timeout_s)
+        Thread(target=self._calls.run, name=TRANSACTION_THREAD, daemon=True).start()
 
-        def make() -> None:
-            try:
-                call(allowed_s)
-            except KafkaException as raised:
-                refused.append(raised.args[0])
+    def answer(self, wait: bool = False) -> Answer | None:
+        """What became of the calls that were asked for, None while they are under way. With `wait` that is waited for:
+        as long as the calls may last, and after a stop was asked for until its time is up, one second at least.
 
+        A client whose calls have not ended by then is left behind: another one takes its place.
+        """
+        calls = self._calls
+        assert calls is not None
+        while not calls.ended.is_set():
+            left_s = self._patience_s(calls)
+            if left_s <= 0:
+                calls = _Calls((), 0.0, error=KafkaError(KafkaError._TIMED_OUT, "the brokers have not answered"))
+                break
+            if not wait:
+                return None
+            calls.ended.wait(min(LOOK_S, left_s))
+        # All that they have reported is in the queue: an output that was refused is the reason of their error.
+        self.hear()
+        self._calls = None
+        error = calls.error
+        if error is not None:
+            if error.code() in REFUSED:
+                self._client_state.fatal = self._no_right(error)
+            if not error.txn_requires_abort() or error.code() == KafkaError._TIMED_OUT:
+                # The brokers say to the next client what became of the transaction.
+                self.give_up(error)
+        return Answer(error)
+
+    def _patience_s(self, calls: _Calls) -> float:
         assert self._shutdown is not None
-        patience_s = min(allowed_s + GRACE_S, max(LEAST_S, self._shutdown.remaining_s()))
-        if not call_with_timeout(make, patience_s):
-            refused.append(KafkaError(KafkaError._TIMED_OUT, "the transaction coordinator has not answered"))
-        if not refused:
-            return None
-        error = refused[-1]
-        if error.code() in REFUSED:
-            self._client_state.fatal = self._no_right(error)
-        if not error.txn_requires_abort() or error.code() == KafkaError._TIMED_OUT:
-            # The brokers say to the next client what became of the transaction.
-            self.give_up(error)
-        return error
+        now = time.monotonic()
+        return min(calls.until - now, max(calls.begun_at + LEAST_S - now, self._shutdown.remaining_s()))
+
+    def note(self, *report: Any) -> None:
+        """Queue a report: a function and its arguments. Called by any thread, from inside of the client's calls."""
+        self._reports.append(report)
+
+    def hear(self) -> None:
+        """Call what was reported."""
+        while self._reports:
+            function, *arguments = self._reports.popleft()
+            function(*arguments)
 
     def serve(self, timeout_s: float) -> None:
-        """Hear of deliveries and errors."""
-        if self.client is None:
-            return
-        try:
-            self.client.poll(timeout_s)
-        except KafkaException as error:
-            # So the binding tells of a fatal error.
-            self.give_up(error.args[0])
+        """Hear of deliveries and errors. While calls are under way they serve the client, and nothing is waited for."""
+        # Of one that is broken, calls that were left behind may be under way.
+        if self.client is not None and self._calls is None and self.broken is None:
+            try:
+                self.client.poll(timeout_s)
+            except KafkaException as error:
+                # So the binding tells of a fatal error.
+                self.give_up(error.args[0])
+        self.hear()
 
     def give_up(self, error: KafkaError) -> None:
         """Note that the client cannot go on; `replace` has another one made."""
@@ -178,8 +261,9 @@ class TransactionalProducer:
     def replace(self) -> bool:
         """Go on with the replacement of the client, where there is one; return whether none is under way any more.
 
-        Raises WorkerError when the brokers refuse the next client.
+        Raises WorkerError when the brokers refuse the next client. Not to be called while calls are under way.
         """
+        assert self._calls is None, "calls are under way"
         if self.broken is not None and self._fresh is None:
             if time.monotonic() < self._replace_at:
                 return False
@@ -190,7 +274,8 @@ class TransactionalProducer:
         return self._swap()
 
     def close(self, timeout_s: float) -> None:
-        """End the clients; what is not committed is aborted."""
+        """End the clients; what is not committed is aborted. Not to be called while calls are under way."""
+        assert self._calls is None, "calls are under way"
         for client in (self.client, self._fresh):
             if client is not None:
                 call_with_timeout(client.close, timeout_s)
@@ -198,10 +283,13 @@ class TransactionalProducer:
 
     def _make(self) -> Any:
         self._made += 1
-        on_error = partial(self._on_error, self._made)
         own = {
-            **self._client_state.callbacks(), **self._properties, "error_cb": on_error, "transactional.id": self._id
-        }  # fmt: skip
+            **self._client_state.callbacks(),
+            **self._properties,
+            "error_cb": partial(self.note, self._on_error, self._made),
+            "stats_cb": partial(self.note, self._client_state.on_statistics),
+            "transactional.id": self._id,
+        }
         return self._connect(own)
 
     def _on_error(self, number: int, error: KafkaError) -> None:
@@ -219,6 +307,7 @@ class TransactionalProducer:
             self._fresh.poll(0)
         except KafkaException as error:
             log.debug("the next producer: %s", error)
+        self.hear()
         if self._watch.refresh(self._fresh):
             call_with_timeout(self._fresh.close, 0)
             self._fresh = self._make()

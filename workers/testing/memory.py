@@ -8,7 +8,8 @@ one `_AUTO_OFFSET_RESET` event, and can then not be sought until it is assigned 
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from types import SimpleNamespace
@@ -253,6 +254,10 @@ class FakeClient:
         self.joins = 0
         self.seeks: list[tuple[Key, int]] = []
         self.paused: set[Key] = set()
+        # None once the group does not know this member any more.
+        self.member_id: str | None = "member"
+        # The thread whose callbacks are called.
+        self._called_by: int | None = None
         # Called once, when messages are consumed.
         self.during_consume: Callable[[], object] | None = None
         # Rebalances to come: "revoke" or "lost", and the partition.
@@ -453,7 +458,13 @@ class FakeClient:
             return found
 
     def consumer_group_metadata(self) -> "FakeClient":
+        # As the binding (2.16.1): the calls of other threads wait until the callbacks of a poll are over.
+        while self._called_by not in (None, threading.get_ident()):
+            time.sleep(LOOK_S)
         return self
+
+    def memberid(self) -> str | None:
+        return self.member_id
 
     def get_watermark_offsets(self, place: TopicPartition, timeout: float = -1) -> tuple[int, int]:  # noqa: ARG002  (the interface)
         self._broker.check()
@@ -505,6 +516,13 @@ class FakeClient:
             self._own["on_commit"](*self._answers.pop(0))
 
     def _rebalance(self) -> None:
+        self._called_by = threading.get_ident()
+        try:
+            self._rebalance_now()
+        finally:
+            self._called_by = None
+
+    def _rebalance_now(self) -> None:
         if self._leaving:
             self._leaving = False
             self._give("revoke", [*self._assigned])
@@ -584,6 +602,8 @@ class FakeProducer:
         self._offsets: list[TopicPartition] = []
         self._failed = self._committing = self._late = False
         self._fatal: KafkaError | None = None
+        # The thread that is in a call of the transaction.
+        self._called_by: int | None = None
 
     def __len__(self) -> int:
         return len(self._under_way)
@@ -599,6 +619,7 @@ class FakeProducer:
         headers: Any,
         on_delivery: Callable[[KafkaError | None, Message], None],
     ) -> None:
+        assert self._called_by is None, "a call of the transaction is under way"
         if len(self._under_way) >= self.room:
             raise BufferError("Local: Queue full")
         if len(value or b"") > 1_000_000:
@@ -608,6 +629,7 @@ class FakeProducer:
         self.most = max(self.most, len(self._under_way))
 
     def poll(self, timeout_s: float) -> int:
+        assert self._called_by in (None, threading.get_ident()), "a call of the transaction is under way"
         until = time.monotonic() + timeout_s
         while not (served := self._serve()) and self._under_way and time.monotonic() < until:
             time.sleep(LOOK_S)
@@ -623,7 +645,10 @@ class FakeProducer:
         self._begun, self._failed, self._committing = True, False, False
 
     def send_offsets_to_transaction(self, places: list[TopicPartition], member: FakeClient, timeout_s: float) -> None:  # noqa: ARG002  (the interface)
-        self._ask("offsets")
+        with self._calling("offsets"):
+            self._take_offsets(places, member)
+
+    def _take_offsets(self, places: list[TopicPartition], member: FakeClient) -> None:
         assert self._begun
         for each in places:
             if self._broker.owners.get((each.topic, each.partition)) is not member:
@@ -631,7 +656,10 @@ class FakeProducer:
         self._offsets = [_copy(each) for each in places]
 
     def commit_transaction(self, timeout_s: float) -> None:
-        self._ask("commit")
+        with self._calling("commit"):
+            self._commit(timeout_s)
+
+    def _commit(self, timeout_s: float) -> None:
         assert self._begun
         assert self._offsets
         # As librdkafka: until its messages have outcomes the commit can be asked for again, but not be aborted.
@@ -653,7 +681,10 @@ class FakeProducer:
         self._end()
 
     def abort_transaction(self, timeout_s: float) -> None:  # noqa: ARG002  (the interface)
-        self._ask("abort")
+        with self._calling("abort"):
+            self._abort()
+
+    def _abort(self) -> None:
         if self._committing:
             raise _refused(KafkaError._STATE)
         if self._late:
@@ -665,6 +696,16 @@ class FakeProducer:
     def _end(self) -> None:
         self._begun = False
         self.staged, self._offsets = [], []
+
+    @contextmanager
+    def _calling(self, call: str) -> Iterator[None]:
+        assert self._called_by is None, "a call of the transaction is under way"
+        self._called_by = threading.get_ident()
+        try:
+            self._ask(call)
+            yield
+        finally:
+            self._called_by = None
 
     def _ask(self, call: str) -> None:
         refused = self._fatal or self._broker.answer(call)
