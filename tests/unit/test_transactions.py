@@ -13,6 +13,7 @@ from tests.unit.members import BY_KEY, FOR_EVER, Group, key_of_ten, numbers
 from tests.unit.test_outputs import forward, forward_async, forward_batch, twice
 from workers.consumer import execution
 from workers.consumer import transactions as module
+from workers.consumer.assignment import Assignment
 from workers.consumer.failures import ErrorPolicy
 from workers.consumer.membership import Membership
 from workers.deadletters.headers import ATTEMPTS, ERROR_CLASS
@@ -158,11 +159,12 @@ def test_a_message_that_its_handler_refuses_becomes_a_dead_letter_once(
             raise Reject("not wanted")
         return forward(message)
 
-    finish(group, handler, **options)
+    member = finish(group, handler, **options)
     assert broker.values("out") == [each for each in numbers(0, 50) if each != b"7"]
     [letter] = broker.logs["t.dlq", 0].records
     assert letter.value == b"7"
     assert dict(letter.headers)[ERROR_CLASS] == b"Reject"
+    assert member.consumer.status.topics["t"].dead_lettered == 1
 
 
 @batch
@@ -750,3 +752,129 @@ def test_a_stop_fails_when_the_brokers_do_not_say_how_the_last_transaction_ended
         "the brokers have not confirmed the end of the last transaction: timed out; its messages are redelivered if it "
         "was not committed"
     )
+
+
+def test_a_dead_letter_counts_when_its_transaction_was_committed_though_nobody_said_so(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.produce(numbers(0, 3))
+    broker.late_commits = 1
+
+    def reject(_: Message) -> None:
+        raise Reject
+
+    member = finish(group, reject)
+    assert [record.value for record in broker.logs["t.dlq", 0].records] == numbers(0, 3)
+    assert member.consumer.status.topics["t"].dead_lettered == 3
+
+
+# Where partitions begin: the fake allows no assignment between rebalances, which may be taken for the answer to one
+
+
+def test_partitions_whose_offset_is_not_known_at_the_assignment_are_sought_when_it_is(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.produce(numbers(0, 20))
+    finish(group)
+    broker.produce(numbers(20, 40))
+    broker.committed_timeouts = 1
+    member = finish(group)
+    assert broker.values("out") == numbers(0, 40)
+    assert member.client.seeks == [(("t", 0), 20)]
+    assert member.client.joins == 1
+
+
+@pytest.mark.parametrize("options", [{}, BY_KEY], ids=["one call", "by key"])
+def test_a_member_joins_again_to_go_on_behind_messages_that_were_deleted(
+    broker: FakeBroker, group: Group, options: dict[str, Any]
+) -> None:
+    broker.produce(numbers(0, 20), key=key_of_ten)
+    finish(group, **options)
+    broker.produce(numbers(20, 60), key=key_of_ten)
+    broker.delete_before(30)
+    member = finish(group, **options)
+    assert broker.values("out") == [*numbers(0, 20), *numbers(30, 60)]
+    assert member.consumer.status.topics["t"].deleted == 10
+    assert member.client.joins == 2
+
+
+def test_messages_that_were_received_are_committed_before_the_member_goes_on_behind_deleted_ones(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.produce(numbers(0, 10))
+    begun, hold = group.hold_at(5)
+
+    def handler(message: Message) -> Outgoing:
+        hold(message)
+        return forward(message)
+
+    member = group.member(handler, **{**ONCE, **BY_KEY}).start()
+    assert begun.wait(20)
+    with broker.lock:
+        broker.produce(numbers(10, 60))
+        broker.delete_before(30)
+    polls = member.client.polls
+    group.until(lambda: member.client.polls > polls + 20, "the loop goes on to poll")
+    assert member.client.joins == 1
+    group.gate.set()
+    group.until(lambda: broker.offset() == 60, "all is committed")
+    assert broker.values("out") == [*numbers(0, 10), *numbers(30, 60)]
+    group.until(lambda: member.consumer.status.topics["t"].deleted == 20, "they are counted once")
+
+
+def test_a_topic_that_was_created_again_is_written_from_its_beginning(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 30))
+    member = group.member(forward, **ONCE).start()
+    group.until(lambda: broker.offset() == 30, "all is committed")
+    group.until(lambda: member.lag() == 0, "ends are known")
+    with broker.lock:
+        broker.create("t")
+        broker.produce(numbers(100, 140))
+    # Until it is known as another one its offsets seem to go on: what comes behind the old end is written before.
+    wanted = {*numbers(0, 30), *numbers(100, 140)}
+    group.until(lambda: set(broker.values("out")) == wanted and broker.offset() == 40, "the new log is written")
+
+
+@pytest.mark.parametrize("place", ["at the assignment", "after an abort"])
+def test_a_partition_whose_offset_a_transaction_has_does_not_hold_up_the_others(
+    broker: FakeBroker, group: Group, place: str
+) -> None:
+    broker.add_partition("t")
+    broker.produce(numbers(0, 50))
+    broker.produce(numbers(100, 150), partition=1)
+
+    def refuse(call: str) -> KafkaError | None:
+        if call != "offsets" or broker.unstable:
+            return None
+        broker.unstable = {("t", 0)}
+        return ABORT
+
+    if place == "at the assignment":
+        broker.unstable = {("t", 0)}
+    else:
+        broker.answer = refuse
+    member = group.member(forward, **ONCE).start()
+    group.until(lambda: broker.offset(1) == 50, "the other goes on")
+    assert broker.values("out") == numbers(100, 150)
+    assert broker.offset() is None
+    broker.answer = lambda _: None
+    broker.unstable = set()
+    group.until(lambda: broker.offset() == 50, "it goes on when that has ended")
+    assert sorted(broker.values("out"), key=int) == [*numbers(0, 50), *numbers(100, 150)]
+    assert member.client.joins == 1
+
+
+def test_a_partition_of_a_topic_that_was_created_again_begins_there_again_when_its_first_transaction_is_aborted() -> (
+    None
+):
+    """And not at the end, with --from-end; and what it is of is known, should it be created a third time."""
+    assignment = Assignment(["t"])
+    [state] = assignment.assign([TopicPartition("t", 0, 50)])
+    fresh = assignment.reset(state, 0)
+    assert assignment.of_other_topics({"t": "second"}, time.monotonic()) == []
+    aborted = assignment.rewind(fresh)
+    assert aborted.restart_at is not None
+    again = assignment.adopt(aborted.restart_at)
+    assert again.next_offset == 0
+    assert assignment.of_other_topics({"t": "third"}, time.monotonic()) == [again]
+    assert assignment.rewind(again).restart_at is aborted.restart_at

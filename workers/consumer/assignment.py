@@ -93,8 +93,8 @@ class PartitionState:
         self.restart_at: TopicPartition | None = None
         # How many of its messages were handled and are in no transaction that was committed.
         self.uncommitted = 0
-        # The offset that is being committed in a transaction, and how many messages that is of.
-        self.committing: tuple[int, int] | None = None
+        # The offset that is being committed in a transaction, how many messages that is of, and dead letters of these.
+        self.committing: tuple[int, int, int] | None = None
         self.begin_offset = -1
         self.end_offset = -1
         self.behind_since_s = 0.0
@@ -189,8 +189,11 @@ class Assignment:
             before.owned = False
             if before.committing is not None and before.committing[0] == place.offset:
                 # Its outcome was not known: it was committed.
-                self.settle(before, before.committing[1])
+                self.settle(before, *before.committing[1:])
         state = PartitionState(topic, place.partition, place, in_order=self._in_order)
+        if before is not None and place is before.restart_at:
+            state.restart_at = place
+            state.topic_id = state.topic_id or before.topic_id
         self.partitions[state.key] = state
         return state
 
@@ -217,6 +220,7 @@ class Assignment:
         fresh.tracker.advance_to(offset)
         fresh.rewound = state.rewound or (state.next_offset is not None and offset < state.next_offset)
         fresh.dirty = True
+        fresh.restart_at = fresh.to_commit()
         self.partitions[state.key] = fresh
         return fresh
 
@@ -228,11 +232,14 @@ class Assignment:
         self.discount(state)
         fresh = self.adopt(TopicPartition(*state.key, OFFSET_INVALID))
         fresh.restart_at, fresh.committing = state.restart_at, state.committing
-        fresh.partitions_at_begin = state.partitions_at_begin
+        fresh.partitions_at_begin, fresh.topic_id = state.partitions_at_begin, state.topic_id
         return fresh
 
-    def settle(self, state: PartitionState, messages: int) -> None:
-        """So many messages of a partition are committed, also where they were discounted before that was known."""
+    def settle(self, state: PartitionState, messages: int, dead_letters: int) -> None:
+        """So many messages of a partition are committed in a transaction, and so many of them as dead letters; also
+        where they were discounted before that was known.
+        """
+        state.topic.dead_lettered += dead_letters
         discounted = max(0, messages - state.uncommitted)
         state.uncommitted -= messages - discounted
         self.handled += discounted

@@ -133,7 +133,7 @@ class FailedMessages:
         shard.dead_letter = None
         if dead_letter.delivered:
             first = self._parts.scheduler.absolve(shard)
-            state.topic.dead_lettered += 1
+            state.topic.dead_lettered += not self._dead_letters.held
             self._parts.assignment.complete(state, first, 0, 1)
             return
         message = shard.queue[0].messages[0]

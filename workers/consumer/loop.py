@@ -111,7 +111,7 @@ class Consumer:
             committer=outputs
             if isinstance(outputs, Transaction)
             else StoredOffsets(lambda: parts.client, self.client_state.say),
-            starts=Starts(config, stop_on_deleted=stop_on_deleted),
+            starts=Starts(config, stop_on_deleted=stop_on_deleted, exactly_once=isinstance(outputs, Transaction)),
             fetching=FetchWatch(),
             watermarks=watermarks,
             shutdown=shutdown,

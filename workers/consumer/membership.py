@@ -5,13 +5,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from confluent_kafka import OFFSET_INVALID, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_END, OFFSET_INVALID, KafkaException, TopicPartition
 
 from workers.config import ClientConfig
 from workers.consumer.assignment import PartitionState, names
 from workers.consumer.committing import StoredOffsets
 from workers.consumer.parts import Parts
 from workers.consumer.scheduling import Work
+from workers.consumer.transactions import Transaction
 from workers.errors import ConfigError, WorkerError
 from workers.kafka.credentials import CredentialsWatch
 from workers.kafka.statistics import Statistics
@@ -52,6 +53,7 @@ class Membership:
         self._credentials = credentials
         self._connect = connect
         self._account = account
+        self._exactly_once = isinstance(parts.committer, Transaction)
         # Nothing is begun of what is assigned meanwhile.
         self._leaving = False
         self._broker_assigns = config.get("group.protocol") == "consumer"
@@ -73,11 +75,15 @@ class Membership:
     def rejoin(self) -> None:
         """Join again with the same client: the group does not know this member any more."""
         log.warning("group %s does not know this member any more, joining again", self._config.get("group.id"))
+        self._join_again()
+
+    def _join_again(self) -> None:
         self._parts.client.unsubscribe()
         self.join()
 
     def restart_partitions(self) -> None:
         """Have partitions whose offset was not known, or is not in the log any more, begin where `Starts` says."""
+        not_sought = []
         for start in self._parts.starts.decided(self._parts.client):
             state = start.state
             if start.anew:
@@ -93,12 +99,18 @@ class Membership:
                     state = self._parts.assignment.reset(state, start.offset)
             else:
                 self._parts.assignment.skip_to(state, start.offset)
-            if not (start.rewound and self._seek(state, start.offset)):
+            if self._exactly_once:
+                if not self._seek(state, start.offset):
+                    not_sought.append(state.topic_partition())
+            elif not (start.rewound and self._seek(state, start.offset)):
                 self._reassign(state, start.offset)
             if start.commit:
                 state.commit_explicitly()
-                state.restart_at = state.to_commit()
             self._parts.committer.stage([state], now=True)
+        if not_sought:
+            # Where they begin is committed: they are assigned there.
+            log.warning("%s: joining the group again to go on there", names(not_sought))
+            self._join_again()
 
     def rewind(self) -> None:
         """Begin all partitions again at what the group has committed: the transaction they were in is aborted."""
@@ -112,8 +124,9 @@ class Membership:
     def _seek(self, state: PartitionState, offset: int) -> bool:
         """Fetch from another offset; return False where the client cannot.
 
-        To assign anew between rebalances may have librdkafka answer one that is under way: another member gets
-        partitions that we have in an open transaction.
+        With exactly-once partitions are only assigned inside of a rebalance: between two librdkafka may take that for
+        the answer to one that waits. Then partitions that others have already would be revoked, not lost, and committed
+        by us.
         """
         try:
             self._parts.client.seek(state.topic_partition(offset))
@@ -123,7 +136,7 @@ class Membership:
         return True
 
     def _reassign(self, state: PartitionState, offset: int) -> None:
-        """Begin to fetch anew: a partition without a valid offset cannot be sought."""
+        """Begin to fetch anew: a partition without a valid offset cannot be sought. Not with exactly-once."""
         place = state.topic_partition(offset)
         if self._eager:
             others = [
@@ -231,7 +244,7 @@ class Membership:
         for state in self._parts.assignment.assign(assigned):
             if state.awaits_committed:
                 self._parts.starts.await_committed(state)
-        self._assign(client, [*map(_without_metadata, assigned)])
+        self._assign(client, [*map(self._fetched_from, assigned)])
         for each in begins:
             # Until the brokers have taken it: the next owner would begin at a later end.
             state = self._parts.assignment.partitions[each.topic, each.partition]
@@ -322,10 +335,13 @@ class Membership:
         else:
             client.incremental_unassign(partitions)
 
+    def _fetched_from(self, each: TopicPartition) -> TopicPartition:
+        """The place for an assignment. With exactly-once one that is not known is the end: there a partition can be
+        sought when it is, and what comes meanwhile is dropped.
 
-def _without_metadata(each: TopicPartition) -> TopicPartition:
-    """The same place for an assignment. With metadata librdkafka 2.16 leaks that at every commit, as it puts the stored
-    offset's in its place (rd_kafka_topic_partition_list_set_offsets in rdkafka_partition.c).
-    """
-    epoch = -1 if each.leader_epoch is None else each.leader_epoch  # type: ignore[redundant-expr]  # it can be None
-    return TopicPartition(each.topic, each.partition, each.offset, leader_epoch=epoch)
+        With metadata librdkafka 2.16 leaks that at every commit, as it puts the stored offset's in its place
+        (rd_kafka_topic_partition_list_set_offsets in rdkafka_partition.c).
+        """
+        offset = OFFSET_END if self._exactly_once and each.offset == OFFSET_INVALID else each.offset
+        epoch = -1 if each.leader_epoch is None else each.leader_epoch  # type: ignore[redundant-expr]  # it can be None
+        return TopicPartition(each.topic, each.partition, offset, leader_epoch=epoch)

@@ -32,6 +32,8 @@ COMMITTED_TIMEOUT_S = 5.0
 # While a partition waits for its beginning the others go on, so a broker that hangs may not hold up the loop.
 ASK_TIMEOUT_S = 1.0
 ASK_AGAIN_S = 0.5
+# For the committed offset of one partition, where brokers have not said those of all.
+ASK_ALONE_S = 0.2
 
 _TRUNCATED = re.compile(r"truncation detected at .*broker end offset is (\d+)")
 _POLICIES = {
@@ -51,6 +53,9 @@ class Need:
     anew: bool = False
     ask_at: float = 0.0
     rewound: bool = False
+    # Brokers do not say what is committed while a transaction has it (UNSTABLE_OFFSET_COMMIT), nor in the same answer
+    # that of others.
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +76,10 @@ class Start:
 class Starts:
     """Decides where partitions begin, and goes on asking the brokers until it can."""
 
-    def __init__(self, config: ClientConfig, *, stop_on_deleted: bool) -> None:
+    def __init__(self, config: ClientConfig, *, stop_on_deleted: bool, exactly_once: bool) -> None:
         self._policy = _POLICIES.get(config.get("auto.offset.reset", "earliest"), "earliest")
         self._stop_on_deleted = stop_on_deleted
+        self._exactly_once = exactly_once
         # Of each topic when the worker began.
         self.partition_counts: Mapping[str, int] = {}
         self._needs: dict[Key, Need] = {}
@@ -87,7 +93,9 @@ class Starts:
         so where there is none (`need`).
         """
         try:
-            assigned: list[TopicPartition] = client.committed(partitions, timeout=COMMITTED_TIMEOUT_S)
+            # Where the member before was killed its transaction has them for long, and ours of others must not wait.
+            timeout_s = ASK_TIMEOUT_S if self._exactly_once else COMMITTED_TIMEOUT_S
+            assigned: list[TopicPartition] = client.committed(partitions, timeout=timeout_s)
         except KafkaException as error:
             log.warning("committed offsets are not known yet: %s", error)
             return partitions, []
@@ -161,8 +169,11 @@ class Starts:
         """
         now = time.monotonic()
         due = [need for need in self._needs.values() if need.ask_at <= now]
-        known = self._committed(client, [need.state for need in due if need.state.awaits_committed])
+        known = self._committed(client, [need for need in due if need.state.awaits_committed])
         for need in due:
+            if self._exactly_once and not need.anew and need.state.count:
+                # To go on elsewhere this member joins again, so what it was given is handled and committed before.
+                continue
             place = need.state.topic_partition()
             try:
                 if need.state.awaits_committed:
@@ -176,7 +187,8 @@ class Starts:
                         continue
                     if need.state.restart_at is not None:
                         self._needs.pop(need.state.key, None)
-                        yield Start(need.state, need.state.restart_at.offset, True, commit=True, rewound=need.rewound)
+                        begin = need.state.restart_at
+                        yield Start(need.state, begin.offset, True, commit=True, committed=begin, rewound=need.rewound)
                         continue
                 low, high = client.get_watermark_offsets(place, timeout=ASK_TIMEOUT_S)
                 start = self._decide(client, need, low, high)
@@ -187,16 +199,28 @@ class Starts:
             self._needs.pop(need.state.key, None)
             yield replace(start, rewound=need.rewound)
 
-    def _committed(self, client: Any, states: list[PartitionState]) -> dict[Key, TopicPartition]:
+    def _committed(self, client: Any, needs: list[Need]) -> dict[Key, TopicPartition]:
         """What the group has committed, of those partitions for which the brokers have said."""
-        if not states:
-            return {}
+        together = [need for need in needs if not need.alone]
+        found = self._ask_committed(client, together, ASK_TIMEOUT_S)
+        if found is None and len(together) > 1:
+            for need in together:
+                need.alone = True
+        known = found or []
+        for need in needs:
+            if need.alone:
+                known += self._ask_committed(client, [need], ASK_ALONE_S) or []
+        return {(each.topic, each.partition): each for each in known if each.error is None}
+
+    def _ask_committed(self, client: Any, needs: list[Need], timeout_s: float) -> list[TopicPartition] | None:
+        if not needs:
+            return []
         try:
-            found = client.committed([state.topic_partition() for state in states], timeout=ASK_TIMEOUT_S)
+            found: list[TopicPartition] = client.committed([each.state.topic_partition() for each in needs], timeout_s)
         except KafkaException as error:
             log.debug("committed offsets are not known yet: %s", error)
-            return {}
-        return {(each.topic, each.partition): each for each in found if each.error is None}
+            return None
+        return found
 
     def _decide(self, client: Any, need: Need, low: int, high: int) -> Start:
         state, position = need.state, need.state.position

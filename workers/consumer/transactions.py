@@ -147,7 +147,7 @@ class Transaction:
         self._written: Counter[str] = Counter()
         self._refusals: dict[Place, _Refusal] = {}
         # What is being committed; empty while outputs are written.
-        self._marks: list[tuple[PartitionState, TopicPartition, int]] = []
+        self._marks: list[tuple[PartitionState, TopicPartition]] = []
         self._marked_at = 0.0
         self._abort_reason: str | None = None
         # What follows when the calls under way have ended; None while there are none.
@@ -498,8 +498,9 @@ class Transaction:
         for state in self._touched.values():
             place = state.to_commit(ahead=False)
             messages = state.uncommitted - state.tracker.distance
-            state.committing = place.offset, messages
-            self._marks.append((state, place, messages))
+            dead_letters = sum(key == state.key and offset < place.offset for key, offset in self._dead_letters)
+            state.committing = place.offset, messages, dead_letters
+            self._marks.append((state, place))
 
     def _commit(self) -> None:
         """Begin the calls that commit."""
@@ -507,7 +508,7 @@ class Transaction:
         if member is None:
             self._abort_later("this member is not in its group any more")
             return
-        places = [place for _, place, _ in self._marks]
+        places = [place for _, place in self._marks]
 
         def send(timeout_s: float) -> None:
             client.send_offsets_to_transaction(places, member, timeout_s)
@@ -563,12 +564,13 @@ class Transaction:
             deliveries = self.topics[topic]
             deliveries.enqueued += count
             deliveries.acknowledged += count
-        for state, _, messages in self._marks:
-            self._assignment.settle(state, messages)
+        for state, _ in self._marks:
+            assert state.committing is not None
+            self._assignment.settle(state, *state.committing[1:])
             state.restart_at = state.committing = None
             state.rewound = False
         if self._failures or self._dead_letters or self._suspects:
-            passed = {state.key: place.offset for state, place, _ in self._marks}
+            passed = {state.key: place.offset for state, place in self._marks}
 
             def remains(place: Place) -> bool:
                 return place[1] >= passed.get(place[0], 0)
@@ -696,7 +698,11 @@ def _jitter() -> float:
 
 
 class HeldDeadLetters(DeadLetters):
-    """Dead letters that are written in the transaction: they are as good as delivered when it holds them."""
+    """Dead letters that are written in the transaction: they are as good as delivered when it holds them, and count
+    when it is committed.
+    """
+
+    held = True
 
     def __init__(self, topic: str | None, group_id: str, transaction: Transaction) -> None:
         self._topic = topic

@@ -40,6 +40,9 @@ class DeadLetter:
 class DeadLetters:
     """Writes dead letters. Its client is made with the first one: most workers never need it."""
 
+    # Whether they are held for a transaction, and count only when that is committed.
+    held = False
+
     def __init__(self, config: ClientConfig, topic: str | None, group_id: str, auth_timeout_s: float = 0.0) -> None:
         self._config = config
         self._topic = topic

@@ -57,25 +57,23 @@ class Answer:
 
 @dataclass(slots=True)
 class _Calls:
-    """Calls in a thread of their own, and until when they are waited for (time.monotonic).
+    """Calls in a thread of their own, each with `allowed_s`; only that thread writes here once it has begun.
 
-    Invariant: `error` is written before `ended` is set and read after it, and so is every report that they cause.
+    Invariant: `error` and every report that they cause are written before `ended` is set, and read after it.
     """
 
     calls: Sequence[Callable[[float], object]]
     allowed_s: float
+    # When the call under way was begun (time.monotonic).
     begun_at: float = field(default_factory=time.monotonic)
     error: KafkaError | None = None
     ended: Event = field(default_factory=Event)
-
-    @property
-    def until(self) -> float:
-        return self.begun_at + len(self.calls) * self.allowed_s + GRACE_S
 
     def run(self) -> None:
         """Called by the thread of the calls."""
         try:
             for call in self.calls:
+                self.begun_at = time.monotonic()
                 call(self.allowed_s)
         except KafkaException as raised:
             self.error = raised.args[0]
@@ -131,7 +129,7 @@ class TransactionalProducer:
     @property
     def longest_s(self) -> float:
         """How long the calls that commit may take."""
-        return 2 * self.timeout_s + GRACE_S
+        return 2 * (self.timeout_s + GRACE_S)
 
     @property
     def asking(self) -> bool:
@@ -182,7 +180,7 @@ class TransactionalProducer:
 
     def answer(self, wait: bool = False) -> Answer | None:
         """What became of the calls that were asked for, None while they are under way. With `wait` that is waited for:
-        as long as the calls may last, and after a stop was asked for until its time is up, one second at least.
+        as long as each call may last, and after a stop was asked for until its time is up, one second at least.
 
         A client whose calls have not ended by then is left behind: another one takes its place.
         """
@@ -210,8 +208,8 @@ class TransactionalProducer:
 
     def _patience_s(self, calls: _Calls) -> float:
         assert self._shutdown is not None
-        now = time.monotonic()
-        return min(calls.until - now, max(calls.begun_at + LEAST_S - now, self._shutdown.remaining_s()))
+        lasted_s = time.monotonic() - calls.begun_at
+        return min(calls.allowed_s + GRACE_S - lasted_s, max(LEAST_S - lasted_s, self._shutdown.remaining_s()))
 
     def note(self, *report: Any) -> None:
         """Queue a report: a function and its arguments. Called by any thread, from inside of the client's calls."""

@@ -98,6 +98,8 @@ class FakeBroker:
         self.late_commits = 0
         # So many calls of committed() time out.
         self.committed_timeouts = 0
+        # Partitions whose committed offset a transaction has: calls of committed() that ask for one of these time out.
+        self.unstable: set[Key] = set()
         # Nobody waits for messages any more.
         self.over = False
         self._ids = count(1)
@@ -296,18 +298,24 @@ class FakeClient:
         assert not self._assigned or self.dead
 
     def incremental_assign(self, places: list[TopicPartition]) -> None:
+        self._check_for_rebalance()
         for each in places:
             key = each.topic, each.partition
             assert key not in self._assigned, f"{key} is assigned already"
             self._begin(key, each)
 
     def incremental_unassign(self, places: list[TopicPartition]) -> None:
+        self._check_for_rebalance()
         keys = [(each.topic, each.partition) for each in places]
         if not self._losing:
             self._commit_stored(keys)
         for key in keys:
             del self._assigned[key]
             self._stored.pop(key, None)
+
+    def _check_for_rebalance(self) -> None:
+        transactional = self._own.get("enable.auto.commit") is False
+        assert self._called_by or not transactional, "librdkafka may take this for the answer to a rebalance that waits"
 
     def assign(self, places: list[TopicPartition]) -> None:
         self.unassign()
@@ -448,6 +456,8 @@ class FakeClient:
         with self._broker.lock:
             if self._broker.committed_timeouts:
                 self._broker.committed_timeouts -= 1
+                raise error(KafkaError._TIMED_OUT)
+            if any((each.topic, each.partition) in self._broker.unstable for each in places):
                 raise error(KafkaError._TIMED_OUT)
             found = []
             for each in places:
