@@ -7,12 +7,16 @@ FROM python:3.13-slim-trixie AS base
 FROM base AS dependencies
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
-COPY requirements.txt ./
+# Extras of pyproject.toml that shall be in the image, each with a lock of its own: --build-arg EXTRAS="tracing"
+ARG EXTRAS=""
+COPY requirements.txt requirements-tracing.txt ./
 # A venv without pip. Its bytecode is not checked against its sources when it is loaded, as neither changes in an image,
 # and it is the same in every build.
-RUN python -m venv --without-pip /opt/kafka-workers \
+RUN set -- \
+    && for extra in $EXTRAS; do set -- "$@" -r "requirements-$extra.txt"; done \
+    && python -m venv --without-pip /opt/kafka-workers \
     && pip --python /opt/kafka-workers/bin/python install --require-hashes --only-binary :all: --no-compile \
-       -r requirements.txt \
+       -r requirements.txt "$@" \
     && python -m compileall -q --invalidation-mode unchecked-hash /opt/kafka-workers/lib
 
 FROM dependencies AS package

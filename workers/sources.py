@@ -81,7 +81,8 @@ class Batch(NamedTuple):
 class Source(Protocol):
     """Where the producer takes its messages from. `complete` says that it came to its own end and all was taken."""
 
-    complete: bool
+    @property
+    def complete(self) -> bool: ...
 
     def take(self, limit: int, timeout_s: float) -> Batch | None:
         """At most `limit` messages, an empty batch when none came within `timeout_s`, None at the end.

@@ -176,3 +176,20 @@ def test_the_notes_of_a_release_are_its_section_of_the_changelog(tmp_path: Path)
     for missing in ("1.2.1", "Unreleased"):
         with pytest.raises(AssertionError, match=f'no text under "## {missing}"; rename "## Unreleased"'):
             run(notes, missing, CHANGELOG=str(changelog))
+
+
+def test_the_locks_of_the_extras_hold_what_the_image_has_in_the_same_versions() -> None:
+    def pins(path: Path) -> dict[str, str]:
+        return dict(re.findall(r"^([\w.-]+)==([^\\\s;]+)", path.read_text(), re.MULTILINE))
+
+    image = pins(ROOT / "requirements.txt")
+    dockerfile, ignored = (ROOT / "Dockerfile").read_text(), (ROOT / ".dockerignore").read_text()
+    extras = {"tracing": "opentelemetry-sdk"}
+    for extra, package in extras.items():
+        lock = pins(ROOT / f"requirements-{extra}.txt")
+        assert image.items() <= lock.items()
+        # What is tested is what is shipped.
+        assert lock.items() <= pins(ROOT / "requirements-dev.txt").items()
+        assert package in lock
+        assert f"requirements-{extra}.txt" in dockerfile
+        assert f"!requirements-{extra}.txt" in ignored

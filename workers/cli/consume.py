@@ -4,6 +4,7 @@ import json
 import logging
 import uuid
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 from confluent_kafka import IsolationLevel
@@ -11,6 +12,7 @@ from confluent_kafka.admin import AdminClient
 
 from workers.cli.context import Context
 from workers.cli.parameters import ConsumeOptions, check_dead_letter_topic
+from workers.cli.tracing import start_tracing
 from workers.config import (
     CLASSIC_DEFAULTS,
     COMMON_DEFAULTS,
@@ -33,6 +35,9 @@ from workers.kafka.watermarks import Watermarks
 from workers.lifecycle import Shutdown, Stopped, settle_memory
 from workers.monitoring.metrics import ConsumerCollector
 
+if TYPE_CHECKING:
+    from workers.tracing.consuming import HandlerSpans
+
 log = logging.getLogger("workers")
 # As Kafka Streams commits with exactly-once.
 COMMIT_INTERVAL_S = 0.1
@@ -52,6 +57,9 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
     except Stopped:
         log.info("stopped before the handler was ready; nothing was read")
         return
+    spans = _start_tracing(context, config) if options.worker.tracing else None
+    if spans is not None:
+        middlewares.insert(0, spans.middleware)
     # The consumer's own properties mean nothing to the producers of dead letters and outputs, so they get what is about
     # the connection.
     producer_config = context.client_config(PRODUCER_DEFAULTS)
@@ -87,6 +95,7 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
         outputs=outputs,
         watermarks=watermarks,
         middlewares=middlewares,
+        on_decision=spans.on_decision if spans is not None else None,
         max_messages=options.max_messages,
         max_rate=options.max_rate,
         max_dead_letter_share=options.max_dead_letter_share,
@@ -107,8 +116,17 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
             consumer.run()
         finally:
             _show_consumed(consumer, options.worker.summary)
+            if spans is not None:
+                spans.close(shutdown.remaining_s())
     if consumer.trouble is not None:
         raise WorkerError(consumer.trouble)
+
+
+def _start_tracing(context: Context, config: ClientConfig) -> "HandlerSpans":
+    tracing = start_tracing(context)
+    from workers.tracing.consuming import HandlerSpans
+
+    return HandlerSpans(tracing, config.get("group.id"), config.get("client.id"))
 
 
 def _check_exactly_once(options: ConsumeOptions, context: Context, config: ClientConfig) -> None:

@@ -283,6 +283,8 @@ def worker_options(command: _Command) -> _Command:
                    help="Seconds that stopping may take after SIGTERM."),
             option("--summary", type=click.Choice(["text", "json"]), default="text", show_default=True,
                    help="Form of the account at the end."),
+            option("--tracing", is_flag=True,
+                   help="Export spans of messages by OpenTelemetry, as its variables OTEL_* say; see docs/tracing.md."),
         ],
     )  # fmt: skip
     return metrics_options(command)

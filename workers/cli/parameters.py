@@ -51,6 +51,7 @@ class WorkerOptions:
     auth_timeout: float
     shutdown_timeout: float
     summary: Literal["text", "json"]
+    tracing: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from confluent_kafka import KafkaError, Message
 from workers.accounting.stamps import check_run, new_run, stream_of
 from workers.cli.context import Context
 from workers.cli.parameters import ProduceOptions, check_dead_letter_topic
+from workers.cli.tracing import start_tracing
 from workers.config import PRODUCER_DEFAULTS
 from workers.deadletters.headers import SUFFIX
 from workers.errors import ConfigError, ExitCode, WorkerError
@@ -31,6 +32,7 @@ from workers.sources import Source, SourceError, SourceRaisedError, call_source
 
 if TYPE_CHECKING:
     from workers.monitoring.server import Server
+    from workers.tracing.sdk import Tracing
 
 log = logging.getLogger("workers")
 # Kubernetes sets it in the pods of an Indexed Job.
@@ -52,6 +54,7 @@ def produce(options: ProduceOptions, context: Context, shutdown: Shutdown) -> No
             raise WorkerError("stopped before the source was ready; nothing was sent") from None
         log.info("stopped before the source was ready; nothing was sent")
         return
+    tracing = start_tracing(context) if options.worker.tracing else None
     producer = Producer(
         config,
         options.topic,
@@ -72,9 +75,13 @@ def produce(options: ProduceOptions, context: Context, shutdown: Shutdown) -> No
         else:
             stamp = stream_of(run, index, None) if options.stamp else None
             source = ThreadedSource(records, stamp, options.count, ahead_at(options.rate))
+        if tracing is not None:
+            source = _traced(source, tracing, producer, config.get("client.id"))
         settle_memory()
         trouble = _send_all(producer, source, options)
         _show_account(producer, run, options.worker.summary)
+        if tracing is not None:
+            tracing.close(shutdown.remaining_s())
         _linger(server, options.linger, shutdown)
     producer.close()
     if trouble is not None:
@@ -83,6 +90,12 @@ def produce(options: ProduceOptions, context: Context, shutdown: Shutdown) -> No
     undelivered = sum(each.failed + each.unknown for each in accounts)
     if undelivered:
         raise WorkerError(f"{undelivered} of {sum(each.enqueued for each in accounts)} messages were not acknowledged")
+
+
+def _traced(source: Source, tracing: "Tracing", producer: Producer, client_id: str) -> Source:
+    from workers.tracing.producing import TracedSource
+
+    return TracedSource(source, tracing, producer.deliveries.topic, producer.dead_letters.topic, client_id)
 
 
 def _dead_letter_topic(options: ProduceOptions) -> str | None:

@@ -8,7 +8,7 @@ import time
 
 from workers.consumer.assignment import PartitionState
 from workers.consumer.breaker import DeadLetterBreaker
-from workers.consumer.failures import ErrorPolicy, Isolate, RetryLater, SendDeadLetter, decide
+from workers.consumer.failures import ErrorPolicy, Isolate, OnDecision, RetryLater, SendDeadLetter, decide
 from workers.consumer.flow import FlowControl
 from workers.consumer.parts import Parts
 from workers.consumer.scheduling import Shard, Work
@@ -33,12 +33,14 @@ class FailedMessages:
         policy: ErrorPolicy,
         dead_letters: DeadLetters,
         breaker: DeadLetterBreaker,
+        on_decision: OnDecision | None = None,
     ) -> None:
         self._parts = parts
         self._flow = flow
         self._policy = policy
         self._dead_letters = dead_letters
         self._breaker = breaker
+        self._on_decision = on_decision
 
     def on_failure(self, work: Work, error: Exception) -> None:
         """Decide what becomes of the messages for which the handler raised: the first that was not handled, or all of a
@@ -69,6 +71,8 @@ class FailedMessages:
                 jitter=random.random(),  # noqa: S311  (not a secret)
                 withheld=withheld,
             )
+            if self._on_decision is not None:
+                self._on_decision(shard.queue[0].messages[0], error, decision, shard.attempts)
             where = f"{state} offset {work.received.offset(work.handled)}"
             if isinstance(decision, Isolate):
                 # The batch's failure is nobody's own yet.

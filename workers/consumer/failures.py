@@ -1,6 +1,10 @@
 """What becomes of messages whose handler raised: a pure decision, which the consumer carries out."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
+
+from confluent_kafka import Message
 
 from workers.handlers import Reject, Retry
 
@@ -48,6 +52,8 @@ class Stop:
 
 
 Decision = RetryLater | SendDeadLetter | Isolate | Stop
+# Is told what becomes of a message: what its call has raised, the decision, and how many calls have failed.
+OnDecision: TypeAlias = Callable[[Message, Exception, Decision, int], None]
 
 
 def decide(

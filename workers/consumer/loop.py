@@ -24,7 +24,7 @@ from workers.consumer.committing import StoredOffsets
 from workers.consumer.dispatching import Dispatcher
 from workers.consumer.execution import Executor
 from workers.consumer.failing import FailedMessages
-from workers.consumer.failures import ErrorPolicy
+from workers.consumer.failures import ErrorPolicy, OnDecision
 from workers.consumer.fetching import FetchWatch
 from workers.consumer.flow import BATCH_MESSAGES, MAX_DISTANCE_MESSAGES, FlowControl
 from workers.consumer.membership import Membership
@@ -70,6 +70,7 @@ class Consumer:
         idle_timeout_s: float | None = None,
         stall_timeout_s: float = 300.0,
         middlewares: Sequence[Middleware] = (),
+        on_decision: OnDecision | None = None,
         concurrency: int = 1,
         order: Order = "partition",
         batch_size: int = BATCH_MESSAGES,
@@ -118,7 +119,7 @@ class Consumer:
         )
         self._flow = FlowControl(parts, max_distance)
         breaker = DeadLetterBreaker(max_dead_letter_share)
-        self._failed = FailedMessages(parts, self._flow, policy, dead_letters, breaker)
+        self._failed = FailedMessages(parts, self._flow, policy, dead_letters, breaker, on_decision)
         self._dispatcher = dispatcher = Dispatcher(
             parts, self._flow, self._failed, batch_size=batch_size, max_messages=max_messages, max_rate=max_rate
         )

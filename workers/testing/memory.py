@@ -29,6 +29,7 @@ from workers.accounting.offset_metadata import decode
 from workers.deadletters.headers import SUFFIX
 from workers.deadletters.writer import DeadLetter, DeadLetters
 from workers.kafka.watermarks import Watermark
+from workers.loading import text_of
 
 Key = tuple[str, int]
 
@@ -841,7 +842,7 @@ class FakeDeadLetters(DeadLetters):
                 message.key(),
                 message.value(),
                 message.headers(),
-                str(error),
+                text_of(error),
                 attempts,
             )
         )
