@@ -127,6 +127,12 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     ),
     "consumers of the map only": ("consumer.enabled=false", 'consumers={"pay":{"topics":["pay"]}}'),
     "names of one's own": ('nameOverride="orders"', 'fullnameOverride="second"', "metrics.dashboard.enabled=true"),
+    "tracing": (
+        JOB, "tracing.enabled=true", 'tracing.endpoint="http://otel.observability:4318"', "networkPolicy.enabled=true",
+        'tracing.environment={"OTEL_TRACES_SAMPLER":"parentbased_traceidratio","OTEL_TRACES_SAMPLER_ARG":0.1}',
+        'consumer.options={"exactly-once":true}', 'consumers={"quiet":{"options":{"tracing":false}}}',
+        "lagExporter.enabled=true",
+    ),
     "network policy": ("networkPolicy.enabled=true", 'networkPolicy.scrapers=[{"namespaceSelector":{}}]'),
     "hooks": (
         'consumer.env=[{"name":"TZ","value":"UTC"}]',
@@ -279,6 +285,12 @@ def test_helm_lint_finds_nothing(program: str) -> None:
         ('consumers={"pay":{"env":[{"name":"KAFKA_TOPIC"}]}}', "consumers.pay.env: KAFKA_TOPIC is set by the chart"),
         ('strimzi.topics={"teste":{"replicas":1}}', "strimzi.topics.teste.replicas, so nothing could be written"),
         ('lagExporter.options={"group":"x"}', "'group' not allowed"),
+        ('tracing.environment={"KAFKA_TOPIC":"x"}', "'KAFKA_TOPIC' not allowed"),
+        ('tracing.endpoint="otel:4318"', "/tracing/endpoint"),
+        (
+            'tracing={"enabled":true,"environment":{"OTEL_EXPORTER_OTLP_HEADERS":"key=x"}}',
+            "OTEL_EXPORTER_OTLP_HEADERS would be in the pod's specification",
+        ),
     ],
 )
 def test_a_mistyped_value_is_refused_by_name(setting: str, says: str) -> None:
@@ -401,6 +413,49 @@ def test_a_consumer_with_exactly_once_has_its_pods_name_as_its_transactional_id_
         **writes,
     } in acls
     assert {"resource": {"type": "topic", "name": "out", "patternType": "literal"}, **writes} in acls
+
+
+def test_tracing_gives_consumers_and_producer_the_variables_of_opentelemetry_and_a_way_to_the_collector() -> None:
+    plain = render(JOB, "networkPolicy.enabled=true")
+    assert not any("OTEL_" in name or name == "KAFKA_TRACING" for name in environment(one(plain, "Job")))
+
+    documents = render(*SWITCHES["tracing"])
+    deployments = by_name(documents, "Deployment")
+    for document in (deployments["consumer"], one(documents, "Job")):
+        variables = environment(document)
+        name = document["metadata"]["labels"]["app.kubernetes.io/component"]
+        assert {key: value for key, value in variables.items() if "OTEL_" in key or key == "KAFKA_TRACING"} == {
+            "KAFKA_TRACING": "true",
+            "OTEL_SERVICE_NAME": name,
+            "OTEL_RESOURCE_ATTRIBUTES": "k8s.namespace.name=default,k8s.pod.name=$(POD_NAME)",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "http://otel.observability:4318",
+            "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+            "OTEL_TRACES_SAMPLER_ARG": "0.1",
+        }
+        order = [each["name"] for each in container(document)["env"]]
+        # Kubernetes puts in only what stands before.
+        assert order.index("POD_NAME") < order.index("OTEL_RESOURCE_ATTRIBUTES")
+        assert len(order) == len(set(order))
+    quiet = environment(deployments["consumer-quiet"])
+    assert quiet["KAFKA_TRACING"] == "false"
+    assert "OTEL_SERVICE_NAME" not in quiet
+    assert "OTEL_SERVICE_NAME" not in environment(deployments["lag-exporter"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "ports"),
+    [
+        ((), []),
+        (('tracing.endpoint="http://otel:4318"',), []),
+        (("tracing.enabled=true", 'tracing.endpoint="http://otel:4318"'), [4318]),
+        (("tracing.enabled=true", 'tracing.endpoint="https://otel.example.com/otlp"'), [443]),
+        (('consumer.options={"tracing":true}', 'tracing.endpoint="http://otel"'), [80]),
+        (("tracing.enabled=true",), []),
+    ],
+)
+def test_a_network_policy_lets_spans_through_to_the_collector(settings: tuple[str, ...], ports: list[int]) -> None:
+    egress = one(render("networkPolicy.enabled=true", *settings), "NetworkPolicy")["spec"]["egress"]
+    assert [port["port"] for rule in egress[2:] for port in rule["ports"]] == ports
 
 
 def test_no_option_is_given_that_nobody_has_asked_for() -> None:

@@ -307,6 +307,40 @@ securityContext: {{- include "kafka-workers.securityContext" (dict "context" . "
 {{- if and (eq .kind "consumer") (eq (toString (index .worker.options "exactly-once")) "true") }}yes{{ end -}}
 {{- end }}
 
+{{/* Not empty where a worker exports spans: with tracing.enabled, unless its own `options` say otherwise. */}}
+{{- define "kafka-workers.isTraced" -}}
+{{- if has .kind (list "consumer" "producer") -}}
+{{- $own := index .worker.options "tracing" -}}
+{{- if eq (toString (ternary .root.Values.tracing.enabled $own (kindIs "invalid" $own))) "true" }}yes{{ end -}}
+{{- end -}}
+{{- end }}
+
+{{/* The variables of OpenTelemetry of a worker as JSON, those of tracing.environment above the chart's. */}}
+{{- define "kafka-workers.openTelemetry" -}}
+{{- $tracing := .root.Values.tracing -}}
+{{- $variables := dict
+    "OTEL_SERVICE_NAME" .worker.name
+    "OTEL_RESOURCE_ATTRIBUTES" (printf "k8s.namespace.name=%s,k8s.pod.name=$(POD_NAME)" .root.Release.Namespace) -}}
+{{- with $tracing.endpoint }}{{ $_ := set $variables "OTEL_EXPORTER_OTLP_ENDPOINT" . }}{{ end -}}
+{{- range $name, $value := $tracing.environment -}}
+{{- if regexMatch "_HEADERS$" $name }}{{ fail (printf "tracing.environment: %s would be in the pod's specification for everybody to read; set it in the worker's env, from a Secret" $name) }}{{ end -}}
+{{- $_ := set $variables $name (include "kafka-workers.text" $value) -}}
+{{- end -}}
+{{- $variables | toJson -}}
+{{- end }}
+
+{{/* The port of tracing.endpoint, as JSON: none where no worker that runs is traced, or the address is not known here. */}}
+{{- define "kafka-workers.tracingPorts" -}}
+{{- $ports := list -}}
+{{- with .Values.tracing.endpoint -}}
+{{- $port := regexFind ":[0-9]+$" (urlParse .).host | trimPrefix ":" | default (ternary "443" "80" (hasPrefix "https" .)) -}}
+{{- range include "kafka-workers.workers" $ | fromJsonArray -}}
+{{- if include "kafka-workers.isTraced" (set . "root" $) }}{{ $ports = list (atoi $port) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- $ports | toJson -}}
+{{- end }}
+
 {{/* All that the chart sets itself. */}}
 {{- define "kafka-workers.workerEnvironment" -}}
 {{- include "kafka-workers.environment" . }}
@@ -316,10 +350,20 @@ securityContext: {{- include "kafka-workers.securityContext" (dict "context" . "
 {{- if hasKey .worker "shutdownTimeout" }}
 - {name: KAFKA_SHUTDOWN_TIMEOUT, value: {{ include "kafka-workers.text" .worker.shutdownTimeout | quote }}}
 {{- end }}
+{{- if or (include "kafka-workers.isExactlyOnce" .) (include "kafka-workers.isTraced" .) }}
+- {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+{{- end }}
 {{- if include "kafka-workers.isExactlyOnce" . }}
 # A container that starts again in its pod ends the transaction that it had begun.
-- {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
 - {name: KAFKA_TRANSACTIONAL_ID, value: {{ printf "%s-$(POD_NAME)" .worker.groupId | quote }}}
+{{- end }}
+{{- if include "kafka-workers.isTraced" . }}
+{{- if not (hasKey .worker.options "tracing") }}
+- {name: KAFKA_TRACING, value: "true"}
+{{- end }}
+{{- range $name, $value := include "kafka-workers.openTelemetry" . | fromJson }}
+- {name: {{ $name }}, value: {{ $value | quote }}}
+{{- end }}
 {{- end }}
 {{- range $name, $value := .worker.options }}
 - {name: KAFKA_{{ $name | upper | replace "-" "_" }}, value: {{ include "kafka-workers.text" $value | quote }}}
