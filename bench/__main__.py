@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from bench import behaviour, concurrency, exactly_once, latency, profiles, throughput
+from bench import behaviour, concurrency, exactly_once, latency, profiles, throughput, tracing
 from bench.bed import Bed
 from bench.report import Results, Section, conditions, table
 from workers.local.cluster import Cluster
@@ -20,6 +20,7 @@ SECTIONS: dict[str, Callable[[Bed], Section]] = {
     "Consuming, one by one": throughput.consume_each,
     "Many at once": concurrency.many_at_once,
     "Exactly once": exactly_once.exactly_once,
+    "Tracing": tracing.tracing,
     "Printing": throughput.print_messages,
     "Start-up": throughput.start_up,
     "Latency": latency.latency,

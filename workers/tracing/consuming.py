@@ -16,6 +16,7 @@ from typing import Any
 from confluent_kafka import Message
 from opentelemetry import trace
 from opentelemetry.context import Context, attach, detach
+from opentelemetry.sdk.trace import SpanLimits
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 
 from workers.consumer.execution import gathered
@@ -41,6 +42,8 @@ class HandlerSpans:
         self.tracing = tracing
         self._common = {names.SYSTEM: "kafka", names.CLIENT_ID: client_id}
         self._group = {names.GROUP: group_id}
+        # A span holds no more; OTEL_SPAN_LINK_COUNT_LIMIT, 128 by default.
+        self._most_links = SpanLimits().max_links
         self._lock = threading.Lock()
         # Calls that failed and are not decided, the oldest first.
         self._undecided: dict[_Call, None] = {}
@@ -126,8 +129,10 @@ class HandlerSpans:
         return _Call(self, self._start("process", SpanKind.CONSUMER, message, context, _place(message)), context)
 
     def _batch(self, messages: list[Message]) -> "_Call":
-        links = []
+        links: list[Link] = []
         for message in messages:
+            if len(links) == self._most_links:
+                break
             sent_in = trace.get_current_span(self.tracing.extract(headers_of(message))).get_span_context()
             if sent_in.is_valid:
                 links.append(Link(sent_in, {names.OFFSET: message.offset() or 0}))
