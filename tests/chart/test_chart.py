@@ -101,8 +101,9 @@ SWITCHES: dict[str, tuple[str, ...]] = {
         'consumer.keda.behavior={"scaleDown":{"stabilizationWindowSeconds":60}}',
     ),
     "HPA": (
-        'consumer={"topics":["pay","refunds"],"hpa":{"enabled":true,"lagThreshold":1000000}}', "lagExporter.enabled=true",
-        'consumer.hpa.behavior={"scaleDown":{"stabilizationWindowSeconds":60}}', "metrics.prometheusRule.enabled=true",
+        'consumer={"topics":["pay","refunds"],"hpa":{"enabled":true,"lagThreshold":1000000}}',
+        "lagExporter.enabled=true", "metrics.prometheusRule.enabled=true",
+        'consumer.hpa.behavior={"scaleDown":{"stabilizationWindowSeconds":60}}',
     ),
     "HPA without Strimzi": (*PLAIN, "consumer.hpa.enabled=true", "consumer.hpa.maxReplicas=6"),
     "no disruption budget": ("consumer.podDisruptionBudget.enabled=false",),
