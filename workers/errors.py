@@ -22,3 +22,15 @@ class WorkerError(Exception):
     def __init__(self, text: str, code: ExitCode = ExitCode.FAILED) -> None:
         super().__init__(text)
         self.code = code
+
+
+class UndecodableError(Exception):
+    """Bytes that are not what the format says; the text says why. No other try would help."""
+
+
+class UnencodableError(Exception):
+    """An object that the format, or the schema, cannot hold; the text says why. No other try would help."""
+
+
+class RegistryAwayError(Exception):
+    """The schema registry does not answer, or says that it cannot now; another try may go well."""

@@ -10,6 +10,8 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from workers.errors import RegistryAwayError, UnencodableError
+
 # One message: value and key, and maybe partition, timestamp, headers, `on_delivery`, and `invalid`, the reason why
 # it belongs into the dead-letter topic.
 Record: TypeAlias = dict[str, Any]
@@ -47,6 +49,10 @@ class Delivery:
 class Outgoing:
     """A message that a source yields, or that a handler gives back: the handler's has a `topic`, the source's has not.
 
+    `value` and `key` are bytes, str or None. Where a format is set for them (--value-format of `produce`,
+    --output-value-format of `consume`, and the same for keys), they are any object that the format can hold, and
+    only bytes and None are written as they are.
+
     `timestamp_ms` is Unix time in milliseconds from 1 on, now when it is left out.
 
     `on_delivery` is for sources. It is called once, in the producer's thread, when the outcome is known: a source that
@@ -55,8 +61,8 @@ class Outgoing:
     answer), in the account too.
     """
 
-    value: bytes | str | None
-    key: bytes | str | None = None
+    value: Any
+    key: Any = None
     headers: Sequence[tuple[str, bytes | str | None]] | None = None
     partition: int | None = None
     timestamp_ms: int | None = None
@@ -102,13 +108,21 @@ def size_of(record: Record) -> int:
     return size
 
 
-def call_source(function: Callable[[], Iterable[Any]], name: str) -> Iterator[Record]:
-    """The records of what the user's function yields: bytes, str or Outgoing. Raises SourceError for anything else."""
+def call_source(
+    function: Callable[[], Iterable[Any]], name: str, encode: Callable[["Outgoing"], "Outgoing"] | None = None
+) -> Iterator[Record]:
+    """The records of what the user's function yields: bytes, str or Outgoing, and with `encode` any object.
+
+    Raises SourceError for anything else.
+    """
     items = function()
     # A generator holds resources (a cursor, a connection) that it releases when it is closed.
     with closing(items) if isinstance(items, Generator) else nullcontext():
         for number, item in enumerate(items, start=1):
             match item:
+                case _ if encode is not None:
+                    outgoing = item if isinstance(item, Outgoing) else Outgoing(item)
+                    yield _encoded(outgoing, f"{name}, message {number}", encode)
                 case Outgoing():
                     yield _record(item, f"{name}, message {number}")
                 case bytes() | str():
@@ -117,6 +131,15 @@ def call_source(function: Callable[[], Iterable[Any]], name: str) -> Iterator[Re
                     raise SourceError(
                         f"{name} yielded a {type(item).__name__} as message {number}; yield bytes, str or Outgoing"
                     )
+
+
+def _encoded(outgoing: Outgoing, where: str, encode: Callable[[Outgoing], Outgoing]) -> Record:
+    try:
+        return _record(encode(outgoing), where)
+    except UnencodableError as error:
+        raise SourceError(f"{where}: {error}") from None
+    except RegistryAwayError as error:
+        raise SourceRaisedError(f"{where}: {error}") from None
 
 
 def _record(outgoing: Outgoing, where: str) -> Record:
@@ -155,7 +178,8 @@ def _check(outgoing: Outgoing) -> None:
     for field, kind in wanted.items():
         value = getattr(outgoing, field)
         if not isinstance(value, kind):
-            raise ValueError(f"{field} is a {type(value).__name__}")
+            remedy = ", and no format is set for it" if field in ("value", "key") else ""
+            raise ValueError(f"{field} is a {type(value).__name__}{remedy}")
     # librdkafka takes a timestamp of 0 for now.
     for field, least, most in (("partition", -1, 2**31 - 1), ("timestamp_ms", 1, 2**63 - 1)):
         number = getattr(outgoing, field)

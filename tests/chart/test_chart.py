@@ -22,6 +22,11 @@ SASL = (
     *TLS, 'kafka.sasl.mechanism="SCRAM-SHA-256"', 'kafka.sasl.username="me"', 'kafka.sasl.passwordSecret="mine"'
 )  # fmt: skip
 JOB = "producer.enabled=true"
+REGISTRY = (
+    'schemaRegistry.url="http://registry:8081,https://other/path"', 'schemaRegistry.valueFormat="avro"',
+    'schemaRegistry.keyFormat="json"', 'schemaRegistry.passwordSecret="registry"', 'schemaRegistry.username="me"',
+    'schemaRegistry.caSecret="registry-ca"', 'schemaRegistry.properties={"timeout":5,"cache.capacity":1000000}',
+)  # fmt: skip
 SWITCHES: dict[str, tuple[str, ...]] = {
     "as shipped": (),
     "no consumer": ("consumer.enabled=false", JOB),
@@ -87,6 +92,11 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     ),
     "parallel producers": (JOB, "producer.parallelism=4", "producer.ttlSecondsAfterFinished=60"),
     "properties": ('kafka.properties={"client.rack":"a","fetch.max.bytes":1000000}',),
+    "schema registry": (*REGISTRY, JOB, 'producer.options={"source":"orders:outbox"}', "networkPolicy.enabled=true"),
+    "schema registry without a password": (
+        JOB, 'schemaRegistry.url="https://registry"', 'schemaRegistry.caSecret="ca"', 'schemaRegistry.keyFormat="json"',
+    ),
+    "JSON without a registry": ('schemaRegistry.valueFormat="json"', "lagExporter.enabled=true"),
     "KEDA": ("consumer.keda.enabled=true",),
     "KEDA without secrets": (*PLAIN, "consumer.keda.enabled=true", "consumer.keda.maxReplicas=6"),
     "KEDA with a certificate only": (
@@ -292,6 +302,14 @@ def test_helm_lint_finds_nothing(program: str) -> None:
             'tracing={"enabled":true,"environment":{"OTEL_EXPORTER_OTLP_HEADERS":"key=x"}}',
             "OTEL_EXPORTER_OTLP_HEADERS would be in the pod's specification",
         ),
+        ('schemaRegistry.valueFormat="avro"', "/schemaRegistry/url"),
+        ('schemaRegistry.url="https://me:horse@registry"', "/schemaRegistry/url"),
+        ('schemaRegistry.username="me"', "/schemaRegistry/passwordSecret"),
+        ("schemaRegistry.properties=null", "at '/schemaRegistry': missing property 'properties'"),
+        (
+            'schemaRegistry={"url":"http://a","properties":{"basic.auth.user.info":"x"}}',
+            "basic.auth.user.info would be in the pod for everybody to read",
+        ),
     ],
 )
 def test_a_mistyped_value_is_refused_by_name(setting: str, says: str) -> None:
@@ -327,7 +345,9 @@ OWN = {
     "topic", "group-id", "bootstrap-servers", "security-protocol", "sasl-mechanism", "sasl-username",
     "sasl-password-file", "ssl-ca-location", "ssl-certificate-location", "ssl-key-location",
     "ssl-key-password-file", "property", "properties-file", "metrics-port", "metrics-host", "no-metrics",
-    "shutdown-timeout", "linger", "show-config", "help", "transactional-id",
+    "shutdown-timeout", "linger", "show-config", "help", "transactional-id", "schema-registry-url",
+    "schema-registry-username", "schema-registry-password-file", "schema-registry-ca-location",
+    "schema-registry-property", "schema-registry-properties-file",
 }  # fmt: skip
 
 
@@ -523,6 +543,43 @@ def test_secrets_are_mounted_and_never_in_the_environment() -> None:
         variables = environment(one(render(*settings), "Deployment"))
         assert variables["KAFKA_SASL_PASSWORD_FILE"] == "/etc/kafka-workers/password/password"
         assert "KAFKA_SASL_PASSWORD" not in variables
+
+
+def test_workers_reach_the_schema_registry_with_its_secrets_and_formats() -> None:
+    documents = render(*REGISTRY, JOB, "networkPolicy.enabled=true", "lagExporter.enabled=true")
+    variables = environment(one(documents, "Deployment", "consumer"))
+    assert {name: value for name, value in variables.items() if "REGISTRY" in name or "FORMAT" in name} == {
+        "KAFKA_SCHEMA_REGISTRY_URL": "http://registry:8081,https://other/path",
+        "KAFKA_SCHEMA_REGISTRY_USERNAME": "me",
+        "KAFKA_SCHEMA_REGISTRY_PASSWORD_FILE": "/etc/kafka-workers/registry-password/password",
+        "KAFKA_SCHEMA_REGISTRY_CA_LOCATION": "/etc/kafka-workers/registry-ca/ca.crt",
+        "KAFKA_SCHEMA_REGISTRY_PROPERTY": "cache.capacity=1000000 timeout=5",
+        "KAFKA_KEY_FORMAT": "json",
+        "KAFKA_VALUE_FORMAT": "avro",
+    }
+    pod = one(documents, "Deployment", "consumer")["spec"]["template"]["spec"]
+    mounted = {each["name"]: each["mountPath"] for each in pod["containers"][0]["volumeMounts"]}
+    assert mounted["registry-password"] == "/etc/kafka-workers/registry-password"
+    assert mounted["registry-ca"] == "/etc/kafka-workers/registry-ca"
+    secrets = {each["name"]: each["secret"] for each in pod["volumes"] if "registry" in each["name"]}
+    assert secrets["registry-password"]["items"] == [{"key": "password", "path": "password"}]
+    assert secrets["registry-ca"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]
+    egress = one(documents, "NetworkPolicy")["spec"]["egress"]
+    assert {443, 8081} <= {port["port"] for rule in egress for port in rule["ports"]}
+
+    # Test messages have no format, and the lag exporter reads no message.
+    assert not environment(one(documents, "Job")).keys() & {"KAFKA_VALUE_FORMAT", "KAFKA_KEY_FORMAT"}
+    exporter = one(documents, "Deployment", "lag-exporter")
+    assert not [name for name in environment(exporter) if "REGISTRY" in name or "FORMAT" in name]
+    source = environment(one(render(*REGISTRY, JOB, 'producer.options={"source":"orders:outbox"}'), "Job"))
+    assert (source["KAFKA_VALUE_FORMAT"], source["KAFKA_KEY_FORMAT"]) == ("avro", "json")
+    own = environment(one(render(*REGISTRY, 'consumer.options={"value-format":"protobuf"}'), "Deployment"))
+    assert own["KAFKA_VALUE_FORMAT"] == "protobuf"
+
+
+def test_without_a_schema_registry_nothing_is_said_of_one() -> None:
+    documents = render(JOB, "networkPolicy.enabled=true")
+    assert "registry" not in yaml.safe_dump(documents).lower()
 
 
 def rights(*settings: str) -> dict[str, set[tuple[str, str, str]]]:

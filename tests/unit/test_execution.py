@@ -572,7 +572,7 @@ def test_what_was_yielded_before_an_error_is_not_given_back() -> None:
         (Outgoing("x"), "an output has no topic: give it one"),
         (Outgoing("x", topic="a/b"), "cannot go to 'a/b': that is no name of a topic"),
         (Outgoing("x", topic=5), "cannot go to 5"),  # type: ignore[arg-type]
-        (Outgoing("x", key=5, topic="out"), "to topic out cannot be sent: its key is a int"),  # type: ignore[arg-type]
+        (Outgoing("x", key=5, topic="out"), "to topic out cannot be sent: its key is a int"),
         (Outgoing("x", topic="out", on_delivery=lambda _: None), "has on_delivery, which is for sources"),
     ],
 )

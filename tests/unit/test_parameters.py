@@ -128,7 +128,8 @@ def test_the_options_hold_what_click_has_parsed(command: str) -> None:
     options = build(KINDS[command], parsed)
     assert options.connection.log_level == "debug"
     assert options.connection.properties == ("a=1", "b=2")
-    parts = [options, *(getattr(options, name, None) for name in ("connection", "metrics", "worker", "dead_letters"))]
+    names = ("connection", "metrics", "worker", "registry", "dead_letters")
+    parts = [options, *(getattr(options, name, None) for name in names)]
     found = {name: getattr(part, name) for name in parsed for part in parts if hasattr(part, name)}
     assert found == parsed
 

@@ -263,7 +263,7 @@ def test_a_batch_with_more_than_value_and_key_is_not_plain(more: dict[str, Any])
 @pytest.mark.parametrize(
     ("item", "says"),
     [
-        (Outgoing("x", key=5), "mine:items, message 1: key is a int"),  # type: ignore[arg-type]
+        (Outgoing("x", key=5), "mine:items, message 1: key is a int"),
         (Outgoing("x", headers={"a": b"1"}), "headers is a dict"),  # type: ignore[arg-type]
         (Outgoing("x", headers=[("a", 1)]), "a header is a name"),  # type: ignore[list-item]
         (Outgoing("x", partition="1"), "partition is a str"),  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from confluent_kafka import IsolationLevel
 from confluent_kafka.admin import AdminClient
 
 from workers.cli.context import Context
+from workers.cli.formats import CodecMaker
 from workers.cli.parameters import ConsumeOptions, check_dead_letter_topic
 from workers.cli.tracing import start_tracing
 from workers.config import (
@@ -29,11 +30,12 @@ from workers.consumer.printer import printer
 from workers.consumer.transactions import HeldDeadLetters, Transaction
 from workers.deadletters.writer import DeadLetters
 from workers.errors import ConfigError, WorkerError
-from workers.handlers import load_handler, load_middlewares
+from workers.handlers import Middleware, load_handler, load_middlewares
 from workers.kafka.client import UNPOLLED, create_client
 from workers.kafka.watermarks import Watermarks
 from workers.lifecycle import Shutdown, Stopped, settle_memory
 from workers.monitoring.metrics import ConsumerCollector
+from workers.schemas.middleware import coding
 
 if TYPE_CHECKING:
     from workers.tracing.consuming import HandlerSpans
@@ -46,14 +48,15 @@ COMMIT_INTERVAL_S = 0.1
 def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> None:
     """Runs the consumer."""
     config = _consumer_config(options, context)
-    context.show_config(config)
+    registry_config = context.registry_config(options.registry)
+    context.show_config(config, registry_config)
     context.set_up_logging()
     check_dead_letter_topic(options.dead_letter_topic, options.topics)
     _check_exactly_once(options, context, config)
     try:
         with shutdown.at_once():
             handler = load_handler(options.handler) if options.handler is not None else printer(options.format_name)
-            middlewares = load_middlewares(options.middlewares)
+            middlewares = [*_coding(options, context, registry_config), *load_middlewares(options.middlewares)]
     except Stopped:
         log.info("stopped before the handler was ready; nothing was read")
         return
@@ -127,6 +130,17 @@ def _start_tracing(context: Context, config: ClientConfig) -> "HandlerSpans":
     from workers.tracing.consuming import HandlerSpans
 
     return HandlerSpans(tracing, config.get("group.id"), config.get("client.id"))
+
+
+def _coding(options: ConsumeOptions, context: Context, registry_config: ClientConfig) -> list[Middleware]:
+    """The middleware of the formats, where there is one; around the user's own, which get decoded messages."""
+    for name in ("output_key_format", "output_value_format"):
+        if context.given(name) and options.handler is None:
+            raise ConfigError(f"{context.origin(name)} is about what a handler gives back; name it with --handler")
+    maker = CodecMaker(context, registry_config)
+    incoming = maker.codecs("", {"key": options.key_format, "value": options.value_format}, {})
+    outgoing = maker.codecs("output_", {"key": options.output_key_format, "value": options.output_value_format}, {})
+    return [coding(incoming, outgoing)] if incoming or outgoing else []
 
 
 def _check_exactly_once(options: ConsumeOptions, context: Context, config: ClientConfig) -> None:

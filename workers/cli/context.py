@@ -5,17 +5,18 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_type_hints
 
 import click
 from click.core import ParameterSource
 
 from workers import config as configuration
 from workers.cli.options import CONNECTION, SECRETS
-from workers.cli.parameters import ConnectionOptions, MetricsOptions
+from workers.cli.parameters import ConnectionOptions, MetricsOptions, RegistryOptions
 from workers.config import ClientConfig, Default, Precedence, Setting
 from workers.errors import ExitCode
 from workers.lifecycle import set_up_logging
+from workers.schemas import config as schemas
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
@@ -81,11 +82,33 @@ class Context:
                 settings.append(Setting(key, os.environ[variable], Precedence.ENVIRONMENT, f"variable {variable}"))
         return ClientConfig(defaults, settings)
 
-    def show_config(self, config: ClientConfig) -> None:
+    def registry_config(self, options: RegistryOptions) -> ClientConfig:
+        """The properties of the schema registry's client that the options, the environment and the file make."""
+        settings = []
+        if options.schema_registry_properties_file is not None:
+            settings += schemas.read_properties_file(options.schema_registry_properties_file)
+        name = "schema_registry_properties"
+        for text in options.schema_registry_properties:
+            settings.append(schemas.parse_property(text, self.precedence(name), self.origin(name)))
+        if options.schema_registry_url:
+            name = "schema_registry_url"
+            settings.append(schemas.url_setting(options.schema_registry_url, self.precedence(name), self.origin(name)))
+        if options.schema_registry_ca_location:
+            name = "schema_registry_ca_location"
+            ca = options.schema_registry_ca_location
+            settings.append(Setting("ssl.ca.location", ca, self.precedence(name), self.origin(name)))
+        if options.schema_registry_username:
+            name = "schema_registry_username"
+            user, path = options.schema_registry_username, options.schema_registry_password_file
+            settings.append(schemas.user_info_setting(user, path, self.origin(name), self.precedence(name)))
+        return schemas.registry_config(settings)
+
+    def show_config(self, config: ClientConfig, registry: ClientConfig | None = None) -> None:
         """With --show-config: prints it and ends the command."""
         if not self._connection.show_config:
             return
         connection = {*CONNECTION, "properties", "properties_file", "show_config", *(name for name, _, _ in SECRETS)}
+        connection |= get_type_hints(RegistryOptions).keys()
         rows = [
             (max(parameter.opts, key=len), str(self._click.params[parameter.name]), self.origin(parameter.name))
             for parameter in self._click.command.params
@@ -94,6 +117,8 @@ class Context:
         widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
         lines = [f"{name:{widths[0]}}  {value:{widths[1]}}  {origin}" for name, value, origin in rows]
         click.echo("\n".join(["# options", *lines, "", "# librdkafka properties", config.show()]))
+        if registry is not None and "url" in registry.settings:
+            click.echo(f"\n# properties of the schema registry's client\n{registry.show()}")
         raise SystemExit(ExitCode.OK)
 
     def set_up_logging(self) -> None:

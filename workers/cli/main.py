@@ -29,8 +29,10 @@ from workers.cli.options import (
     TOPIC,
     Command,
     connection_options,
+    format_option,
     metrics_options,
     option,
+    registry_options,
     worker_options,
 )
 from workers.cli.parameters import (
@@ -77,10 +79,17 @@ def cli() -> None:
     type=click.Choice(["stop", "dead-letter"]),
     default="stop",
     show_default=True,
-    help="What happens with a line that is not such JSON.",
+    help="What happens with a line that is not such JSON, or cannot be written in its format.",
 )
 @option("--dead-letter-topic", type=TOPIC, help="Where invalid lines go.  [default: TOPIC.dlq]")
 @option("--source", type=FUNCTION, metavar="MODULE:FUNCTION", help="Send what this function yields.")
+@format_option("--key-format", "Format of keys, which are JSON in lines")
+@format_option("--value-format", "Format of values, which are JSON in lines")
+@option("--key-schema-file", type=Path, metavar="FILE", help="Schema of keys.  [default: the latest of TOPIC-key]")
+@option(
+    "--value-schema-file", type=Path, metavar="FILE", help="Schema of values.  [default: the latest of TOPIC-value]"
+)
+@registry_options
 @option("--stamp", is_flag=True, help="Give messages of --input or --source a stamp in a header, for `verify`.")
 @option("--run", "run_name", help="Name of this run in the stamps.  [default: a new one]")
 @option(
@@ -146,6 +155,11 @@ def produce(**parameters: Any) -> None:
     metavar="MODULE:NAME",
     help="Wrap the handler in this; repeatable, the first is the outermost.",
 )
+@format_option("--key-format", "Format of keys, which the handler gets as objects")
+@format_option("--value-format", "Format of values, which the handler gets as objects")
+@format_option("--output-key-format", "Format of the keys of what the handler gives back")
+@format_option("--output-value-format", "Format of the values of what the handler gives back")
+@registry_options
 @option(
     "--on-error",
     type=click.Choice(["retry", "dead-letter", "stop"]),

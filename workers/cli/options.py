@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem
 
 from workers.errors import ConfigError
 from workers.kafka.messages import is_topic_name
+from workers.schemas.codecs import FORMATS
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 DEFAULT_METRICS_PORT = 8000
@@ -255,6 +256,32 @@ def connection_options(command: _Command) -> _Command:
             option("--log-format", type=click.Choice(["text", "json"]), help="[default: text on a terminal]"),
             option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info",
                    show_default=True),
+        ],
+    )  # fmt: skip
+
+
+def format_option(name: str, what: str) -> Callable[[_Command], _Command]:
+    """How a key or a value is read or written."""
+    return option(
+        name, type=click.Choice(FORMATS), help=f"{what}; all but json need a schema registry.  [default: bytes]"
+    )
+
+
+def registry_options(command: _Command) -> _Command:
+    """How to reach a schema registry."""
+    return apply(
+        command,
+        [
+            option("--schema-registry-url", metavar="URL",
+                   help="Address of the schema registry; several with commas between them."),
+            option("--schema-registry-username", help="User of its basic authentication."),
+            option("--schema-registry-password-file", type=Path,
+                   help="File with its password; or variable KAFKA_SCHEMA_REGISTRY_PASSWORD."),
+            option("--schema-registry-ca-location",
+                   help="File of CA certificates that the registry is checked with."),
+            option("--schema-registry-property", "schema_registry_properties", multiple=True, metavar="NAME=VALUE",
+                   help="Any property of confluent-kafka's SchemaRegistryClient; repeatable."),
+            option("--schema-registry-properties-file", type=Path, help="File of NAME=VALUE lines with them."),
         ],
     )  # fmt: skip
 

@@ -55,10 +55,26 @@ class WorkerOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryOptions:
+    """How to reach a schema registry."""
+
+    schema_registry_url: str | None
+    schema_registry_username: str | None
+    schema_registry_password_file: Path | None
+    schema_registry_ca_location: str | None
+    schema_registry_properties: tuple[str, ...]
+    schema_registry_properties_file: Path | None
+
+
+Format = Literal["json", "avro", "protobuf", "json-schema"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProduceOptions:
     connection: ConnectionOptions
     metrics: MetricsOptions
     worker: WorkerOptions
+    registry: RegistryOptions
     topic: str
     count: int | None
     rate: float | None
@@ -71,6 +87,10 @@ class ProduceOptions:
     on_invalid: Literal["stop", "dead-letter"]
     dead_letter_topic: str | None
     source: str | None
+    key_format: Format | None
+    value_format: Format | None
+    key_schema_file: Path | None
+    value_schema_file: Path | None
     stamp: bool
     run_name: str | None
     producer_index: int | None
@@ -83,12 +103,17 @@ class ConsumeOptions:
     connection: ConnectionOptions
     metrics: MetricsOptions
     worker: WorkerOptions
+    registry: RegistryOptions
     topics: tuple[str, ...]
     group_id: str
     group_protocol: Literal["classic", "consumer"]
     format_name: Literal["text", "json", "value"]
     handler: str | None
     middlewares: tuple[str, ...]
+    key_format: Format | None
+    value_format: Format | None
+    output_key_format: Format | None
+    output_value_format: Format | None
     on_error: Literal["retry", "dead-letter", "stop"]
     max_attempts: int
     retry_backoff: float
@@ -219,14 +244,13 @@ class DiscardOptions:
 
 
 _Options = TypeVar("_Options")
+_PARTS = (ConnectionOptions, MetricsOptions, WorkerOptions, RegistryOptions, DeadLetterOptions)
 
 
 def build(kind: type[_Options], parameters: Mapping[str, Any]) -> _Options:
     """Make options of `kind`, and the parts in it, from click's parameters; raises KeyError for one that is missing."""
     values = {
-        name: build(hint, parameters)
-        if hint in (ConnectionOptions, MetricsOptions, WorkerOptions, DeadLetterOptions)
-        else parameters[name]
+        name: build(hint, parameters) if hint in _PARTS else parameters[name]
         for name, hint in get_type_hints(kind).items()
     }
     return kind(**values)

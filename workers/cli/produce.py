@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,9 +15,10 @@ from confluent_kafka import KafkaError, Message
 
 from workers.accounting.stamps import check_run, new_run, stream_of
 from workers.cli.context import Context
+from workers.cli.formats import CodecMaker, prepare
 from workers.cli.parameters import ProduceOptions, check_dead_letter_topic
 from workers.cli.tracing import start_tracing
-from workers.config import PRODUCER_DEFAULTS
+from workers.config import PRODUCER_DEFAULTS, ClientConfig
 from workers.deadletters.headers import SUFFIX
 from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.lifecycle import Shutdown, Stopped, settle_memory
@@ -28,6 +30,7 @@ from workers.producer.lines import LineFormat, read_file
 from workers.producer.loop import Producer
 from workers.producer.prefetch import ThreadedSource, ahead_at
 from workers.producer.summary import as_text, summarize
+from workers.schemas.codecs import Codecs
 from workers.sources import Source, SourceError, SourceRaisedError, call_source
 
 if TYPE_CHECKING:
@@ -42,13 +45,14 @@ IN_A_JOB = "JOB_COMPLETION_INDEX"
 def produce(options: ProduceOptions, context: Context, shutdown: Shutdown) -> None:
     """Runs the producer; raises WorkerError when a message was not acknowledged."""
     config = context.client_config(PRODUCER_DEFAULTS)
-    context.show_config(config)
+    registry_config = context.registry_config(options.registry)
+    context.show_config(config, registry_config)
     context.set_up_logging()
     _check_combinations(options, context)
     run, index = _run_and_index(options, context)
     try:
         with shutdown.at_once():
-            records = _records(options)
+            records = _records(options, _codecs(options, context, registry_config))
     except Stopped:
         if _must_finish(options):
             raise WorkerError("stopped before the source was ready; nothing was sent") from None
@@ -121,6 +125,13 @@ def _check_combinations(options: ProduceOptions, context: Context) -> None:
         raise ConfigError("--key-separator is empty; give the characters between key and value")
     if options.size is not None and own:
         raise ConfigError("--size is about test messages; --input and --source have sizes of their own")
+    for name in ("key_format", "value_format"):
+        if context.given(name) and not own:
+            raise ConfigError(f"{context.origin(name)} is about --input and --source; test messages have no format")
+    if options.key_format is not None and options.input_path and not (options.key_separator or options.key_field):
+        raise ConfigError(
+            f"{context.origin('key_format')}: lines have no keys; give --key-separator or --key-field, or leave it out"
+        )
     if options.stamp and not own:
         raise ConfigError("--stamp is about --input and --source; test messages always carry a stamp")
 
@@ -139,10 +150,22 @@ def _run_and_index(options: ProduceOptions, context: Context) -> tuple[str, int]
     return run, int(index)
 
 
-def _records(options: ProduceOptions) -> Iterable[dict[str, Any]] | None:
+def _codecs(options: ProduceOptions, context: Context, registry_config: ClientConfig) -> Codecs:
+    """How keys and values are written; the schemas are had now, so that nothing is sent without one."""
+    codecs = CodecMaker(context, registry_config).codecs(
+        "",
+        {"key": options.key_format, "value": options.value_format},
+        {"key": options.key_schema_file, "value": options.value_schema_file},
+    )
+    prepare(codecs, options.topic, options.connection.timeout)
+    return codecs
+
+
+def _records(options: ProduceOptions, codecs: Codecs) -> Iterable[dict[str, Any]] | None:
     """The user's own messages, or None for test messages. Opened now: a mistake must show before anything is sent."""
     if options.source is not None:
-        return call_source(load("--source", options.source), options.source)
+        encode = partial(codecs.encode, topic=options.topic) if codecs else None
+        return call_source(load("--source", options.source), options.source, encode)
     if options.input_path is None:
         return None
     separator = options.key_separator
@@ -150,6 +173,8 @@ def _records(options: ProduceOptions) -> Iterable[dict[str, Any]] | None:
         separator.encode() if separator is not None else None,
         options.key_field,
         options.on_invalid == "dead-letter",
+        codecs,
+        options.topic,
     )
     return read_file(options.input_path, line_format)
 

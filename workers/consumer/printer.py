@@ -1,6 +1,5 @@
 """The built-in handlers, which print messages on standard output."""
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -12,7 +11,9 @@ from confluent_kafka import Message as Message
 from workers.errors import ConfigError
 from workers.handlers import Lifespan, OutputClosedError, OutputError, batch
 from workers.kafka.messages import escaped, headers_of, json_field
+from workers.schemas.codecs import json_text
 
+_UNDECODED = {bytes, type(None)}
 _PRINTABLE = bytes(range(ord(" "), ord("~") + 1))
 
 
@@ -36,13 +37,21 @@ def printer(name: str) -> Lifespan:
 
 
 def _as_value(messages: Sequence[Message]) -> bytes:
-    return b"".join([(value or b"") + b"\n" for value in map(Message.value, messages)])
+    return b"".join([(value or b"") + b"\n" for value in _fields(Message.value, messages)])
+
+
+def _fields(field: Callable[[Message], Any], messages: Sequence[Message]) -> list[bytes | None]:
+    """Keys or values; those that a format has decoded, as JSON."""
+    found = [*map(field, messages)]
+    if {*map(type, found)} <= _UNDECODED:
+        return found
+    return [each if type(each) in _UNDECODED else json_text(each).encode() for each in found]
 
 
 def _as_text(messages: Sequence[Message]) -> bytes:
     where = f"{messages[0].topic()}[{messages[0].partition()}]@".encode()
     offsets = map(Message.offset, messages)
-    keys, values = (_readable([*map(field, messages)]) for field in (Message.key, Message.value))
+    keys, values = (_readable(_fields(field, messages)) for field in (Message.key, Message.value))
     rows = zip(offsets, keys, values, strict=True)
     return b"".join([b"%b%d key=%b %b\n" % (where, offset or 0, key, value) for offset, key, value in rows])
 
@@ -65,13 +74,17 @@ def _json_line(message: Message) -> bytes:
         "partition": message.partition(),
         "offset": message.offset(),
         "timestamp": message.timestamp()[1],
-        **json_field("key", message.key()),
-        **json_field("value", message.value()),
+        **_json_field("key", message.key()),
+        **_json_field("value", message.value()),
     }
     headers = headers_of(message)
     if headers:
         document["headers"] = [{"name": name, **json_field("value", value)} for name, value in headers]
-    return json.dumps(document, ensure_ascii=False).encode() + b"\n"
+    return json_text(document).encode() + b"\n"
+
+
+def _json_field(name: str, value: Any) -> dict[str, Any]:
+    return json_field(name, value) if type(value) in _UNDECODED else {name: value}
 
 
 FORMATS: dict[str, Callable[[Sequence[Message]], bytes]] = {"text": _as_text, "json": _as_json, "value": _as_value}

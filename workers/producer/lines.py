@@ -8,10 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from workers.errors import ConfigError
-from workers.sources import Record, SourceError
+from workers.errors import ConfigError, RegistryAwayError, UnencodableError
+from workers.schemas.codecs import NO_CODECS, Codecs, parse_json
+from workers.sources import Record, SourceError, SourceRaisedError
 
 # A longer line is no message but a mistake: brokers refuse more than 1 MB unless told otherwise.
 MAX_LINE_BYTES = 64 * 1024 * 1024
@@ -24,6 +25,32 @@ class LineFormat:
     key_separator: bytes | None = None
     key_field: str | None = None
     dead_letter_invalid: bool = False
+    codecs: Codecs = NO_CODECS
+    topic: str = ""
+
+    @property
+    def can_refuse(self) -> bool:
+        """Whether a line could be invalid."""
+        return self.key_field is not None or bool(self.codecs)
+
+    def record(self, line: bytes) -> Record:
+        """The message; raises UnencodableError for a line that is none, and as `Codec.encode`."""
+        key, value = self._split(line)
+        codec = self.codecs.key
+        if self.key_field is not None:
+            found = _field_of(line, self.key_field)
+            key = _key_text(found, self.key_field) if codec is None else codec.encode(found, self.topic)
+        elif codec is not None and key is not None:
+            key = codec.encode_json(key, self.topic)
+        if self.codecs.value is None:
+            return {"value": value, "key": key}
+        return {"value": self.codecs.value.encode_json(value, self.topic), "key": key}
+
+    def _split(self, line: bytes) -> tuple[bytes | None, bytes]:
+        if self.key_separator is None:
+            return None, line
+        before, separator, after = line.partition(self.key_separator)
+        return (before, after) if separator else (None, line)
 
 
 class LineReader(Iterable[Record]):
@@ -59,18 +86,15 @@ class LineReader(Iterable[Record]):
             yield self._record(number, line)
 
     def _record(self, number: int, line: bytes) -> Record:
-        if self._format.key_field is not None:
-            key, reason = _json_key(line, self._format.key_field)
-            if reason is None:
-                return {"value": line, "key": key}
-            reason = f"{self._name} line {number}: {reason}"
-            if self._format.dead_letter_invalid:
-                return {"value": line, "key": None, "invalid": reason}
-            raise SourceError(reason)
-        if self._format.key_separator is not None:
-            before, separator, after = line.partition(self._format.key_separator)
-            return {"value": after, "key": before} if separator else {"value": line, "key": None}
-        return {"value": line, "key": None}
+        try:
+            return self._format.record(line)
+        except UnencodableError as error:
+            reason = f"{self._name} line {number}: {error}"
+        except RegistryAwayError as error:
+            raise SourceRaisedError(f"{self._name} line {number}: {error}") from None
+        if self._format.dead_letter_invalid:
+            return {"value": line, "key": None, "invalid": reason}
+        raise SourceError(reason)
 
     def _lines(self) -> Iterator[bytes]:
         """Lines without their ends, each as soon as it is there: `readlines` would wait for a full buffer on a pipe."""
@@ -125,7 +149,7 @@ def read_file(path: str, line_format: LineFormat) -> LineReader:
         return LineReader(sys.stdin.buffer, "standard input", line_format)
     try:
         stream = Path(path).open("rb")  # noqa: SIM115  (read until the process ends)
-        if line_format.key_field is not None and not line_format.dead_letter_invalid and stream.seekable():
+        if line_format.can_refuse and not line_format.dead_letter_invalid and stream.seekable():
             for _ in LineReader(stream, path, line_format):
                 pass
             stream.seek(0)
@@ -137,19 +161,16 @@ def read_file(path: str, line_format: LineFormat) -> LineReader:
         raise ConfigError(f"{error}; nothing was sent. Mend it, or use --on-invalid dead-letter") from None
 
 
-def _json_key(line: bytes, field: str) -> tuple[bytes | None, str | None]:
-    """The key of a JSON line, or why it has none."""
-    try:
-        document = json.loads(line)
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError both are
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "it is not UTF-8"
-        return None, f"not JSON: {reason}"
-    except RecursionError:
-        return None, "not JSON: nested too deeply"
+def _field_of(line: bytes, field: str) -> Any:
+    """The field of a JSON object; raises UnencodableError for a line that is none."""
+    document = parse_json(line, UnencodableError)
     if not isinstance(document, dict) or field not in document:
-        return None, f"a JSON object with the field {field!r} was expected"
-    key = document[field]
+        raise UnencodableError(f"a JSON object with the field {field!r} was expected")
+    return document[field]
+
+
+def _key_text(key: Any, field: str) -> bytes:
     try:
-        return (key if isinstance(key, str) else json.dumps(key)).encode(), None
+        return (key if isinstance(key, str) else json.dumps(key)).encode()
     except UnicodeEncodeError:
-        return None, f"the field {field!r} is no text: half of a surrogate pair"
+        raise UnencodableError(f"the field {field!r} is no text: half of a surrogate pair") from None

@@ -223,6 +223,59 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 {{- end }}
 {{- end }}
 
+{{/* Not empty for a worker that may use the schema registry. */}}
+{{- define "kafka-workers.usesRegistry" -}}
+{{- if and .root.Values.schemaRegistry.url (has .kind (list "consumer" "producer")) }}yes{{ end -}}
+{{- end }}
+
+{{/* How a worker reaches the schema registry, and the formats that it has none of its own for. */}}
+{{- define "kafka-workers.registryEnvironment" -}}
+{{- $registry := .root.Values.schemaRegistry -}}
+{{- $options := .worker.options -}}
+{{- if include "kafka-workers.usesRegistry" . }}
+- {name: KAFKA_SCHEMA_REGISTRY_URL, value: {{ $registry.url | quote }}}
+{{- if $registry.passwordSecret }}
+{{- with $registry.secretKeys.username }}
+- {name: KAFKA_SCHEMA_REGISTRY_USERNAME, valueFrom: {secretKeyRef: {name: {{ $registry.passwordSecret | quote }}, key: {{ . | quote }}}}}
+{{- else }}
+- {name: KAFKA_SCHEMA_REGISTRY_USERNAME, value: {{ $registry.username | quote }}}
+{{- end }}
+- {name: KAFKA_SCHEMA_REGISTRY_PASSWORD_FILE, value: /etc/kafka-workers/registry-password/password}
+{{- end }}
+{{- if $registry.caSecret }}
+- {name: KAFKA_SCHEMA_REGISTRY_CA_LOCATION, value: /etc/kafka-workers/registry-ca/ca.crt}
+{{- end }}
+{{- $properties := list }}
+{{- range $name, $value := $registry.properties }}
+{{- if regexMatch "pas+w|secret|user\\.info|auth\\.token" $name }}
+{{- fail (printf "schemaRegistry.properties: %s would be in the pod for everybody to read; use schemaRegistry.passwordSecret, or mount a file and name it in KAFKA_SCHEMA_REGISTRY_PROPERTIES_FILE" $name) }}
+{{- end }}
+{{- $properties = append $properties (printf "%s=%s" $name (include "kafka-workers.text" $value)) }}
+{{- end }}
+{{- with $properties }}
+- {name: KAFKA_SCHEMA_REGISTRY_PROPERTY, value: {{ join " " . | quote }}}
+{{- end }}
+{{- end }}
+{{- $keyed := or (eq .kind "consumer") (hasKey $options "source") (hasKey $options "key-separator") (hasKey $options "key-field") }}
+{{- if and $registry.keyFormat $keyed (ne .kind "lag-exporter") (not (hasKey $options "key-format")) }}
+- {name: KAFKA_KEY_FORMAT, value: {{ $registry.keyFormat }}}
+{{- end }}
+{{- $own := or (eq .kind "consumer") (hasKey $options "source") (hasKey $options "input") }}
+{{- if and $registry.valueFormat $own (ne .kind "lag-exporter") (not (hasKey $options "value-format")) }}
+- {name: KAFKA_VALUE_FORMAT, value: {{ $registry.valueFormat }}}
+{{- end }}
+{{- end }}
+
+{{/* The ports of the schema registry as JSON. */}}
+{{- define "kafka-workers.registryPorts" -}}
+{{- $ports := list -}}
+{{- range compact (splitList "," .Values.schemaRegistry.url) -}}
+{{- $named := regexFind ":[0-9]+" (trimPrefix "https:" . | trimPrefix "http:") | trimPrefix ":" -}}
+{{- $ports = append $ports (atoi ($named | default (ternary "443" "80" (hasPrefix "https:" .)))) -}}
+{{- end -}}
+{{- $ports | toJson -}}
+{{- end }}
+
 {{- define "kafka-workers.volumes" -}}
 {{- $keys := .root.Values.kafka.secretKeys -}}
 {{- $connection := include "kafka-workers.connection" . | fromJson -}}
@@ -247,6 +300,17 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 - name: properties
   configMap: {name: {{ .worker.name }}-properties}
 {{- end }}
+{{- if include "kafka-workers.usesRegistry" . }}
+{{- $registry := .root.Values.schemaRegistry }}
+{{- with $registry.passwordSecret }}
+- name: registry-password
+  secret: {secretName: {{ . | quote }}, defaultMode: 0440, items: [{key: {{ $registry.secretKeys.password | quote }}, path: password}]}
+{{- end }}
+{{- with $registry.caSecret }}
+- name: registry-ca
+  secret: {secretName: {{ . | quote }}, defaultMode: 0440, items: [{key: {{ $registry.secretKeys.ca | quote }}, path: ca.crt}]}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "kafka-workers.volumeMounts" -}}
@@ -262,6 +326,14 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 {{- end }}
 {{- if include "kafka-workers.properties" . }}
 - {name: properties, mountPath: /etc/kafka-workers/properties, readOnly: true}
+{{- end }}
+{{- if include "kafka-workers.usesRegistry" . }}
+{{- if .root.Values.schemaRegistry.passwordSecret }}
+- {name: registry-password, mountPath: /etc/kafka-workers/registry-password, readOnly: true}
+{{- end }}
+{{- if .root.Values.schemaRegistry.caSecret }}
+- {name: registry-ca, mountPath: /etc/kafka-workers/registry-ca, readOnly: true}
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -344,6 +416,7 @@ securityContext: {{- include "kafka-workers.securityContext" (dict "context" . "
 {{/* All that the chart sets itself. */}}
 {{- define "kafka-workers.workerEnvironment" -}}
 {{- include "kafka-workers.environment" . }}
+{{- include "kafka-workers.registryEnvironment" . }}
 {{- if hasKey .worker "linger" }}
 - {name: KAFKA_LINGER, value: {{ include "kafka-workers.text" .worker.linger | quote }}}
 {{- end }}
