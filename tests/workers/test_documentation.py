@@ -201,7 +201,7 @@ def stored() -> list[tuple[Any, Any]]:
         return database.execute("select id, body from orders order by cast(id as integer)").fetchall()
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/handlers.md"])
+@pytest.mark.parametrize("path", ["README.md", "docs/handlers.md", "docs/schemas.md"])
 def test_every_handler_in_the_documentation_starts_and_ends(path: str, page_of: Callable[[str], Page]) -> None:
     page = page_of(path)
     assert page.names
