@@ -162,7 +162,7 @@ def spread(servers: str, topics: str, count: int, run: str) -> int:
 
 
 def spread_keys(servers: str, topic: str, count: int, size: int, keys: int) -> int:
-    """Fills a topic with stamped messages, each with one of so many keys by chance, the same ones in every run."""
+    """Fill a topic with `count` stamped messages. Each gets one of `keys` keys by chance, the same one in every run."""
     producer = Producer(_any(producer_properties(servers)))
     stream = stream_of("keys", 0, None)
     names = [handlers.key_of(number) for number in range(keys)]

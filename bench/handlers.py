@@ -1,6 +1,4 @@
-"""Handlers for measuring: two that do nothing, so that what is measured is what is around them, those that take their
-time, and those that note.
-"""
+"""Handlers for measuring: two do nothing, so that the worker around them is measured; others wait, or take notes."""
 
 import asyncio
 import json

@@ -54,7 +54,7 @@ def latency(bed: Bed) -> Section:
 
 
 def linger_curve(bed: Bed) -> Section:
-    """What linger.ms buys at full speed and costs at a low rate."""
+    """Measure the gain of linger.ms at full speed, and its cost at a low rate."""
     rows = _producer_curve(bed, "linger.ms", LINGER_MS)
     note = (
         "We ship 5. At full speed batches fill long before they have lingered, at a low rate a message waits as long "
@@ -64,7 +64,7 @@ def linger_curve(bed: Bed) -> Section:
 
 
 def in_flight_curve(bed: Bed) -> Section:
-    """What it costs that a broker has one request of the producer at a time."""
+    """Measure the cost of one request at a time from the producer to each broker."""
     rows = _producer_curve(bed, "max.in.flight", IN_FLIGHT)
     note = (
         "We ship 1, librdkafka 1000000, of which idempotence leaves 5. Requests are as large as what has gathered in "
@@ -99,7 +99,7 @@ def _producer_curve(bed: Bed, name: str, values: Sequence[int]) -> list[Row]:
 
 
 def fetch_curve(bed: Bed) -> Section:
-    """What fetch.queue.backoff.ms does to a consumer that is faster than librdkafka expects."""
+    """Measure the effect of fetch.queue.backoff.ms on a consumer that is faster than librdkafka expects."""
     count = bed.count(1_000_000)
     topic = bed.filled(count)
     runs: dict[int, list[Run]] = {backoff: [] for backoff in BACKOFF_MS}

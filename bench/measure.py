@@ -33,7 +33,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a process left behind; `scrapes` of its metrics were answered."""
+    """Standard output and error of a process, and its metrics; `scrapes` counts the scrapes that were answered."""
 
     out: str
     err: str
@@ -140,7 +140,7 @@ def memory_mb(status: Path, name: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one program took in every round."""
+    """The measurements of one program, one for each round."""
 
     program: str
     runs: list[Run]

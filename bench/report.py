@@ -1,4 +1,4 @@
-"""What a section found, kept as JSON, and RESULTS.md made from all that was kept."""
+"""Keep the results of each section as JSON, and make RESULTS.md from them."""
 
 import json
 import os
@@ -53,14 +53,14 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """What one section found. `samples` are of programs that each passed `count` messages (0: it is about time)."""
+    """The results of one section. `samples` are of programs that each passed `count` messages (0: it is about time)."""
 
     note: str
     tables: list[list[Row]] = field(default_factory=list)
     judgements: list[Judgement] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     count: int = 0
-    # What was not compared, and why.
+    # Programs that were not compared, with the reason.
     absent: dict[str, str] = field(default_factory=dict)
     conditions: str = ""
     load: float = 0.0

@@ -39,7 +39,7 @@ class Running:
             raise AssertionError(self.log[-2000:])
 
     def notes(self) -> Notes:
-        """What was seen, once the process has ended."""
+        """End the process, and return the notes that it took."""
         self.end()
         notes: Notes = json.loads(self._notes.read_text())
         return notes

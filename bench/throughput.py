@@ -13,7 +13,7 @@ from bench.measure import Output, Program, ProgramError, Sample, in_turns
 from bench.report import Judgement, Section
 
 OURS = "kafka-workers"
-# What the Dockerfile sets, so that less memory stays resident after outages.
+# The Dockerfile sets it, so that less memory stays resident after outages.
 AS_IN_THE_IMAGE = ["env", "MALLOC_ARENA_MAX=2"]
 
 

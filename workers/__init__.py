@@ -1,7 +1,7 @@
 """Kafka workers that account for every message.
 
-What user code needs is importable from here: `Outgoing` and `Delivery` for a message source; `Message`, `Retry`,
-`Reject`, `batch` and `lifespan` for a handler; `Handler`, `is_async` and `is_batch` for a middleware.
+User code imports from here: `Outgoing` and `Delivery` for a message source; `Message`, `Retry`, `Reject`, `batch` and
+`lifespan` for a handler; `Handler`, `is_async` and `is_batch` for a middleware.
 """
 
 from workers.handlers import Handler, Message, Reject, Retry, batch, is_async, is_batch, lifespan

@@ -1,4 +1,4 @@
-"""What a worker is told about its connection, checked once, and the librdkafka configuration that it makes.
+"""A worker's settings for its connection, checked once, and the librdkafka configuration made from them.
 
 A property can be set in several places; the strongest wins: command line, then environment, then the properties
 file, then the default here, then librdkafka's own. Every value remembers where it came from, so that a mistake can
@@ -54,7 +54,7 @@ _SECRET = re.compile(
 )
 # https://user:password@host
 _PASSWORD_IN_ADDRESS = re.compile(r"(://[^/@:\s]*:)[^/@\s]+@")
-# librdkafka's names have dots, but for these. What else stands before an equals sign may be a part of a secret, as in
+# librdkafka's names have dots, but for these. Other text before an equals sign may be a part of a secret, as in
 # `sasl.password: c2VjcmV0=`.
 _NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)+|acks|retries|debug|partitioner")
 
@@ -212,7 +212,7 @@ def _check_promise(setting: Setting) -> None:
     allowed = _PROMISED.get(setting.name)
     if allowed is not None and setting.value not in allowed:
         raise ConfigError(
-            f"{setting.origin}: {setting.name} must stay {allowed[0]!r}, delivery rests on it; leave it out"
+            f"{setting.origin}: {setting.name} must be {allowed[0]!r}, which the delivery guarantees require; remove it"
         )
 
 

@@ -1,4 +1,4 @@
-"""What ends a command: its exit code, and the errors that say in one line what to do."""
+"""The end of a command: its exit code, and the errors that say in one line what to do."""
 
 import enum
 
@@ -8,7 +8,7 @@ class ConfigError(Exception):
 
 
 class ExitCode(enum.IntEnum):
-    """What a command's exit code says."""
+    """The meanings of a command's exit codes."""
 
     OK = 0
     FAILED = 1  # something was not delivered, or a fatal Kafka error

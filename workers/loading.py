@@ -32,7 +32,7 @@ def load(option: str, reference: str) -> Any:
 
 
 def text_of(error: BaseException) -> str:
-    """What an error of the user's code says, even when it fails to say it."""
+    """The text of an error of the user's code, even when its `__str__` raises."""
     try:
         return str(error)
     except Exception:  # it is the user's code that runs here

@@ -54,7 +54,7 @@ def store() -> Iterator[Callable[[list[Message]], None]]:
 
 
 def _total(message: Message) -> float:
-    """What the order costs; a message that is no order goes to the dead-letter topic without another try."""
+    """Return the total of an order; a message that is no order goes to the dead-letter topic without another try."""
     try:
         return float(json.loads(message.value() or b"")["total"])
     except (ValueError, KeyError, TypeError) as error:

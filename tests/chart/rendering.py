@@ -36,7 +36,7 @@ def render(*settings: str, program: str = "helm") -> list[dict[str, Any]]:
 
 
 def second_release() -> list[str]:
-    """What `helm install second` is given in the chart's README, after the chart."""
+    """The arguments of `helm install second` in the chart's README, after the chart."""
     (words,) = re.findall(r"helm install second \S+ (.*?)\n\n", (CHART / "README.md").read_text(), re.DOTALL)
     return str(words).replace("\\\n", " ").split()
 

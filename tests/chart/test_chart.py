@@ -1,4 +1,4 @@
-"""What the chart renders, every switch on and off."""
+"""The objects that the chart renders, with every switch on and off."""
 
 import json
 import re
@@ -340,7 +340,7 @@ def options_of(command: str) -> set[str]:
     return {parameter.opts[-1].removeprefix("--") for parameter in parameters if isinstance(parameter, click.Option)}
 
 
-# What the chart decides by values of its own.
+# Options that the chart sets from values of its own.
 OWN = {
     "topic", "group-id", "bootstrap-servers", "security-protocol", "sasl-mechanism", "sasl-username",
     "sasl-password-file", "ssl-ca-location", "ssl-certificate-location", "ssl-key-location",

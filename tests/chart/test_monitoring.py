@@ -13,7 +13,7 @@ import yaml
 from tests.chart.rendering import CHART, REPOSITORY, one, render
 from workers.monitoring.metrics import CLIENT, CONSUMER, LAG, PRODUCER
 
-# What Prometheus makes of a histogram and of a summary.
+# Suffixes of the series that Prometheus makes of a histogram and of a summary.
 SUFFIXES = ("_bucket", "_count", "_sum")
 
 
@@ -96,7 +96,7 @@ def test_alerts_and_dashboard_ask_for_metrics_that_exist_by_labels_that_they_hav
 def test_promtool_can_read_the_queries_of_the_dashboard(promtool: str, tmp_path: Path) -> None:
     dashboard = json.loads((CHART / "dashboards" / "kafka-workers.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
-    # What Grafana puts in.
+    # Grafana replaces these variables.
     times = [query.replace("$__range", "1h").replace("$__rate_interval", "1m") for query in queries]
     recorded = [{"record": f"query_{number}", "expr": query} for number, query in enumerate(times)]
     path = tmp_path / "queries.yaml"

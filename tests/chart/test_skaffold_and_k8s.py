@@ -1,4 +1,4 @@
-"""What Skaffold deploys and the Kafka cluster that Strimzi makes: against their schemas, and against one another."""
+"""Skaffold's objects and Strimzi's Kafka cluster, checked against their schemas and against one another."""
 
 import json
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_kafka_is_waited_for_in_the_cluster_that_skaffold_deploys_to() -> None:
 
 
 def evaluated(template: str, variables: dict[str, str], directory: Path) -> str:
-    """What Go makes of a template, with Sprig's functions: Helm has both too."""
+    """Evaluate a Go template with Sprig's functions; Helm has both."""
     (directory / "templates").mkdir(exist_ok=True)
     (directory / "Chart.yaml").write_text("{apiVersion: v2, name: one, version: 0.0.1}")
     (directory / "templates" / "one.yaml").write_text(f"{{{{with .Values}}}}# {template}{{{{end}}}}\n")
@@ -124,7 +124,7 @@ def millicores(text: str) -> int:
 
 
 def requested(spec: dict[str, Any]) -> int:
-    """What Kubernetes sets aside for a pod: for its containers together, or for one that comes before them."""
+    """The CPU that Kubernetes reserves for a pod: that of all containers, or of one init container if that is more."""
     together = sum(millicores(each["resources"]["requests"]["cpu"]) for each in spec["containers"])
     before = [millicores(each["resources"]["requests"]["cpu"]) for each in spec.get("initContainers", [])]
     return max([together, *before])

@@ -85,7 +85,7 @@ class Release:
         self.helm = [helm, "--kube-context", CONTEXT]
         self.name = name
         self.consumer, self.producer = f"consumer{suffix}", f"producer{suffix}"
-        # What Helm 4 has to be told when `kubectl scale` owns a field that it changes.
+        # Helm 4 needs this option when `kubectl scale` owns a field that Helm changes.
         self.force_conflicts = ("--force-conflicts",) if helm == "helm4" else ()
         self._settings = ["--set", f"image.tag={IMAGE.partition(':')[2]}"]
         self._settings += ["--set", f"consumer.name={self.consumer},producer.name={self.producer}"]

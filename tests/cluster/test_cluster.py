@@ -20,7 +20,7 @@ LOAD = ("--set", f"producer.options.count={MESSAGES},producer.options.rate=150,p
 
 
 def settled(release: Release, shares: list[int]) -> bool:
-    """Whether the consumers that are Ready own just so many partitions each."""
+    """Whether the consumers that are Ready own exactly these numbers of partitions."""
     return sorted(release.shares(), key=str) == shares
 
 
@@ -178,7 +178,7 @@ def test_a_wrong_password_is_said_in_one_line_beside_a_release_that_works(releas
 
     def said() -> bool:
         return (
-            "the brokers refuse us, check the password"
+            "authentication failed; check the password"
             in run("kubectl", "--context", CONTEXT, "logs", f"deploy/{second.consumer}", "--tail=5").stdout
         )
 

@@ -25,7 +25,7 @@ def docker(
     *arguments: str, timeout_s: float = UP_TIMEOUT_S, stdin: str = "", env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end, whatever its exit code."""
-    # What the developer has set for the workers or for Compose is not for the tests.
+    # The developer's own variables for the workers and for Compose must not reach the tests.
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("KAFKA_", "COMPOSE_"))}
     return subprocess.run(
         ["docker", *arguments],
@@ -117,7 +117,7 @@ class Stack:
         return found
 
     def containers(self, *services: str) -> list[dict[str, Any]]:
-        """What the engine knows of the services' containers, stopped ones too."""
+        """The engine's description of the services' containers, stopped ones too."""
         identifiers = self.compose("ps", "--all", "--quiet", *services).split()
         found: list[dict[str, Any]] = json.loads(output("inspect", *identifiers)) if identifiers else []
         return found
@@ -137,7 +137,7 @@ class Stack:
         return self.compose("logs", "--no-log-prefix", *arguments, service)
 
     def assigned_partitions(self, replica: int) -> float | None:
-        """What a replica of the consumer says of itself on its own metrics port, None when it does not answer."""
+        """How many partitions a consumer's own metrics port reports, None when it does not answer."""
         address = self.compose("port", "--index", str(replica), "consumer", "8000").strip()
         try:
             with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:

@@ -31,7 +31,7 @@ WORKERS = ("producer", "consumer")
 # For a container beside those of the stack.
 INSIDE = ("--network", f"{PROJECT}_default", "--env", "KAFKA_BOOTSTRAP_SERVERS=kafka-1:9092,kafka-2:9092,kafka-3:9092")
 GIGABYTE = 1024**3
-# What is in the group when nothing was scaled.
+# Members of the group when nothing was scaled.
 BASE_REPLICAS = 1
 RECOVERY_S = 120.0
 # Less than the session timeout, 45 s, after which the brokers drop a member that has not left.
@@ -39,7 +39,7 @@ LEAVE_S = 30.0
 
 
 def settled(stack: Stack, members: int) -> bool:
-    """Whether the group has so many members, and all partitions have an owner."""
+    """Whether the group has `members` members, and all partitions have an owner."""
     group = stack.group()
     owners = [each["member"] for each in group["partitions"]]
     return len(group["members"]) == members and len(owners) == 3 and None not in owners

@@ -36,7 +36,7 @@ def base() -> dict[str, Any]:
 
 
 def layers(image: str) -> list[str]:
-    """What we have put over the base: dependencies, our code, the working directory."""
+    """The layers that we put over the base: dependencies, our code, the working directory."""
     return list(inspect(image)["RootFS"]["Layers"][len(base()["RootFS"]["Layers"]) :])
 
 

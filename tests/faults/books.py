@@ -33,7 +33,7 @@ class Tail:
 
 
 class Acknowledged:
-    """What the producers of one topic printed with `--verbose`, and how long nothing was acknowledged."""
+    """The deliveries that the producers of one topic printed (`--verbose`), and how long none was acknowledged."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
@@ -68,10 +68,10 @@ class Acknowledged:
 
 
 class Handled:
-    """What the handlers of one group wrote down, in the order of each member.
+    """The messages that the handlers of one group recorded, in the order of each member.
 
     `by_key` says which messages have to be handled in order: those of one key, or all of a partition. By key, those
-    without one may be handled in any order. With `once`, what is there again is a duplicate, and not redelivered.
+    without one may be handled in any order. With `once`, a message that is recorded again counts as a duplicate.
     """
 
     def __init__(self, by_key: bool = False, *, once: bool = False) -> None:
@@ -146,7 +146,7 @@ class Handled:
         return offset < self.next[partition] or offset in self._early[partition]
 
     def forgive(self, partition: int, beginning: int) -> None:
-        """What lies before `beginning` was deleted from the log: the group need not handle it any more."""
+        """Record that messages before `beginning` were deleted from the log: the group need not handle them."""
         early = self._early[partition]
         for offset in sorted(offset for offset in early if offset < beginning):
             self.log.add(partition, decode(early.pop(offset)))

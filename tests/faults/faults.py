@@ -151,7 +151,7 @@ def connections_reset(field: Field) -> Generator[None]:
     yield
 
 
-# The proxy swallows what it gets at once; a client hears of it when its request times out (socket.timeout.ms).
+# The proxy drops data at once; a client notices when its request times out (socket.timeout.ms).
 SEEN_WITHIN_S = 25.0
 HEALED_WITHIN_S = 90.0
 
@@ -261,7 +261,7 @@ def partitions_added(field: Field) -> Generator[None]:
         wanted = loads[0].partitions() + 1
         requests = [NewPartitions(load.topic, wanted) for load in loads]
         for answer in field.admin.create_partitions(requests).values():
-            # What the brokers say of a number that is there already.
+            # Brokers return this error when the topic has that number of partitions already.
             finish(answer, KafkaError.INVALID_PARTITIONS)
         yield
         field.until(lambda: all(len(load.ends()) == wanted for load in loads), "the new partitions get messages")
@@ -521,7 +521,7 @@ def credentials_rotated(field: Field) -> Generator[None]:
             cluster.stop_broker(broker.node_id)
             cluster.start_broker(broker.node_id)
             field.until(field.whole, f"broker {broker.node_id} is in sync")
-        field.until(lambda: all("the brokers refuse us" in each.stderr for each in workers), "all are refused")
+        field.until(lambda: all("authentication failed" in each.stderr for each in workers), "all are refused")
         field.wait(LATE_S)
         secrets.password.write({"password": password.encode()})
         field.until(lambda: renewals(workers, "password") == 1, "the password is renewed")

@@ -46,7 +46,7 @@ DRAIN_TIMEOUT_S = 60.0
 
 
 def shipped_group_properties() -> dict[str, str]:
-    """What k8s/kafka/kafka.yaml has the brokers do in KIP-848 groups: when a member is dead."""
+    """The session settings of KIP-848 groups that k8s/kafka/kafka.yaml gives the brokers."""
     *_, kafka = yaml.safe_load_all(KAFKA_YAML.read_text())
     config = kafka["spec"]["kafka"]["config"]
     return {name: str(value) for name, value in config.items() if name.startswith("group.consumer.")}
@@ -64,7 +64,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Round:
-    """What one load saw of one fault. Counts are those of the round.
+    """The measurements of one load during one fault. Counts are those of the round.
 
     `recovery_s` is from the fault to when every partition takes messages again and all of them are handled, so that the
     time for which the fault lasts is in it. `longest_stall_s` is the longest for which a partition with acknowledged
@@ -151,7 +151,7 @@ class Field:
         self._stack.close()
 
     def play(self, fault: Fault) -> list[Round]:
-        """One round: under load, inject, heal, drain, account. What each load saw of it."""
+        """Play one round under load: inject, heal, drain, account. Return the measurements of each load."""
         at = datetime.now(UTC).isoformat(timespec="seconds")
         self.wait(CALM_S)
         before = [_Moment(load) for load in self.loads]
@@ -184,7 +184,7 @@ class Field:
             assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
             self.wait(LOOK_S)
 
-    # What faults need to know
+    # Queries and actions for faults
 
     def leader(self, load: Load, partition: int = 0) -> int:
         return int(self.admin.list_topics(load.topic, timeout=10).topics[load.topic].partitions[partition].leader)

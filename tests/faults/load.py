@@ -62,7 +62,7 @@ class Setup:
 
 @dataclass
 class Account:
-    """What became of everything, as the workers themselves and `kafka-workers verify` say once all is at rest."""
+    """The outcome of every message, as the workers and `kafka-workers verify` report it once all is at rest."""
 
     load: str
     producer: dict[str, Any]
@@ -237,13 +237,13 @@ class Load:
             self.handled.look(self.acknowledged, handled)
 
     def forget(self) -> None:
-        """Opens new books, for a topic that was deleted with everything in it."""
+        """Begin new records, for a topic that was deleted with everything in it."""
         self.look()
         with self.lock:
             self.acknowledged, self.handled = Acknowledged(), Handled(self.setup.by_key, once=self.setup.once)
 
     def forgive(self, partition: int, beginning: int) -> None:
-        """Books that the messages before `beginning` were deleted, handled or not."""
+        """Record that the messages before `beginning` were deleted, handled or not."""
         with self.lock:
             self.handled.forgive(partition, beginning)
 
@@ -253,7 +253,7 @@ class Load:
             return sum(self.handled.never_handled(partition, end) for partition, end in ends.items())
 
     def truncate(self, partition: int, end: int) -> None:
-        """Books that an unclean election has cut the log off at `end`; what is written there later is new."""
+        """Record that an unclean election has truncated the log at `end`; messages written there later are new."""
         self.look()
         with self.lock:
             self.acknowledged.truncate(partition, end)
@@ -319,9 +319,9 @@ class Load:
             return sum(offset > self.handled.next[partition] for partition, offset in committed.items())
 
     def audit(self) -> None:
-        """Books whether an offset is committed that is above what was handled; says nothing while nobody can tell."""
+        """Count committed offsets that are above the handled messages; skip this while brokers do not answer."""
         if self.setup.once:
-            # Its reader may be behind for as long as a broker is away.
+            # Its reader may be behind for as long as a broker is unreachable.
             return
         committed = self._ask_committed()
         self.look()

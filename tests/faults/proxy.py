@@ -33,7 +33,7 @@ class Requests:
         self._held = bytearray()
 
     def passed(self, data: bytes) -> bytes:
-        """What of the whole requests up to now is to be passed on."""
+        """Return the bytes to pass on, of the requests that are complete by now."""
         self._held += data
         passed = bytearray()
         begin = 0

@@ -31,7 +31,7 @@ CALL_S = 0.02
 
 
 class MallInfo(ctypes.Structure):
-    """What mallinfo2(3) of glibc returns, in bytes."""
+    """The result of glibc's mallinfo2(3), in bytes."""
 
     _fields_ = tuple(
         (name, ctypes.c_size_t)

@@ -46,7 +46,7 @@ def _summary(soak: dict[str, Any]) -> str:
                          for name in ("sent", "acknowledged", "failed", "unknown"))  # fmt: skip
     return (
         f"A soak of {soak['minutes']:.0f} minutes on {soak['at'][:10]}, {len(soak['loads'])} loads of "
-        f"{soak['rate_per_load']} messages/s, whose handlers fail at times: {loads}. "
+        f"{soak['rate_per_load']} messages/s, whose handlers fail at times. Loads: {loads}. "
         f"The account of the producers that lived through it: {accounts}; "
         f"{sum(run['lost'] for account in soak['accounts'] for run in account['verified'])} lost. A round of a fault "
         "counts once for each load; the last three columns are the longest of all rounds. *Unavailable*: no message "

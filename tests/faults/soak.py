@@ -1,6 +1,6 @@
 """Faults one after the other for as long as one likes: `make soak MINUTES=30`.
 
-Every pass plays each fault once, in an order of its own, while the same workers live on. What was seen is written
+Every pass plays each fault once, in an order of its own, while the same workers live on. The measurements are written
 to the record after each round; `python -m tests.faults.report` makes the table in docs/guarantees.md of it.
 """
 
@@ -19,7 +19,7 @@ import click
 from tests.faults.faults import FAULTS
 from tests.faults.field import SETUPS, Fault, Field, Round
 
-# In half a soak. What is under way goes up and down by as much.
+# In half a soak. The memory of messages under way varies by this much.
 GROWTH_MIB = 1.0
 
 

@@ -1,4 +1,4 @@
-"""What is made of an account and of what was seen in a log."""
+"""Verification: an account, held against the messages in a log."""
 
 import json
 

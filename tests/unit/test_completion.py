@@ -1,4 +1,4 @@
-"""What a shell offers behind what was typed: asked as shells ask it, and bash through its own script."""
+"""Completion of a command line, requested as shells request it; for bash through its own script."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a worker is told: precedence, promises, secrets, and errors that name the place."""
+"""A worker's configuration: precedence, promises, secrets, and errors that name the place."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_a_property_set_by_its_other_name_is_the_same_property() -> None:
     "text", ["acks=1", "request.required.acks=0", "enable.idempotence=false", "enable.auto.offset.store=true"]
 )
 def test_what_a_promise_rests_on_cannot_be_changed(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"--property: .* must stay"):
+    with pytest.raises(ConfigError, match=r"--property: .* must be"):
         config(parse_property(text, Precedence.COMMAND_LINE, "--property"))
 
 

@@ -1,4 +1,4 @@
-"""What a member of a group does, whatever its brokers and its handler do; all of it on a client in memory."""
+"""A member of a group, under any behaviour of its brokers and its handler; all on a client in memory."""
 
 import asyncio
 import threading
@@ -751,7 +751,7 @@ def test_a_dead_letter_has_the_end_of_the_traceback() -> None:
     assert 3900 < len(traceback) <= 4000
 
 
-# What is stuck, and what is not
+# Members that are stuck, and members that wait
 
 
 def test_the_lag_of_a_partition_whose_fetch_hangs_stays_true(
@@ -1276,7 +1276,7 @@ def test_messages_in_no_order_are_all_handled_at_once(broker: FakeBroker, group:
     assert broker.offset() == 40
 
 
-# What the brokers do not say in time, and what must reach them
+# Answers of brokers that are late, and commits that must reach them
 
 
 def test_a_log_that_was_cut_while_no_member_lived_is_read_from_the_cut(broker: FakeBroker, group: Group) -> None:

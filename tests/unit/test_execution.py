@@ -479,7 +479,7 @@ async def yields_later(message: Message) -> AsyncIterator[Outgoing]:
     yield Outgoing("later", topic="out")
 
 
-# What is given back
+# Outputs of a handler
 
 
 def an_output(message: Message) -> Outgoing:

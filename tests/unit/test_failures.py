@@ -1,4 +1,4 @@
-"""What becomes of messages whose handler raised."""
+"""Decisions about messages whose handler raised."""
 
 import pytest
 from hypothesis import given
@@ -42,7 +42,7 @@ PAUSE = RetryLater(1.0)
         ("retry", Retry("away"), 1, 0, PAUSE),
         ("dead-letter", Retry("away", after_s=7), 1, 0, RetryLater(7)),
         ("dead-letter", Retry("away", after_s=0), 1, 0, RetryLater(0)),
-        # A batch: whose fault it is must be found first, but for what is away for all of them.
+        # A batch: the failing message must be found first, except when a dependency of all of them is unavailable.
         ("dead-letter", FAILED, 2, 1, Isolate()),
         ("dead-letter", FAILED, 2, 3, Isolate()),
         ("retry", FAILED, 2, 1, Isolate()),

@@ -25,7 +25,7 @@ class Brokers:
         self.beginnings = dict.fromkeys(self.ends, 0)
         self.committed = dict.fromkeys(self.ends, 10)
         self.timestamps_ms: dict[int, int] = {}
-        # What is away, by the name of a call, a partition's number or a broker that is to list groups.
+        # Parts that do not answer: the name of a call, a partition's number, or a broker that lists groups.
         self.away: set[object] = set()
         self.asked: Counter[str] = Counter()
 

@@ -1,4 +1,4 @@
-"""What the brokers say of a group, where a real cluster does not say it at will."""
+"""Answers of brokers about a group that a real cluster does not give on demand."""
 
 from concurrent.futures import Future
 from types import SimpleNamespace

@@ -86,7 +86,7 @@ def test_the_order_ledger_counts_as_one_with_perfect_memory(sequences: list[int]
             expected.missing += sequence - highest - 1
             highest = sequence
         elif sequence in seen or sequence < first:
-            # What came before the first message seen is not known to be missing, so it can only be old.
+            # The ledger does not count messages before the first one as missing, so such a message can only be old.
             expected.duplicates += 1
         else:
             expected.reordered += 1
@@ -141,7 +141,7 @@ def test_the_next_owner_goes_on_where_the_memo_ends(count: int, cut: int) -> Non
     after.observe(values(sequences[cut:]))
     assert counts == OrderCounts()
 
-    # What the first owner had seen is known to the second.
+    # The second owner knows the messages that the first one had seen.
     after.observe(values(sequences[:cut]))
     assert counts.duplicates == cut
 

@@ -23,7 +23,7 @@ from workers.consumer.committing import StoredOffsets
 from workers.consumer.offsets import OffsetTracker
 
 OFFSETS = st.integers(0, 2**62)
-# What a partition can have done beyond its low-water mark: distances from one range to the next, and lengths.
+# Ranges of done offsets beyond a low-water mark: distances from one range to the next, and lengths.
 STEPS = st.builds(
     lambda pattern, times: pattern * times,
     st.lists(st.tuples(st.integers(1, 10**9), st.integers(1, 10**9)), max_size=4),
@@ -174,7 +174,7 @@ FOREIGN = st.one_of(
 )
 
 
-# What looks like a ledger, as large as Kafka takes it, and in characters of three bytes.
+# Text that looks like a ledger, as large as Kafka takes it, in characters of three bytes.
 WIDE = ";".join(["€" * 20 + f"{number:03d} 5" for number in range(62)])
 
 

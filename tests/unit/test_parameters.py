@@ -78,7 +78,7 @@ def _command(words: str) -> click.Command:
 
 
 def _declared(parameter: click.Parameter, default: object) -> set[Any]:
-    """What click gives for an option: its type, or the words of a choice, and None where that is the default."""
+    """The values that click gives for an option: its type, or the words of a choice; None where that is the default."""
     assert isinstance(parameter, click.Option)
     given: set[Any]
     match parameter.type:

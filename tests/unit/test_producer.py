@@ -128,7 +128,7 @@ def test_a_client_that_gives_up_leaves_no_message_without_an_outcome(monkeypatch
 
     deliveries = producer.deliveries
     assert deliveries.enqueued == deliveries.failed + deliveries.unknown == len(told)
-    # What was never handed to the client is not in the log; what was may be, for all that is known.
+    # A message that was never handed to the client is not in the log; one that was handed over may be.
     assert deliveries.errors["_STOPPED"] == deliveries.failed > 0
 
 

@@ -52,7 +52,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.monkeypatch = pytest.MonkeyPatch()
         self.monkeypatch.setattr(scheduling, "time", SimpleNamespace(monotonic=lambda: self.now))
         self.partitions = [Partition(number) for number in range(PARTITIONS)]
-        # What waits, by shard, in order; and what was added and handled in all.
+        # Waiting offsets of each shard, in order; and all offsets that were added and handled.
         self.waiting: defaultdict[ShardId, list[int]] = defaultdict(list)
         self.added: defaultdict[Partition, list[int]] = defaultdict(list)
         self.handled: defaultdict[Partition, list[int]] = defaultdict(list)
@@ -106,7 +106,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.handled[shard[0]] += offsets
         self.isolating[shard] = max(0, self.isolating.get(shard, 0) - len(offsets))
 
-    # What the loop does
+    # Actions of the loop
 
     @rule(number=st.integers(0, PARTITIONS - 1), keys=st.lists(KEYS, min_size=1, max_size=8), gap=st.integers(0, 2))
     def add(self, number: int, keys: list[bytes | None], gap: int) -> None:
@@ -238,7 +238,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.added[partition] = self.added[partition][: -len(offsets)]
             partition.next_offset = offsets[0]
 
-    # What must hold at any time
+    # Invariants
 
     @invariant()
     def what_others_ask_is_true(self) -> None:

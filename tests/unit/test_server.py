@@ -26,7 +26,7 @@ from workers.testing.processes import eventually
 
 
 class Probes:
-    """What the checks answer."""
+    """Answers of the checks behind the probes."""
 
     not_ready: str | None = None
     stuck: str | None = None

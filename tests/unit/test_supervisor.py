@@ -1,4 +1,4 @@
-"""What happens when a broker of the embedded cluster ends: with processes in the brokers' place."""
+"""The end of a broker of the embedded cluster; other processes stand in for the brokers."""
 
 import os
 import signal

@@ -27,7 +27,7 @@ MESSAGES = [message(f"{number}", key=f"k{number % 3}") for number in range(12)]
 
 
 class Database:
-    """What a handler writes to: rows by key, and whether it can be reached."""
+    """The store that a handler writes to: rows by key, and whether it is reachable."""
 
     def __init__(self) -> None:
         self.rows: dict[Any, Any] = {}
@@ -65,7 +65,7 @@ def place(message: Message) -> tuple[Any, Any]:
     return message.key(), message.value()
 
 
-# What becomes of messages
+# Outcomes of messages
 
 
 def test_messages_are_handled_retried_and_rejected_by_the_rules_of_the_consumer() -> None:
@@ -547,7 +547,7 @@ def test_all_faults_are_named_at_once(database: Database) -> None:
     assert text.count("\n- ") == 2
 
 
-# What check must not be deceived by
+# Handlers that must not deceive check
 
 
 def test_effects_that_are_a_live_object_are_compared_as_they_were(database: Database) -> None:

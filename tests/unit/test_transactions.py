@@ -1,4 +1,4 @@
-"""Exactly once: what a handler gives back is there once, whatever happens to its member."""
+"""Exactly once: each output of a handler is in its topic once, whatever happens to its member."""
 
 import random
 import threading

@@ -1,4 +1,4 @@
-"""What bad input gets: one line that says what to do, a non-zero exit, and nothing sent."""
+"""Bad input: one line that says what to do, a non-zero exit code, and nothing sent."""
 
 import os
 import socket

@@ -82,7 +82,7 @@ def notes(processes: Processes) -> "Notes":
 
 
 class Notes:
-    """What the handlers wrote: key, offset, and one word."""
+    """Lines that the handlers wrote: key, offset, and one word."""
 
     def __init__(self, processes: Processes) -> None:
         self._path = processes.directory / "notes.txt"

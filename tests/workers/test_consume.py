@@ -182,7 +182,7 @@ def test_an_idle_consumer_leaves_in_well_under_a_second(processes: Processes, to
         assert consumer.stop() == 0, consumer.stderr
         return time.monotonic() - began
 
-    # What shares the machine may delay one of them.
+    # Other programs on the machine may delay one of them.
     eventually(lambda: seconds_to_leave() < 1, "one leaves in under a second")
 
 

@@ -1,4 +1,4 @@
-"""What the documentation says of the code is made from the code."""
+"""The documentation agrees with the code: tables are made from it, and examples run."""
 
 import asyncio
 import contextlib
@@ -93,7 +93,7 @@ def test_the_support_page_has_the_versions_that_are_tested() -> None:
 
 
 def test_every_promise_names_tests_that_exist() -> None:
-    table = GUARANTEES.read_text().partition("## What is promised")[2].partition("## Faults")[0]
+    table = GUARANTEES.read_text().partition("## Promises")[2].partition("## Faults")[0]
     promises = [line for line in table.splitlines() if line.startswith("| ")][2:]
     tests = set(re.findall(r"def (test_\w+)", "".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))))
     named = [re.findall(r"`(test_\w+)`", line.split("|")[3]) for line in promises]

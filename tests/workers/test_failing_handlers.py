@@ -119,7 +119,7 @@ def notes(processes: Processes) -> "Notes":
 
 
 class Notes:
-    """What the handlers wrote down."""
+    """Lines that the handlers wrote."""
 
     def __init__(self, processes: Processes) -> None:
         self._path = processes.directory / "notes.txt"

@@ -1,4 +1,4 @@
-"""The lag of groups from outside, against real brokers: with members, without any, and while brokers are away."""
+"""The lag of groups from outside, on real brokers: with members, without any, and while brokers are unreachable."""
 
 import time
 from concurrent.futures import Future
@@ -19,7 +19,7 @@ from workers.testing.processes import Process, Processes, eventually
 
 HANGS = "import time\ndef handle(message):\n    time.sleep(3600)\n"
 INTERVAL_S = 0.5
-# What the alert KafkaGroupWithoutMembers asks.
+# The metrics that the alert KafkaGroupWithoutMembers reads.
 LAG, LAG_SECONDS, MEMBERS = "kafka_group_lag_messages", "kafka_group_lag_seconds", "kafka_group_members"
 
 

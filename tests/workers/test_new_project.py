@@ -21,7 +21,7 @@ NAMES = ["my-readings", "r", "r" * LONGEST]
 
 
 def run(directory: Path, *arguments: str | Path) -> str:
-    """What a command that must succeed prints."""
+    """Run a command that must succeed, and return its output."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("KAFKA_")}
     result = subprocess.run(
         arguments, cwd=directory, env={**clean, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL,

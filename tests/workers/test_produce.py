@@ -214,7 +214,7 @@ def test_a_source_chooses_partition_and_timestamp(processes: Processes, topic: s
 def test_a_source_that_fails_is_named_and_what_came_before_was_sent(
     processes: Processes, topic: str, bootstrap_servers: str, source: str, complaint: str
 ) -> None:
-    """What was raised may go well at another try, what was yielded will not."""
+    """An error that was raised may pass at another try; a wrong value that was yielded will not."""
     processes.write("my_source.py", SOURCE)
     result = processes.run("produce", "--topic", topic, "--source", f"my_source:{source}")
 

@@ -1,4 +1,4 @@
-"""What a release publishes: the same bytes from every build, whole without the checkout, and of one version."""
+"""The files of a release: the same bytes from every build, usable without the checkout, and of one version."""
 
 import hashlib
 import os

@@ -68,7 +68,7 @@ def rotate(stand: Stand, workers: list[Process], flowing: Callable[[], None]) ->
     begins["password"] = time.time()
     stand.set_password(stand.cluster, "battery-staple")
     for each in workers:
-        each.says("the brokers refuse us")
+        each.says("authentication failed")
     assert [each.get("/readyz")[0] for each in workers] == [503] * len(workers)
     assert all("authentication" in each.get("/readyz")[1] for each in workers)
     time.sleep(LATE_S)
@@ -174,7 +174,7 @@ def handle(message):
 
 
 def handled(paths: list[Path]) -> list[tuple[int, int, float]]:
-    """What consumers have handled: partition, offset, and when."""
+    """Messages that consumers have handled: partition, offset, and time."""
     lines = [line.split() for path in paths if path.exists() for line in path.read_text().splitlines()]
     return [(int(line[0]), int(line[1]), float(line[2])) for line in lines if len(line) == 3]
 

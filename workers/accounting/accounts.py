@@ -1,7 +1,7 @@
 """The written account of a run of the producer, and its verification against what was seen in a log.
 
-The producer writes one JSON document at its end. With it, a message that is not there can be told apart: lost
-(acknowledged, yet missing), failed (the producer said so), or unknown (it timed out under way and did not arrive).
+The producer writes one JSON document at its end. With it, `verify` classifies a message that is not in the log: lost
+(the brokers acknowledged it), failed (its delivery failed), or unknown (its delivery timed out without a response).
 """
 
 import json
@@ -15,9 +15,7 @@ from workers.errors import ConfigError
 
 @dataclass(slots=True)
 class StreamSent:
-    """What became of the messages of one stream: all of 0 to `sent` - 1 that are neither failed nor unknown are
-    acknowledged.
-    """
+    """The outcomes of the messages 0 to `sent` - 1 of one stream: those neither failed nor unknown are acknowledged."""
 
     sent: int = 0
     failed: CountedRanges = field(default_factory=CountedRanges)
@@ -31,8 +29,8 @@ MAX_SEQUENCES = 10 ** (SEQUENCE.stop - SEQUENCE.start)
 
 
 def read_accounts(text: str, origin: str, topic: str) -> dict[bytes, StreamSent]:
-    """What was sent to `topic`, by stream, from the JSON lines of one or several runs. Deliveries that `--verbose` has
-    printed before them are passed over.
+    """Read the messages sent to `topic`, by stream, from the JSON lines of one or several runs. Deliveries that
+    `--verbose` has printed before them are passed over.
 
     Raises ConfigError naming the line.
     """

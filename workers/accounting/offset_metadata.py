@@ -1,4 +1,4 @@
-"""What the consumer commits beside an offset: the order ledger, and which later offsets are done already.
+"""The metadata that the consumer commits with an offset: the order ledger, and which later offsets are done already.
 
 Kafka keeps at most `offset.metadata.max.bytes` (4,096) with a committed offset. The text is an envelope with a version:
 
@@ -8,7 +8,7 @@ TOPIC_ID is the id of the topic, empty where it is not known: a topic that is cr
 how many the topic had when a group with --from-end began, 0 for any other: later ones were added. EPOCH is the
 highest leader epoch of the offsets in RANGES, TIME_MS when they were done (Unix time). RANGES are
 half-open and relative to the committed offset: `3-7,9-10`. Metadata of anybody else, or of another version, is no
-envelope; a ledger without an envelope is what kafka-workers 0.1 wrote.
+envelope; kafka-workers 0.1 wrote a ledger without an envelope.
 """
 
 import re
@@ -65,7 +65,7 @@ def encode(offset: int, metadata: OffsetMetadata) -> str:
 
 
 def decode(offset: int, text: str | None) -> OffsetMetadata:
-    """What was committed with `offset`; never raises, as anybody may have written the text."""
+    """Read the metadata committed with `offset`; never raises, as anybody may have written the text."""
     found = _ENVELOPE.fullmatch(text or "")
     if found is None:
         return OffsetMetadata(ledger="" if _OTHER_VERSION.match(text or "") else text or "")

@@ -35,7 +35,7 @@ class _Expected:
 
 @dataclass(slots=True)
 class OrderCounts:
-    """What order ledgers found; the ledgers of a topic's partitions share one."""
+    """Counts of gaps, duplicates and disorder; the ledgers of a topic's partitions share one."""
 
     missing: int = 0
     duplicates: int = 0
@@ -59,7 +59,7 @@ class OrderLedger:
         self._streams: dict[bytes, _Expected] = _from_text(text)
 
     def observe_consecutive(self, values: list[Any]) -> bool:
-        """Books the values of messages at once if they are just the next ones of one stream, and says whether they are.
+        """Fast path: record values that continue one stream; return whether they did.
 
         They are if they are sorted, the first and the last are the right ones, and each last digit follows the one
         before: then no step is 0 or below, and there are just as many as lead from the first to the last. This makes no
@@ -101,8 +101,8 @@ class OrderLedger:
                 self._surprise(value[STREAM], expected, sequence)
 
     def as_text(self, room: int = MAX_BYTES) -> str:
-        """What the next owner of the partition needs to go on, without the oldest gaps where `room` bytes are too few;
-        empty where not even the streams fit.
+        """The ledger for the next owner of the partition, in at most `room` bytes: the oldest gaps are left out first.
+        Empty where not even the streams fit.
         """
         entries = [f"{stream.decode()} {expected.next}" for stream, expected in self._streams.items()]
         room -= sum(map(len, entries)) + len(entries)

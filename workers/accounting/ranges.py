@@ -31,7 +31,7 @@ class Ranges:
         return result
 
     def without(self, others: "Ranges") -> "Ranges":
-        """What is in none of the others."""
+        """The numbers that are in none of `others`."""
         left = []
         taken = others.merged()
         first = 0

@@ -1,4 +1,4 @@
-"""What is in a log, held against what was sent."""
+"""Compare the messages in a log with those that were sent."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
@@ -73,7 +73,7 @@ def _zeros(page: bytearray, end: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(slots=True)
 class RunReport:
-    """What a log holds of one run. `sent` is what the account says, or what the highest sequences seen imply.
+    """The messages of one run in a log. `sent` is from the account, or else implied by the highest sequences seen.
 
     `undecided` messages are missing, and may be lost, failed or unknown: of their part of a stream the account says
     only how many have failed or are unknown. `lost` are lost for certain. `failed_present` and `unknown_present` are of
@@ -155,7 +155,7 @@ class Observations:
 
     @staticmethod
     def _decide(report: RunReport, stream: bytes, lost: Ranges, spans: list[Entry]) -> Ranges:
-        """What is lost outside of `spans`. Inside of one, only what is more than its count is lost for certain."""
+        """The lost messages outside of `spans`. Inside of one, only those beyond its count are lost for certain."""
         places = Ranges((start, end) for start, end, _ in spans)
         merged = places.merged()
         excused = [0] * len(merged)
@@ -170,7 +170,7 @@ class Observations:
         return lost.without(places)
 
     def _deleted_below(self, stream: bytes, seen: StreamSeen, sent: int) -> int:
-        """What is missing below this sequence may have been in what retention has deleted."""
+        """The sequence below which retention may have deleted the missing messages."""
         bound = StreamName.of(stream).partition
         trimmed = self.trimmed if bound is None else self.trimmed & {bound}
         return max((seen.first.get(partition, sent) for partition in trimmed), default=0)

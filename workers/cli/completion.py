@@ -1,4 +1,4 @@
-"""What a shell completes beside commands and options: topics and groups that the brokers have, and users' functions.
+"""Completion of values: topics and groups that the brokers have, and users' functions.
 
 It runs while somebody types: it never says anything, and takes a second at the most to ask brokers.
 """
@@ -137,11 +137,11 @@ def _matching(names: Iterable[str], incomplete: str) -> list[str]:
 
 
 def _ask(context: click.Context, ask: Callable[[AdminClient], Iterable[str]]) -> list[str]:
-    """What brokers answer within a second to a client with the options typed so far; nothing where they do not."""
+    """The brokers' answer within a second to a client with the options typed so far; empty without an answer."""
     answer: list[str] = []
 
     def run() -> None:
-        # A wrong option, a file that cannot be read, brokers that are away: somebody is still typing.
+        # A wrong option, a file that cannot be read, unreachable brokers: somebody is still typing.
         with contextlib.suppress(Exception), context:
             config = Context(build(ConnectionOptions, context.params)).client_config(COMMON_DEFAULTS)
             answer.extend(ask(create_client(AdminClient, config, UNPOLLED)))

@@ -78,7 +78,7 @@ def _state_option(default: str) -> Callable[[_Command], _Command]:
         type=click.Choice(["waiting", "replayed", "discarded", "all"]),
         default=default,
         show_default=True,
-        help="What became of the dead letter.",
+        help="Only dead letters in this state.",
     )
 
 
@@ -101,7 +101,7 @@ def _replay_options(command: _Command) -> _Command:
                    help="A topic that dead letters may go back to; repeatable.  "
                    "[default: X where the dead-letter topic is X.dlq]"),
             option("--skip-other-topics", is_flag=True, help="Pass dead letters of other topics over, for good."),
-            option("--max-messages", type=POSITIVE, help="Stop after so many messages."),
+            option("--max-messages", type=POSITIVE, help="Stop after this many messages."),
             option("--again", is_flag=True, help="Also those that were replayed or discarded already."),
             _dry_run,
             _shutdown_timeout,
@@ -117,7 +117,7 @@ def _replay_options(command: _Command) -> _Command:
     type=click.Choice(["error", "message", "source-topic", "key"]),
     help="Count them by this instead of listing each.",
 )
-@option("--limit", type=POSITIVE, help="List so many at the most.  [default: the 100 oldest as text, all as JSON]")
+@option("--limit", type=POSITIVE, help="List at most this many.  [default: the 100 oldest as text, all as JSON]")
 @_selection_options
 @_replay_group
 @connection_options
@@ -132,7 +132,7 @@ def list_(**parameters: Any) -> None:
 
 @dead_letters.command(cls=Command)
 @_state_option("all")
-@option("--limit", type=POSITIVE, default=10, show_default=True, help="Show so many at the most.")
+@option("--limit", type=POSITIVE, default=10, show_default=True, help="Show at most this many.")
 @_selection_options
 @_replay_group
 @connection_options

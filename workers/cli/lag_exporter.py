@@ -31,7 +31,7 @@ def lag_exporter(options: LagExporterOptions, context: Context, shutdown: Shutdo
     collector = LagCollector(group_lag, client_state, config.get("client.id"))
     with context.serve(options.metrics, collector, group_lag.ready, group_lag.live):
         try:
-            # A round may wait long for brokers that are away, and leaves nothing half done.
+            # A round may wait long for unreachable brokers, and leaves nothing half done.
             with shutdown.at_once():
                 if options.connection.timeout is not None:
                     wait_for_topics(admin, [], config, client_state, timeout_s=options.connection.timeout)

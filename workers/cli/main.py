@@ -1,6 +1,6 @@
 """The command line: options, and wiring the modules together. Nothing is decided here.
 
-What a command needs is imported when it runs: `--help` and a worker's start pay only for what they use.
+A command imports its modules when it runs: `--help` and a worker's start pay only for what they use.
 """
 
 import itertools
@@ -69,7 +69,7 @@ def cli() -> None:
 @option(
     "--size", type=click.IntRange(57, 100_000_000), help=f"Bytes of a test message's value.  [default: {DEFAULT_SIZE}]"
 )
-@option("--duration", type=POSITIVE_NUMBER, help="Stop after so many seconds.")
+@option("--duration", type=POSITIVE_NUMBER, help="Stop after this many seconds.")
 @option("--forever", is_flag=True, help="Send until stopped.")
 @option("--input", "input_path", metavar="FILE|-", help="Send the lines of a file, or of standard input.")
 @option("--key-separator", help="Lines are KEY<separator>VALUE.")
@@ -79,7 +79,7 @@ def cli() -> None:
     type=click.Choice(["stop", "dead-letter"]),
     default="stop",
     show_default=True,
-    help="What happens with a line that is not such JSON, or cannot be written in its format.",
+    help="How to treat a line that is not such JSON, or cannot be written in its format.",
 )
 @option("--dead-letter-topic", type=TOPIC, help="Where invalid lines go.  [default: TOPIC.dlq]")
 @option("--source", type=FUNCTION, metavar="MODULE:FUNCTION", help="Send what this function yields.")
@@ -104,7 +104,7 @@ def cli() -> None:
     type=SECONDS,
     default=0.0,
     show_default=True,
-    help="Stay up at the end until the metrics have been scraped once, at most so many seconds.",
+    help="Stay up at the end until the metrics have been scraped once, at most this many seconds.",
 )
 @worker_options
 @connection_options
@@ -189,7 +189,7 @@ def produce(**parameters: Any) -> None:
     show_default=True,
     help="Where the group has committed nothing: begin at the oldest message, or at what comes next.",
 )
-@option("--max-messages", type=POSITIVE, help="Stop after so many messages.")
+@option("--max-messages", type=POSITIVE, help="Stop after this many messages.")
 @option(
     "--max-rate", type=POSITIVE_NUMBER, help="Messages a second that the handler is given at most.  [default: no limit]"
 )
@@ -199,7 +199,7 @@ def produce(**parameters: Any) -> None:
     help="When a larger share of the last minute's messages fails, they are tried again and none becomes a dead "
     "letter, as what the handler needs may be away.  [default: no limit]",
 )
-@option("--idle-timeout", type=POSITIVE_NUMBER, help="Stop when none came for so many seconds.")
+@option("--idle-timeout", type=POSITIVE_NUMBER, help="Stop when no message was received for this many seconds.")
 @option(
     "--stall-timeout",
     type=POSITIVE_NUMBER,
@@ -217,7 +217,8 @@ def produce(**parameters: Any) -> None:
 @option(
     "--order",
     type=click.Choice(["partition", "key", "none"]),
-    help="What is handled one after the other.  [default: partition; key when --concurrency is above 1]",
+    help="Handle messages of a partition, or of a key, one after the other; none: in any order.  "
+    "[default: partition; key when --concurrency is above 1]",
 )
 @option(
     "--batch-size",
@@ -315,7 +316,11 @@ def lag_exporter(**parameters: Any) -> None:
 
 @cli.command(cls=Command)
 @option("--topic", type=TOPIC, default="teste", show_default=True, help="Topic to read.")
-@option("--account", metavar="FILE|-", help="What `produce --summary json` wrote: tells lost from failed and unknown.")
+@option(
+    "--account",
+    metavar="FILE|-",
+    help="Output of `produce --summary json`: distinguishes lost messages from failed and unknown ones.",
+)
 @option("--run", "runs", multiple=True, help="Only this run; repeatable.")
 @option("--json", "as_json", is_flag=True, help="One JSON document for each run.")
 @connection_options

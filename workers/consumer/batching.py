@@ -3,7 +3,7 @@
 # A batch takes about so long at the most: a rebalance waits 10 s for it (REVOKE_WAIT_S), a stop 25 s.
 MOST_S = 5.0
 FIRST_MESSAGES = 128
-# Half of a batch takes at least so much of the time of the whole: then the time is not the messages'.
+# When half of a batch takes at least this share of the time of the whole, the number of messages does not set the time.
 FIXED_COST = 0.75
 
 
@@ -21,7 +21,7 @@ class BatchSize:
         self._least = 1
 
     def took(self, messages: int, seconds: float) -> None:
-        """Note that a call with so many messages took so long."""
+        """Note how long a call with this number of messages took."""
         if self._halved is not None and messages <= self._halved[0] // 2:
             whole, whole_s = self._halved
             self._halved = None

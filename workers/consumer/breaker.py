@@ -1,6 +1,6 @@
 """Holds dead letters back when too many messages fail: then it is not the messages that are wrong.
 
-A service that is away, or a new version of the handler that fails for every message, would move a whole topic into the
+An unavailable service, or a new version of the handler that fails for every message, would move a whole topic into the
 dead-letter topic. Called by the loop's thread.
 """
 

@@ -114,7 +114,7 @@ class Dispatcher:
             limits.append(self._rate_limiter.allowance())
         return min(limits, default=None)
 
-    # What others ask
+    # Queries of other parts
 
     @property
     def finished(self) -> bool:

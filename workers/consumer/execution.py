@@ -231,7 +231,7 @@ class Executor:
         """Tell the loop's thread when this one ends in any other way than by being asked to."""
         try:
             body()
-        except BaseException as error:  # SystemExit too: the consumer must hear of it
+        except BaseException as error:  # SystemExit too: the consumer must end as well
             self._broken = error
             self._started.put(False)
             self._outbox.put(None)

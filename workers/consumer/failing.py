@@ -121,7 +121,7 @@ class FailedMessages:
         shard.dead_letter = self._dead_letters.send(shard.queue[0].messages[0], shard.error, shard.attempts)
 
     def look_after_dead_letters(self) -> None:
-        """Hear of dead letters that are under way, and send those again that were not written."""
+        """Serve delivery reports of dead letters, and send again those that were not written."""
         self._dead_letters.poll(0)
         for shard in [*self._parts.scheduler.dead_letters]:
             state = shard.partition

@@ -1,4 +1,4 @@
-"""What becomes of messages whose handler raised: a pure decision, which the consumer carries out."""
+"""The decision about a message whose handler raised: a pure function, which the consumer carries out."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from workers.handlers import Reject, Retry
 
 @dataclass(frozen=True, slots=True)
 class ErrorPolicy:
-    """What happens when a handler raises: `on_error` is retry (for ever), dead-letter or stop after `max_attempts`
-    calls.
+    """How to treat a message whose handler raises: `on_error` is retry (for ever), dead-letter or stop after
+    `max_attempts` calls.
 
     The pause before call n+1 is `backoff_s` doubled n-1 times, at most `backoff_max_s`, and half of it is random.
     """

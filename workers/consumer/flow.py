@@ -83,8 +83,8 @@ class FlowControl:
         return state.count < self._max_distance // 2 and state.bytes < self._share_bytes() // 2
 
     def give_back(self, state: PartitionState) -> None:
-        """Leave to the client what is beyond a blocked partition's share, to be received again: other partitions go on,
-        and fail in their turn when it is what the handler needs that is away.
+        """Give messages beyond a blocked partition's share back to the client, to be received again. So other
+        partitions go on; where a dependency of the handler is unavailable, they fail in their turn.
         """
         fit = max(1, state.count * self._share_bytes() // max(1, state.bytes))
         if fit >= state.count:

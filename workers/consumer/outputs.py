@@ -81,7 +81,7 @@ class Outputs:
 
     @property
     def full(self) -> bool:
-        """Whether so much is under way that no more shall begin."""
+        """Whether the outputs under way have reached their bound, so that no other message may begin."""
         return self.messages >= MAX_MESSAGES or self.bytes >= MAX_BYTES
 
     def send(self, work: Work) -> None:
@@ -98,7 +98,7 @@ class Outputs:
     only_next = False
 
     def poll(self, timeout_s: float) -> None:
-        """Hear of what is under way, and send what waits; raises WorkerError when the client cannot go on."""
+        """Serve delivery reports, and send waiting outputs; raises WorkerError when the client cannot go on."""
         self._hear(timeout_s)
         self._client_state.check()
 
@@ -132,7 +132,7 @@ class Outputs:
         return sum(len(each.unsent) + each.unanswered for each in of)
 
     def close(self, timeout_s: float) -> str | None:
-        """End the client. What has no outcome by now gets one, and its message is redelivered; return None."""
+        """End the client. Outputs without an outcome get one, and their messages are redelivered; return None."""
         self._closed = True
         for sending in self._sendings.values():
             self._withdraw(sending)
@@ -254,8 +254,8 @@ _REASONS = {
 
 
 def failure_of(error: KafkaError, output: Output) -> Exception:
-    """The error of the message whose output this is. Where the output may be in the log all the same, brokers
-    are away, which is not the message's fault: such an attempt is not counted.
+    """The error of the message whose output this is. Where the output may be in the log all the same, brokers were
+    unreachable, which is not the message's fault: such an attempt is not counted.
     """
     reason = _REASONS.get(error.code(), error.str())
     if error.code() in TOO_LARGE:

@@ -20,7 +20,7 @@ from workers.lifecycle import Shutdown
 
 @dataclass(slots=True)
 class Parts:
-    """What the loop, its flow control, its membership and its handling of failures share.
+    """The parts that the loop, flow control, membership and the handling of failures share.
 
     `client` is confluent-kafka's Consumer, replaced when the group is joined anew. With exactly-once, `outputs` and
     `committer` are one transaction.

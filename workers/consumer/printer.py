@@ -57,7 +57,7 @@ def _as_text(messages: Sequence[Message]) -> bytes:
 
 
 def _readable(fields: list[bytes | None]) -> list[bytes]:
-    """What a terminal can show in one line, whatever is in it."""
+    """Escape fields so that a terminal shows them in one line, whatever they contain."""
     # Nothing but printable ASCII, as nearly always: to look at all of them at once takes a tenth of the time.
     if not b"".join(filter(None, fields)).translate(None, _PRINTABLE):
         return [b"null" if field is None else field for field in fields]

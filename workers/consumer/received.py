@@ -18,7 +18,7 @@ from workers.kafka.messages import Headers, drop_headers
 class Received:
     """Messages of one partition in the order of their offsets, with their fields as they were received.
 
-    `bytes` is what keys, values and headers take. `headers` is None where no message has any.
+    `bytes` counts keys, values and headers. `headers` is None where no message has any.
     """
 
     __slots__ = ("bytes", "headers", "keys", "messages", "values")
@@ -89,7 +89,7 @@ class Received:
             message.set_headers(headers and [*headers])
 
     def stamp(self, place: int) -> bytes | None:
-        """What stands where a message has its stamp: in its header, or else in the value.
+        """The content of the place where a message may have its stamp: the header, or else the value.
 
         The header first: the value of a user's message may be anything, a stamp of another run too.
         """
@@ -122,7 +122,7 @@ def _headers(messages: list[Message]) -> list[Any] | None:
     rest = iter(messages)
     while len(found) < len(messages):
         try:
-            # What came before an error stays in the list.
+            # Headers read before an error stay in the list.
             found.extend(map(Message.headers, rest))
         except SystemError:
             drop_headers(messages[len(found)])

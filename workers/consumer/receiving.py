@@ -41,7 +41,7 @@ class Receiver:
             return
         before = assignment.find(first)
         following = client.consume(limit - 1, 0) if limit > 1 else []
-        # A rebalance can happen in there. What a partition had before it comes again, if the partition comes again.
+        # A rebalance can happen in there. If the partition returns to us, its earlier messages are fetched again.
         self._take([first, *following] if assignment.find(first) is before else following)
 
     def _poll_timeout_s(self) -> float:

@@ -17,7 +17,7 @@ from workers.consumer.received import Received
 
 Order = Literal["partition", "key", "none"]
 
-# A work has at most so many messages of one key: others get their turn, and a stop need not wait for many.
+# A work has at most this many messages of one key: others get their turn, and a stop need not wait for many.
 MESSAGES_OF_A_KEY = 32
 
 
@@ -61,7 +61,7 @@ class Shard:
         self.attempts = 0
         self.backoff_step = 0
         self.retry_at = 0.0
-        # A batch failed: so many messages are handled one by one, to find those that fail.
+        # A batch failed: this many messages are handled one by one, to find those that fail.
         self.isolating = 0
         # The first message is to become a dead letter, which is under way or waits for its next try.
         self.error: Exception | None = None
@@ -78,7 +78,7 @@ class Shard:
     def take(self, limit: int) -> Received:
         """At most `limit` of its messages, from the first on; the queue is not empty.
 
-        What arrived together is cut only where it is too many: to cut it copies it.
+        Messages that arrived together are split only above `limit`: a split copies them.
         """
         first = self.queue.popleft()
         if len(first) > limit:
@@ -98,11 +98,11 @@ class Shard:
 
 
 class Work:
-    """What the handler is given: messages of one partition, one after the other or as one batch.
+    """Messages of one partition for the handler, one after the other or as one batch.
 
     The executor's thread writes `begun_at`, `handled`, `answers`, `error` and `finished`; the loop's thread reads them,
     and writes `accounted`. Both set `interrupted`. `handled` grows while messages are handled, and is a prefix of
-    `received`. `answers` are what the handler gave back and is not written yet, in the order of its calls.
+    `received`. `answers` are outputs of the handler that are not written yet, in the order of its calls.
     """
 
     __slots__ = (
@@ -170,7 +170,7 @@ class Scheduler:
         # Shards whose first message is to become a dead letter.
         self.dead_letters: list[Shard] = []
 
-    # What comes and goes
+    # Adding and removing messages
 
     def add(self, partition: Partition, received: Received) -> None:
         """Take messages of a partition, in the order of their offsets."""
@@ -209,7 +209,7 @@ class Scheduler:
         shard.queue.append(waiting.part(0, keep))
         return waiting.part(keep)
 
-    # What may run
+    # Choosing and finishing works
 
     def take(
         self,
@@ -315,7 +315,7 @@ class Scheduler:
         self.resume(shard)
         return first
 
-    # What others ask
+    # Queries of other parts
 
     def next_retry_s(self) -> float | None:
         """Seconds until a blocked shard may run again, None where none is."""

@@ -27,7 +27,7 @@ class PartitionStatus:
 
 @dataclass(frozen=True, slots=True)
 class ConsumerStatus:
-    """What the consumer was doing at `at` (time.monotonic). `stuck` names what makes no progress, None where all does.
+    """The consumer's state at `at` (time.monotonic). `stuck` says which part makes no progress, None where all do.
 
     `topics` and `outputs` are live counters, which only the loop's thread changes.
     """
@@ -108,7 +108,7 @@ class Publisher:
         return PartitionStatus(*state.key, messages, seconds, state.tracker.distance, stalled_s)
 
     def _stuck(self, now: float, may_begin: bool) -> str | None:
-        """What has made no progress for longer than the stall timeout, or None."""
+        """Say which part has made no progress for longer than the stall timeout, or None."""
         for work in self._parts.executor.in_flight:
             if work.begun_at is not None and now - max(work.begun_at, work.progress_at) > self._stall_timeout_s:
                 return (

@@ -129,7 +129,7 @@ class DeadLetterTopic:
 
 
 class Survey:
-    """What the first reading found."""
+    """The results of the first reading."""
 
     def __init__(self, topic: str) -> None:
         self.messages = 0
@@ -184,6 +184,6 @@ def _committed(client: confluent_kafka.Consumer, topic: str, count: int, shutdow
     if errors and shutdown.requested:
         raise WorkerError("stopped before it was known what was replayed already")
     if errors:
-        # librdkafka tries on where the right is missing, and says only that its time was up.
+        # librdkafka goes on trying where the right is missing, and reports only a timeout.
         raise WorkerError(f"what was replayed already is not known, may the user read the group? {errors[0].str()}")
     return {each.partition: each.offset for each in places if each.offset >= 0}

@@ -1,7 +1,7 @@
 """Sends dead letters back to where they came from: those that are there when it begins, and that no replay has sent.
 
 At least once, as every consumer: a dead letter is committed, or recorded, when the brokers have acknowledged its
-replay. What the handler rejects again while this runs is a dead letter for the next replay, so it ends.
+replay. A message that the handler rejects again while this runs is a dead letter for the next replay, so this one ends.
 
 Whoever may write to the dead-letter topic may write any origin into a header. So dead letters go only to the topics
 whose dead-letter topic it is: TOPIC for TOPIC.dlq, or those that the user names. A dead letter of another topic is not
@@ -10,7 +10,7 @@ stays, whether the user then allows its topic or passes it over.
 
 Without a selection dead letters are replayed in order, and the committed offset says how far. With one, some wait
 before others that are sent: these are recorded one by one (`treated.py`), and the offset stays before the first that
-waits. What is passed over for good is recorded as discarded.
+waits. Dead letters that are passed over for good are recorded as discarded.
 """
 
 import logging
@@ -38,7 +38,7 @@ SKIPPED = "it came from {}, and replay ran with --skip-other-topics"
 
 @dataclass(slots=True)
 class Replayed:
-    """What became of the dead letters so far."""
+    """Counts of the dead letters so far, by outcome."""
 
     sent: int = 0
     # Passed over: they do not say where they came from.
@@ -77,7 +77,7 @@ def allowed_topics(topic: str, to_topics: Sequence[str]) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What is replayed, and where to. `group_id` and `by` are for the records: the group, and the client's name."""
+    """Which dead letters are replayed, and to which topics. `group_id` and `by`, the client's name, are for records."""
 
     topic: str
     allowed: frozenset[str]
@@ -148,8 +148,8 @@ class Choice(NamedTuple):
 class Replayer:
     """Replays batch after batch of one topic.
 
-    What comes before the first dead letter of its partition that still waits is committed; what comes behind it, or is
-    passed over, is recorded.
+    Dead letters before the first one of their partition that still waits are committed. Those behind it, or passed
+    over, are recorded.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class Replayer:
             raise WorkerError(f"{len(reasons)} of {sent} dead letters were not acknowledged: {reasons[0]}")
 
     def _choose(self, messages: Sequence[Message]) -> list[tuple[Choice, bool]]:
-        """What is to be done about which messages, and whether a dead letter waits before it."""
+        """Choices for messages, each with whether a dead letter waits before it."""
         chosen: list[tuple[Choice, bool]] = []
         count = self._done.treated
         for message in messages:
@@ -213,7 +213,7 @@ class Replayer:
         return chosen
 
     def _choice(self, message: Message) -> Choice | None:
-        """What is to become of one message; None for a dead letter that goes on to wait."""
+        """The choice for one message; None for a dead letter that goes on to wait."""
         if record_of(message) is not None:
             return Choice(message)
         letter = StoredDeadLetter(message)

@@ -103,7 +103,7 @@ class Tally:
         }
 
 
-# What dead letters are counted by.
+# Properties by which `dead-letters list --by` counts.
 BY: dict[str, Callable[[StoredDeadLetter], str]] = {
     "error": lambda letter: one_line(letter.error_class) or "-",
     "message": error_of,

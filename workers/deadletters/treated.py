@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class State(enum.StrEnum):
-    """What became of a dead letter."""
+    """The state of a dead letter."""
 
     WAITING = "waiting"
     REPLAYED = "replayed"
@@ -99,7 +99,7 @@ class _Ranges:
 
 
 class Treated:
-    """What became of the dead letters of a topic, for one group whose committed offsets are `committed`."""
+    """The states of a topic's dead letters, for one group whose committed offsets are `committed`."""
 
     def __init__(self, group_id: str, committed: dict[int, int]) -> None:
         self.committed = committed

@@ -87,7 +87,7 @@ class DeadLetters:
         return dead_letter
 
     def poll(self, timeout_s: float) -> None:
-        """Hears of the dead letters that are under way; raises WorkerError when the client cannot go on.
+        """Serve delivery reports of dead letters; raises WorkerError when the client cannot go on.
 
         Changed certificates are for the next client, which is made when nothing is under way.
         """
@@ -114,7 +114,9 @@ class DeadLetters:
         return create_client(confluent_kafka.Producer, self._config, extra, self._watch.credentials)
 
     def close(self, timeout_s: float) -> None:
-        """What was not delivered by then is redelivered to the group, because its offset was not stored."""
+        """Purge and close the client. The messages of undelivered dead letters are redelivered: their offsets were not
+        stored.
+        """
         if self._client is not None:
             client = self._client
             client.purge()

@@ -1,4 +1,4 @@
-"""What both workers do with their librdkafka client: make it, hear its events, wait for its brokers.
+"""The librdkafka client of both workers: create it, receive its events, wait for its brokers.
 
 librdkafka reports through callbacks that run inside `poll`. They only take notes here; the worker's loop looks at the
 notes and decides, because an exception raised in a callback gets lost or surfaces in the wrong place.
@@ -27,12 +27,12 @@ TOPIC_GRACE_S = 10.0
 REPEAT_S = 10.0
 # Lines of librdkafka; some have numbers in them that do not come again.
 MAX_REMEMBERED = 1000
-# A broker that has not refused us for so long is not tried any more: librdkafka says the same again after 30 s.
+# After this long without a failure a broker is not tried any more: librdkafka reports a failure again after 30 s.
 REFUSAL_AGE_S = 75.0
 
 
 class Repeats(logging.Filter):
-    """Lets the same line of librdkafka through once in REPEAT_S; it says at every attempt that a broker is away."""
+    """Pass the same line of librdkafka once in REPEAT_S; it logs an unreachable broker at every attempt."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,10 @@ _Client = TypeVar("_Client", Consumer, Producer, AdminClient)
 
 @dataclass(slots=True)
 class Refusal:
-    """One broker that refuses us, or that we do not trust; times are of the monotonic clock."""
+    """A broker with which authentication fails: it rejects our credentials, or we do not trust its certificate.
+
+    Times are of the monotonic clock.
+    """
 
     since: float
     heard_at: float
@@ -74,7 +77,7 @@ UNPOLLED = {"statistics.interval.ms": 0, "log_level": 0}
 
 
 class ClientState:
-    """What librdkafka said last: its statistics, whether brokers answer, and what ends the worker.
+    """The client's latest state: its statistics, whether brokers answer, and the error that ends the worker.
 
     Refused credentials end it after `auth_timeout_s`, if they may be changing: the client was connected before, or
     kubelet mounts the files of `config`. Otherwise, as without `config`, they end it at once.
@@ -96,7 +99,7 @@ class ClientState:
 
     @property
     def refusing_brokers(self) -> int:
-        """How many brokers refuse us now; read from any thread."""
+        """Number of brokers with which authentication fails now; read from any thread."""
         return len(self._refusals)
 
     def refused(self) -> str | None:
@@ -105,7 +108,7 @@ class ClientState:
         if not refusals:
             return None
         first = min(refusals, key=lambda each: each.since)
-        return f"the brokers have refused us for {time.monotonic() - first.since:.0f} s: {first.reason}"
+        return f"authentication has failed for {time.monotonic() - first.since:.0f} s: {first.reason}"
 
     def callbacks(self) -> dict[str, Any]:
         return {"error_cb": self.on_error, "stats_cb": self.on_statistics, "logger": LIBRDKAFKA}
@@ -153,11 +156,11 @@ class ClientState:
         for_s = time.monotonic() - first.since
         if for_s >= self._auth_timeout_s:
             code = ExitCode.FAILED if self._connected else ExitCode.USAGE
-            self.fatal = WorkerError(f"the brokers refuse us, {_CREDENTIALS}: {first.reason}", code)
+            self.fatal = WorkerError(f"authentication failed; {_CREDENTIALS}: {first.reason}", code)
         else:
             self.say(
                 "refused",
-                f"the brokers refuse us, {_CREDENTIALS}; trying on for "
+                f"authentication failed; {_CREDENTIALS}; trying on for "
                 f"{self._auth_timeout_s - for_s:.0f} s: {first.reason}",
             )
 
@@ -264,7 +267,7 @@ def poll_producer(client: Producer, client_state: ClientState, timeout_s: float)
 
 
 def _complaint(topics: dict[str, TopicMetadata]) -> tuple[str, str]:
-    """What is wrong with the topics and what to do about it, empty when nothing is."""
+    """The fault of the topics and its remedy, both empty when there is no fault."""
     no_right = KafkaError.TOPIC_AUTHORIZATION_FAILED
     refused = [topic for topic, metadata in topics.items() if metadata.error and metadata.error.code() == no_right]
     if refused:

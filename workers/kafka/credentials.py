@@ -51,7 +51,7 @@ _Client = TypeVar("_Client", bound=_Asking)
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What the files held at one moment; empty where no file is configured. Equal when the content is equal."""
+    """The content of the files at one moment; empty where no file is configured. Equal when the content is equal."""
 
     ca: str = ""
     certificate: bytes = field(default=b"", repr=False)

@@ -117,8 +117,8 @@ def _offsets(
 def commit(admin: AdminClient, group_id: str, moves: Iterable[Move]) -> None:
     """Commit the offsets of `moves` for the group; raises WorkerError when the brokers refuse one."""
     places = [
-        # Without the topic's id: the offset is of the topic that has the name now. What was done beyond the old offset,
-        # and the order ledger, belong to that. How many partitions the group began with is still true.
+        # Without the topic's id: the offset is of the topic that has the name now. The ranges of done offsets and the
+        # order ledger belong to the old offset. The number of partitions that the group began with is still true.
         TopicPartition(each.topic, each.partition, each.offset, encode(each.offset, OffsetMetadata(partitions=(
             0 if each.committed is None else each.committed.metadata.partitions
         ))))

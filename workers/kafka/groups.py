@@ -1,6 +1,6 @@
 """A consumer group as the brokers see it: who is in it, who owns what, how far behind it is, who idles.
 
-What a member says of itself is in its metrics; this is the view from outside, also of a group with no member left.
+A member's own view is in its metrics; this is the view from outside, also of a group with no member left.
 """
 
 import time
@@ -24,8 +24,7 @@ from workers.accounting.offset_metadata import OffsetMetadata, decode
 from workers.errors import ConfigError, WorkerError
 
 REQUEST_TIMEOUT_S = 10.0
-# What brokers answer while a group's coordinator, or a leader, starts or moves, also when the very first group is asked
-# for.
+# Errors of brokers while a group's coordinator, or a leader, starts or moves, also for the very first group.
 MOVES = frozenset(
     {
         KafkaError.NOT_COORDINATOR,
@@ -35,7 +34,7 @@ MOVES = frozenset(
         KafkaError.NOT_LEADER_FOR_PARTITION,
     }
 )
-# What brokers answer for a group or a topic that is not there.
+# Errors of brokers for a group or a topic that does not exist.
 GONE = frozenset({KafkaError.GROUP_ID_NOT_FOUND, KafkaError.UNKNOWN_TOPIC_OR_PART})
 
 _Key = TypeVar("_Key")
@@ -47,7 +46,7 @@ PartitionKey = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Answers(Generic[_Key, _Value]):
-    """What brokers answered to one batch: what they know, what is not there, and what they did not answer for."""
+    """The brokers' answers to one batch: values, keys that do not exist, and errors for keys without an answer."""
 
     values: dict[_Key, _Value]
     gone: frozenset[_Key]
@@ -85,7 +84,7 @@ class Committed(NamedTuple):
 class PartitionLag:
     """One partition: `committed` is None where the group has committed nothing, and then so is `lag_messages`.
 
-    Lag is what can still be read: messages that were deleted below the committed offset are in `deleted_messages`.
+    Lag counts messages that can still be read: those deleted before the group committed them are in `deleted_messages`.
     """
 
     topic: str
@@ -207,7 +206,7 @@ def describe_groups(admin: AdminClient, group_ids: list[str]) -> Answers[str, Co
 
 
 def committed_offsets(admin: AdminClient, group_ids: Iterable[str]) -> Answers[str, dict[PartitionKey, Committed]]:
-    """What groups have committed. librdkafka asks for one group a request; all of them are under way at once."""
+    """The offsets that groups have committed. librdkafka sends one request a group; all are under way at once."""
     futures: dict[str, Future[ConsumerGroupTopicPartitions]] = {}
     for group_id in group_ids:
         request = [ConsumerGroupTopicPartitions(group_id)]
@@ -226,8 +225,8 @@ def _offsets_of(answer: ConsumerGroupTopicPartitions) -> dict[PartitionKey, Comm
 def partitions_of(admin: AdminClient, topics: Collection[str]) -> Answers[str, list[int]]:
     """The partitions of topics, from the metadata of all topics.
 
-    `list_topics` with a name may create the topic, and librdkafka sends `describe_topics` to the controller that it
-    last heard of: with KRaft that is any broker, and while it is away the request times out for minutes.
+    `list_topics` with a name may create the topic. librdkafka sends `describe_topics` to the controller in its last
+    metadata: with KRaft that is any broker, and while it is unreachable the request times out for minutes.
     """
     if not topics:
         return Answers({}, frozenset(), {})
@@ -258,7 +257,7 @@ def find_offsets(
 
 
 def _found(answer: ListOffsetsResultInfo) -> tuple[int, int]:
-    # librdkafka reports no error for a leader that is away, but an offset that none can be.
+    # For an unreachable leader librdkafka reports an invalid offset and no error.
     if answer.offset == OFFSET_INVALID:
         raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, "the leader did not answer"))
     return answer.offset, answer.timestamp

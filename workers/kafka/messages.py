@@ -1,4 +1,4 @@
-"""What confluent-kafka's messages carry: headers, the stamp in them, and bytes that a person or a machine reads."""
+"""Contents of confluent-kafka's messages: headers, the stamp in them, and bytes as text for a person or a machine."""
 
 import base64
 import logging
@@ -41,7 +41,7 @@ def _tell_of_names(topic: str | None) -> None:
 
 
 def raw_stamp_of(message: Message, value: bytes | None) -> bytes | None:
-    """What stands where a message with this value has its stamp: in its header, or else in the value.
+    """The content of the place where a message may have its stamp: the header, or else this value.
 
     The header first: the value of a user's message may be anything, a stamp of another run too.
     """
@@ -59,7 +59,7 @@ def is_topic_name(name: str) -> bool:
 
 
 def escaped(data: bytes) -> bytes:
-    """What a terminal can show of `data` in one line, as UTF-8."""
+    """Escape `data` so that a terminal shows it in one line, as UTF-8."""
     text = data.decode("utf-8", "backslashreplace")
     return (text if text.isprintable() else "".join(c if c.isprintable() else _escape(c) for c in text)).encode()
 

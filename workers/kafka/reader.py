@@ -17,7 +17,7 @@ BATCH_MESSAGES = 1000
 POLL_S = 0.5
 END_TIMEOUT_S = 5.0
 END_ATTEMPTS = 10
-# What a client that reads to the end needs to be told.
+# Properties of a client that reads to the end.
 PROPERTIES = {"enable.partition.eof": True, "enable.auto.commit": False, "auto.offset.reset": "earliest"}
 
 
@@ -32,8 +32,8 @@ def read_to_end(
 ) -> Iterator[list[Message]]:
     """Batches of the messages between `starts`, an offset for each partition, and `ends`, or the ends of now.
 
-    What comes later belongs to the next reading. Raises WorkerError when nothing comes for `timeout_s` (None waits for
-    ever), or a stop was asked for.
+    Later messages belong to the next reading. Raises WorkerError when no message is received for `timeout_s` (None
+    waits for ever), or when a stop was requested.
     """
     if shutdown.requested:
         # Asked to stop before the brokers had answered: what is there is not known.

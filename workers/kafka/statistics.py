@@ -1,7 +1,7 @@
 """librdkafka's statistics as typed values, with only what the workers use.
 
-Source of every field: STATISTICS.md of librdkafka. What must not be trusted there is filtered here: a partition
-that was revoked keeps its entry with its last values, and the entry "-1" of a topic is not a partition.
+Source of every field: STATISTICS.md of librdkafka. Misleading entries are filtered here: a partition that was revoked
+keeps its entry with its last values, and the entry "-1" of a topic is not a partition.
 """
 
 import json

@@ -35,7 +35,7 @@ CLUSTER_ID = "a2Fma2Etd29ya2Vycy1sYQ"
 CACHED_WITHIN_S = 3.0
 START_TIMEOUT_S = 150.0
 STOP_TIMEOUT_S = 15.0
-# What differs from Kafka's own defaults, and why.
+# Properties that differ from Kafka's own defaults, with the reason.
 BROKER_PROPERTIES: Mapping[str, str] = {
     "process.roles": "broker,controller",
     "controller.listener.names": "CONTROLLER",
@@ -67,7 +67,7 @@ BROKER_PROPERTIES: Mapping[str, str] = {
     "group.consumer.min.heartbeat.interval.ms": "500",
     "group.consumer.heartbeat.interval.ms": "1000",
     "group.consumer.min.session.timeout.ms": "3000",
-    # Short session timeouts are what fault tests ask for.
+    # Fault tests use short session timeouts.
     "group.min.session.timeout.ms": "1000",
 }
 

@@ -59,7 +59,7 @@ QUICK = Plan(rate=2_000, duration_s=6.0, kill_at_s=2.0, back_at_s=4.0)
 
 @dataclass(slots=True)
 class Moment:
-    """What is shown: the state of all that runs, at `at_s` seconds after the first message."""
+    """The state of all processes, `at_s` seconds after the first message, as the demo shows it."""
 
     at_s: float
     event: str

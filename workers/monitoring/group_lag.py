@@ -1,7 +1,7 @@
 """The lag of consumer groups from the brokers' view, in messages and in seconds, also of groups with no member left.
 
 A round asks the brokers for everything at once and makes one immutable picture of it; scrapes and probes only read
-that picture. What a broker did not answer keeps its last value for KEEP_S and is dropped then.
+that picture. A value that a broker did not answer is kept for KEEP_S and dropped then.
 """
 
 import logging
@@ -125,7 +125,7 @@ class GroupLag:
         return f"brokers have not answered everything for {time.monotonic() - since:.0f} s: {problem}"
 
     def live(self) -> str | None:
-        """Why no round ends any more, None while they do. Brokers that are away end a round too."""
+        """Why no round ends any more, None while they do. Unreachable brokers end a round too."""
         silent_s = time.monotonic() - self._looked_at
         if silent_s > self._interval_s + STUCK_S:
             return f"no round has ended for {silent_s:.0f} s"

@@ -44,7 +44,7 @@ PRODUCER = (
         "counter",
         ("topic", "outcome"),
         "Delivery reports: success (every in-sync replica has it), failure (it is not in the log), "
-        "unknown (it may be: an attempt was in flight when time was up).",
+        "unknown (it may be: the delivery timed out with an attempt in flight).",
     ),
     Definition(
         "kafka_producer_delivery_failures_total",
@@ -108,7 +108,7 @@ CONSUMER = (
         "kafka_consumer_fetch_recoveries_total",
         "counter",
         ("action",),
-        "What was done about partitions that were not fetched any more: seek, rejoin (the group, with a new client).",
+        "Remedies for partitions that were not fetched any more: seek, rejoin (the group, with a new client).",
     ),
     Definition(
         "kafka_consumer_deleted_messages_total",
@@ -121,7 +121,7 @@ CONSUMER = (
         "counter",
         ("topic", "outcome"),
         "Messages that the handler gave back, by the topic that they went to: success (every in-sync replica has it), "
-        "failure (it is not in the log), unknown (it may be: an attempt was in flight when time was up).",
+        "failure (it is not in the log), unknown (it may be: the delivery timed out with an attempt in flight).",
     ),
     Definition(
         "kafka_consumer_outputs_in_flight",
@@ -215,7 +215,7 @@ LAG = (
         "Unix time of the last round in which all brokers answered, 0 before. While it stands, last values are kept "
         "for --keep seconds.",
     ),
-    Definition("kafka_lag_exporter_round_seconds", "gauge", (), "What the last round took."),
+    Definition("kafka_lag_exporter_round_seconds", "gauge", (), "Duration of the last round."),
     Definition("kafka_lag_exporter_rounds_total", "counter", (), "Rounds, complete or not."),
 )
 CLIENT = (

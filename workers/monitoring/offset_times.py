@@ -80,7 +80,7 @@ class OffsetTimes:
     def add_message(self, offset: int, written_s: float) -> None:
         """Record that the message at `offset`, below the last end, was written at `written_s`.
 
-        What was seen of the ends holds against a timestamp that contradicts it.
+        The observed ends win over a timestamp that contradicts them.
         """
         points = self._points
         at = bisect_right(points, offset, key=_offset_of)

@@ -4,11 +4,11 @@ One thread runs an event loop for all connections, so that a scrape is answered 
 a handler; a second one renders the metrics, so that a probe does not wait for a scrape. A connection costs no thread,
 and has bounds in number, size and time: whoever reads slowly or says nothing holds up nobody.
 
-This is asyncio's stream server and not a library, because none of those has all the bounds: prometheus_client's own
-server takes a thread for each connection without a bound, as does wsgiref's; wsgiref with a bounded pool, and cheroot,
-are full when as many clients hang as there are threads; waitress holds no thread for them, but a client that sends
-a byte now and then holds a connection for ever, and it does not say when a response was sent. The request's headers are
-read by `http.client`, the metrics are made by prometheus_client.
+This is asyncio's stream server, because no library has all the bounds. The servers of prometheus_client and wsgiref
+take a thread for each connection, without a bound. wsgiref with a bounded pool, and cheroot, are full when as many
+clients hang as there are threads. waitress holds no thread for them, but a client that sends a byte now and then holds
+a connection for ever, and waitress does not say when a response was sent. `http.client` reads the request's headers,
+prometheus_client makes the metrics.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What became of the messages sent: the outcome of every delivery."""
+"""The outcome of every delivery."""
 
 from collections import Counter
 
@@ -46,7 +46,7 @@ NOT_SENT = NotSentError(KafkaError._INTR, "the producer stopped before it could 
 
 
 class Deliveries:
-    """What became of the messages sent to one topic. Plain integers: they are counted at every message.
+    """Counts of the messages sent to one topic, by outcome. Plain integers, as every message is counted.
 
     Once nothing is queued, `enqueued == acknowledged + failed + unknown`.
     """

@@ -1,8 +1,8 @@
 """The producer: takes messages from a source, sends them, and accounts for every delivery.
 
-Each message ends as acknowledged, failed with its error, or unknown: an attempt may have been in flight when time was
-up, so it may or may not be in the log. The queue is bounded here, below the client's own bound, so that a full one
-slows the source and nothing is refused or reordered.
+Each message ends as acknowledged, failed with its error, or unknown: the delivery timed out with an attempt in flight,
+so the message may be in the log. The queue is bounded here, below the client's own bound, so that a full one slows the
+source and nothing is refused or reordered.
 """
 
 import logging
@@ -270,7 +270,7 @@ class Producer:
             )
 
     def _route(self, record: Record) -> tuple[str, Report]:
-        """The topic that a record goes to, and who hears what became of it."""
+        """The topic that a record is sent to, and the callback for its delivery report."""
         report: Report = self._on_delivery
         topic = self.deliveries.topic
         if "invalid" in record:

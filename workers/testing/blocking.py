@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, Self
 
 from workers.handlers import name_of
 
-# A step is looked at so often, and waits when it stands still for so many looks that were not late.
+# The watch samples a step every SAMPLE_S. The step waits when BLOCKED_SAMPLES in a row, none LATE_S late, are equal.
 SAMPLE_S = 0.001
 LATE_S = 0.005
 BLOCKED_SAMPLES = 10
-# A step computes for long when it uses so much CPU time.
+# A step computes for long when it uses this CPU time.
 BUSY_S = 0.03
 
 

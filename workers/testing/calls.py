@@ -15,7 +15,7 @@ from workers.testing.blocking import LoopWatch, Steps
 
 
 class Content(NamedTuple):
-    """What makes a message another one, wherever it stands in its log."""
+    """The fields that distinguish messages, wherever they stand in their log."""
 
     key: Any
     value: Any
@@ -47,8 +47,8 @@ class Calls:
         self._batches = False
 
     def outputs(self) -> dict[Content | None, set[Given]]:
-        """What was given back for each message, each output once. For a handler of batches, of which a run may make
-        others, what was given back at all.
+        """The outputs of each message, each output once. Runs may make different batches, so for a handler of batches
+        all outputs stand under None.
         """
         found: dict[Content | None, set[Given]] = {}
         for call in self.made:

@@ -46,8 +46,8 @@ MEMORY_LOOK_S = 0.003
 class Effects:
     """How to see what a handler has done: `read` returns it, and `clear` undoes it.
 
-    What `read` returns is copied (copy.deepcopy) and compared by ==. Both are called in the thread of `check`, which
-    raises what they raise.
+    The result of `read` is copied (copy.deepcopy) and compared by ==. Both are called in the thread of `check`, which
+    raises their errors.
     """
 
     read: Callable[[], object]
@@ -80,9 +80,9 @@ def check(
       MODULE:NAME, and each member imports its package anew, as a new process does.
     - Messages of other keys may come in any order. Only messages with keys are moved, and keep their offsets.
     - An `async` handler does not wait in its event loop for 10 ms or more, nor use 30 ms of the CPU there at once.
-    - What it keeps in memory does not grow with the messages. A UserWarning says where it is too slow for that.
-    - With `outage`, which returns a context in which what the handler needs is away, once for each message: no message
-      counts as handled that is not.
+    - The memory that it keeps does not grow with the messages. A UserWarning says where it is too slow for that.
+    - With `outage`, which returns a context in which a dependency of the handler is unavailable, once for each message:
+      no message counts as handled that is not.
     - Each message has the same outputs however it is handled; they may come again.
     - With `output_key`, which returns the key that the outputs of a message must have: they have it.
     """
@@ -116,7 +116,7 @@ class _Checks:
 
     def run(self) -> Iterator[str | None]:
         self._wanted: object = None
-        # What was slow once, as an import is, is no fault.
+        # A call that is slow once, as for an import, is no fault.
         for _ in range(2):
             with LoopWatch() as self._watch:
                 first = self._attempt(self._handles_all)
@@ -271,12 +271,12 @@ class _Checks:
         return None
 
     def _outage(self) -> str | None:
-        """Handling messages while what it needs is away."""
+        """Handling messages while a dependency is unavailable."""
         assert self.outage is not None
         swallowed = 0
         with self._trial(ErrorPolicy("retry", AT_ONCE.max_attempts, AT_ONCE.backoff_s, AT_ONCE.backoff_max_s)) as trial:
             trial.start(self.timeout_s)
-            # One after the other, so that each is tried once while it is away.
+            # One after the other, so that each is tried once during the outage.
             for offset, each in enumerate(self.messages):
                 outage = self.outage()
                 if not isinstance(outage, AbstractContextManager):
@@ -324,7 +324,7 @@ class _Checks:
                         trial.deliver(_repeated(self.messages, messages))
                         trial.finish(self.timeout_s)
                     trial.forget()
-                    # What it has written is kept by the test, not by the handler.
+                    # The test keeps the effects; the handler does not.
                     self.effects.clear()
                     gc.collect()
                     kept.append(_least_memory())
@@ -363,7 +363,7 @@ class _Checks:
         return trial
 
     def _read(self) -> object:
-        """What the handler has done so far, as it is now."""
+        """A copy of the handler's effects so far."""
         found = self.effects.read()
         try:
             return copy.deepcopy(found)

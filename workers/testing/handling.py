@@ -122,8 +122,8 @@ class Member:
 
 @dataclass
 class Handled:
-    """What became of messages: those that became dead letters, in the order in which they did, and what the handler
-    gave back, by topic.
+    """The outcome of messages: the dead letters, in the order in which they were written, and the handler's outputs, by
+    topic.
 
     `retried` is how many calls failed and were tried again.
     """
@@ -287,7 +287,7 @@ class Trial:
 
     @property
     def handled(self) -> Handled:
-        """What became of the messages so far."""
+        """The outcome of the messages so far."""
         with self.broker.lock:
             outputs = {
                 topic: [message(each.value, each.key, each.headers, topic=topic, offset=at,

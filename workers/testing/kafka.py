@@ -32,7 +32,7 @@ POLL_S = 0.1
 
 
 class Kafka:
-    """Three brokers. What is acknowledged survives one of them: kill it, or let it hang."""
+    """Three brokers. Acknowledged messages survive the loss of one: kill it, or let it hang."""
 
     def __init__(self) -> None:
         self._cluster = Cluster()
@@ -149,7 +149,7 @@ class Worker:
         return int(self.process.metric("kafka_consumer_messages_total", outcome="success") or 0)
 
     def until_handled(self, count: int, timeout_s: float = DEADLINE_S) -> None:
-        """Wait until it has handled so many; raises AssertionError, when it ends too."""
+        """Wait until it has handled `count` messages; raises AssertionError, also when the worker ends."""
         self._until(lambda: self.handled() >= count, f"{count} messages are handled", timeout_s)
 
     def until_done(self, timeout_s: float = DEADLINE_S) -> None:
@@ -164,7 +164,7 @@ class Worker:
 
     def _until(self, condition: Callable[[], bool], what: str, timeout_s: float) -> None:
         def reached() -> bool:
-            # Without an answer, of the worker or of brokers that are away, it is asked again.
+            # Ask again while the worker or the brokers do not answer.
             with suppress(OSError, KafkaException):
                 return condition()
             assert self.process.running, f"{self.process.name} has ended before {what}:\n{self.process.stderr[-3000:]}"

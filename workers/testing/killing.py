@@ -18,7 +18,7 @@ DURING_S = 0.02
 
 
 def chosen(kill: object) -> str:
-    """What `VARIABLE` has to say for (when, value); raises ValueError for anything else."""
+    """The text of `VARIABLE` for (when, value); raises ValueError for anything else."""
     match kill:
         case (str() as when, str() as value) if when in WHEN:
             return f"{when}:{value}"
@@ -45,7 +45,7 @@ def kill(handler: Handler) -> Handler:
         try:
             yield
         finally:
-            # What the call has returned or raised does not count yet.
+            # The call's result or error does not count yet.
             if due and when == "during":
                 _die()
         if due and when == "after":
