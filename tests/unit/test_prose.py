@@ -74,7 +74,7 @@ PATTERNS = [
     ),
     Pattern(re.compile(r"\b(is|are|was|were) what\b"), "name the thing instead of 'is what'"),
     Pattern(re.compile(r"\b(is|are|was|were) away\b"), "say 'unreachable' or 'unavailable' instead of 'away'"),
-    Pattern(re.compile(r"\bso (many|much)\b"), "say 'this many', or name what is counted"),
+    Pattern(re.compile(r"\b[Ss]o (many|much)\b"), "say 'this many', or name what is counted"),
     Pattern(re.compile(r"\b(is|are|was|were) there (once|twice)\b"), "say where it occurs, and how often"),
     Pattern(re.compile(r"\b[Hh]ears?\b"), "say 'receives', or name the callback"),
     Pattern(re.compile(r"\brefuse[sd]? us\b"), "say 'authentication failed', or which error the broker returned"),
@@ -147,7 +147,8 @@ def comments(name: str, source: str) -> Iterator[Text]:
 def strings(name: str, source: str) -> Iterator[Text]:
     """Docstrings, also those below an attribute, and the texts of the package's errors, log lines and `help`."""
     told = name.startswith("workers/")
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    for node in ast.walk(tree) if told else statements(tree):
         match node:
             case ast.Expr(value=ast.Constant(value=str(text))):
                 yield Text(name, node.lineno, text)
@@ -156,6 +157,14 @@ def strings(name: str, source: str) -> Iterator[Text]:
                 if called in LOGGING or called.endswith("Error"):
                     texts += node.args
                 yield from (Text(name, each.lineno, text) for each in texts if (text := literal(each)))
+
+
+def statements(node: ast.AST) -> Iterator[ast.AST]:
+    """The statements in a node, without the expressions in them, which are most of a tree."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):
+            yield child
+            yield from statements(child)
 
 
 def literal(node: ast.expr) -> str:

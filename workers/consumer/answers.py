@@ -13,7 +13,7 @@ from workers.handlers import name_of
 from workers.kafka.messages import is_topic_name
 from workers.sources import Outgoing, Record, record_of, size_of
 
-# So much may be under way, about: no work begins while it is more, and a work ends early when it has given its share.
+# Outputs under way, about: no work begins while there are more, and a work ends early when it has given its share.
 MAX_MESSAGES = 100_000
 MAX_BYTES = 64 * 1024 * 1024
 

@@ -9,7 +9,7 @@ from collections import deque
 
 # Dead letters of so long ago do not count: after that time some are let through again, to see.
 WINDOW_S = 60.0
-# So many in that time are let through however large their share is.
+# This many in that time are let through however large their share is.
 LEAST = 20
 
 

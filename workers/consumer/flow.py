@@ -10,7 +10,7 @@ from workers.consumer.parts import Parts
 log = logging.getLogger(__name__)
 
 BATCH_MESSAGES = 2000
-# So much may wait for the handler, about.
+# Approximate bytes that may wait for the handler.
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 # So far may the messages of a partition be ahead of its low-water mark, done or not.
 MAX_DISTANCE_MESSAGES = 10_000
