@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 
 class FakeRegistry:
-    """`status` is what it answers to every request, where that is set; `requests` are the paths that were asked for."""
+    """With `status` it answers every request with this HTTP status. `requests` are the paths of its requests."""
 
     def __init__(self, url: str) -> None:
         self.url = url

@@ -229,14 +229,14 @@ def test_a_file_that_is_no_schema_is_refused_with_its_name(registry: FakeRegistr
         codec(registry, schema_file=path).encode({"id": "a"}, "orders")
 
 
-# What the registry answers
+# Answers of the registry
 
 
 @pytest.mark.parametrize(
     ("status", "error", "says"),
     [
-        (401, ConfigError, "refuses us, check --schema-registry-username"),
-        (403, ConfigError, "refuses us"),
+        (401, ConfigError, "refused the request, check --schema-registry-username"),
+        (403, ConfigError, "refused the request"),
         (405, ConfigError, "does not answer as a schema registry, correct --schema-registry-url"),
         (429, RegistryAwayError, "cannot answer: HTTP 429"),
         (500, RegistryAwayError, "cannot answer: HTTP 500"),
@@ -375,7 +375,7 @@ def test_a_registry_that_refuses_ends_the_worker_and_no_message_is_lost(
     registry.status = 403
     handler, options = Seen().every()[kind]
     member = group.member(handler, **options, **reading(registry))
-    with pytest.raises(ConfigError, match="refuses us"):
+    with pytest.raises(ConfigError, match="refused the request"):
         member.finish()
     assert not broker.offset()
     assert member.dead_letters.sent == []
@@ -409,7 +409,7 @@ def test_an_event_loop_does_not_wait_for_the_registry(broker: FakeBroker, group:
     assert slow.threads[0] != loops[0] == slow.threads[1]
 
 
-# What handlers give back
+# Messages that handlers give back
 
 
 def writing(value: Codec, key: Codec | None = None) -> dict[str, Any]:

@@ -149,7 +149,7 @@ async def give_batch_async(messages: list[Message]) -> AsyncIterator[Outgoing]:
 
 
 class LogLines:
-    """What is logged, as the JSON formatter writes it."""
+    """The log lines, as the JSON formatter writes them."""
 
     def __init__(self) -> None:
         root = logging.getLogger()

@@ -41,7 +41,7 @@ class Collector:
 
     @property
     def variables(self) -> dict[str, str]:
-        """What a worker needs to know of it; a worker that ends sends its spans at once."""
+        """The environment of a worker that exports to it. A worker that ends sends its spans at once."""
         return {"OTEL_EXPORTER_OTLP_ENDPOINT": self.endpoint, "KAFKA_TRACING": "true", "NO_PROXY": "127.0.0.1"}
 
     def named(self, name: str) -> list[Span]:

@@ -188,7 +188,7 @@ def test_the_locks_of_the_extras_hold_what_the_image_has_in_the_same_versions() 
     for extra, package in extras.items():
         lock = pins(ROOT / f"requirements-{extra}.txt")
         assert image.items() <= lock.items()
-        # What is tested is what is shipped.
+        # The tests run with the versions that the image has.
         assert lock.items() <= pins(ROOT / "requirements-dev.txt").items()
         assert package in lock
         assert f"requirements-{extra}.txt" in dockerfile

@@ -209,8 +209,9 @@ def test_a_registry_that_refuses_ends_the_consumer_with_one_line_and_commits_not
     options = ["--value-format", "avro", "--schema-registry-url", registry.url, "--schema-registry-username", "worker"]
     consumer = processes.consume(topic, group, *options, "--schema-registry-password-file", password)
     assert consumer.wait() == 2, consumer.stderr
-    (line,) = [each for each in consumer.stderr.splitlines() if "refuses us" in each]
-    assert line.startswith(f"kafka-workers consume: the schema registry at {registry.url} refuses us, check --schema")
+    (line,) = [each for each in consumer.stderr.splitlines() if "refused the request" in each]
+    refused = f"kafka-workers consume: the schema registry at {registry.url} refused the request, check --schema"
+    assert line.startswith(refused)
     assert "horse" not in consumer.stderr
     registry.user = "worker:wrong horse"
     registry.register("any", AVRO)

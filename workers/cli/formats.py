@@ -11,7 +11,7 @@ from workers.errors import ConfigError, RegistryAwayError, UnencodableError, Wor
 from workers.schemas.codecs import Codec, Codecs, Field, JsonCodec
 
 log = logging.getLogger("workers")
-# Between two tries to reach the registry, and between two warnings that it is away.
+# Between two attempts to reach the registry, and between two warnings that it is unreachable.
 PAUSE_S = 0.5
 REPEAT_S = 10.0
 

@@ -80,7 +80,7 @@ class Codecs:
             each.prepare(topic)
 
     def encode(self, outgoing: Outgoing, topic: str) -> Outgoing:
-        """The message with bytes. What is bytes already, or None, stays as it is.
+        """The message with its key and value as bytes. Bytes and None stay as they are.
 
         Raises UnencodableError that names the field, and as `Codec.encode`.
         """
@@ -121,7 +121,7 @@ def json_text(value: Any) -> str:
 
 
 def as_json(value: Any) -> Any:
-    """What JSON has in place of an object that it has not: for `default` of json.dumps."""
+    """The JSON value for an object of a type that JSON does not have: for `default` of json.dumps."""
     if hasattr(value, "DESCRIPTOR"):
         from google.protobuf.json_format import MessageToDict
 
@@ -135,6 +135,6 @@ def as_json(value: Any) -> Any:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says, in one line that is not too long."""
+    """The text of an error in one line, cut after MAX_REASON characters."""
     text = " ".join((str(error) or type(error).__name__).split())
     return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}..."

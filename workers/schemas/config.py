@@ -1,4 +1,4 @@
-"""What the client of a schema registry is told: its properties, with their origin, checked before it is made."""
+"""The properties of a schema registry's client, with their origin, checked before the client is made."""
 
 import os
 import re

@@ -2,8 +2,7 @@
 
 It sets key and value of the message that the handler gets, as confluent-kafka's DeserializingConsumer does. The
 consumer keeps what was received, so accounts, retries and dead letters are of the original bytes. It runs in the
-handler's threads. What an `async` handler needs from the schema registry is fetched in another thread, so that its
-event loop turns.
+handler's threads. For an `async` handler another thread asks the schema registry, so that the event loop turns.
 """
 
 import asyncio
@@ -95,7 +94,7 @@ def _is_prepared(codecs: Codecs, answer: list[Any]) -> bool:
 
 
 def _as_list(answer: Any) -> Any:
-    """What a handler gave back as a list; what can be no answer stays as it is, for the executor to say so."""
+    """The messages that a handler gave back, as a list. Anything else stays as it is: the executor reports it."""
     if isinstance(answer, Outgoing):
         return [answer]
     return [*answer] if isinstance(answer, Iterable) and not isinstance(answer, str | bytes | Mapping) else answer

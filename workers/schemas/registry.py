@@ -49,7 +49,7 @@ from workers.schemas.codecs import (
 from workers.schemas.config import client_properties
 
 _Answer = TypeVar("_Answer")
-# What the registry calls the formats.
+# The registry's names of the formats.
 TYPES = {"avro": "AVRO", "protobuf": "PROTOBUF", "json-schema": "JSON"}
 _FIELDS = {"key": MessageField.KEY, "value": MessageField.VALUE}
 # The subject is TOPIC-key or TOPIC-value; the library's default would ask the registry for it.
@@ -72,7 +72,7 @@ class InvalidSchemaError(Exception):
 
 
 class Registry:
-    """The client of a schema registry, whose errors are told apart. Any thread may use it."""
+    """The client of a schema registry, which distinguishes its errors. Any thread may use it."""
 
     def __init__(self, config: ClientConfig) -> None:
         """Raises ConfigError for a property that cannot be used."""
@@ -90,7 +90,7 @@ class Registry:
             ) from None
 
     def ask(self, call: Callable[[], _Answer]) -> _Answer:
-        """What `call` returns.
+        """Return the result of `call`.
 
         Raises RegistryAwayError, NotFoundError, InvalidSchemaError, and ConfigError where no other request would go
         better.
@@ -106,7 +106,7 @@ class Registry:
             raise explained from None
 
     def explain(self, error: Exception) -> Exception | None:
-        """What `ask` raises in place of an error of the client; None for an error that is no request's."""
+        """The error that `ask` raises in place of the client's; None for one that no request has caused."""
         if isinstance(error, SchemaRegistryError):
             return self._refusal(error)
         reason = reason_of(error)
@@ -124,7 +124,9 @@ class Registry:
         status, code = error.http_status_code, error.error_code
         reason = reason_of(Exception(error.error_message or f"HTTP {status}"))
         if status in (401, 403):
-            return ConfigError(f"the schema registry at {self.url} refuses us, {_CREDENTIALS}: HTTP {status}: {reason}")
+            return ConfigError(
+                f"the schema registry at {self.url} refused the request, {_CREDENTIALS}: HTTP {status}: {reason}"
+            )
         # The registry's own 404 has a code of five digits; that of another server has none.
         if status == 404 and (code or 0) >= 40400:
             return NotFoundError(reason)
@@ -210,7 +212,7 @@ class RegistryCodec:
         return self.encode(datum, topic)
 
     def _failure(self, error: Exception, kind: Callable[[str], Exception]) -> Exception:
-        """What the registry has to do with an error of a serializer, or else `kind` with what it says."""
+        """The ConfigError or RegistryAwayError behind an error of a serializer, or else `kind` with its reason."""
         explained = self._registry.explain(error) or error
         return explained if isinstance(explained, ConfigError | RegistryAwayError) else kind(reason_of(explained))
 

@@ -207,7 +207,7 @@ class _Call:
         self.end()
 
     def outputs(self, answer: object) -> object:
-        """What the handler gave back, with a span for each message in it; what is none is left to those who check."""
+        """The messages that the handler gave back, each with a span. The executor checks everything else."""
         if isinstance(answer, Outgoing):
             return self._spans.create(answer, self._context)
         if not isinstance(answer, Iterable) or isinstance(answer, str | bytes | Mapping):

@@ -35,7 +35,7 @@ class TracedSource:
         return self._source.complete
 
     def take(self, limit: int, timeout_s: float) -> Batch | None:
-        """What the source gives, with spans; raises as it does."""
+        """A batch of the source, with spans; raises as the source does."""
         batch = self._source.take(limit, timeout_s)
         if batch is None or not batch.records:
             return batch

@@ -1,7 +1,7 @@
 """Sets up OpenTelemetry's SDK as the standard variables OTEL_* say, and ends it.
 
-The SDK sends spans from a thread of its own. Its queue is bounded: where the collector is away or slow, spans are
-dropped, and no message waits.
+The SDK sends spans from a thread of its own. Its queue is bounded: while the collector is unreachable or slow, spans
+are dropped, and no message waits.
 """
 
 import logging
@@ -131,7 +131,7 @@ def _settings() -> Iterator[None]:
 
 
 def _resource() -> Resource:
-    """What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say; without a name of a service, it is kafka-workers."""
+    """The resource by OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES. The default of the service is kafka-workers."""
     resource = Resource.create()
     if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
         return resource.merge(Resource({SERVICE_NAME: "kafka-workers"}))
@@ -162,9 +162,9 @@ def _processor(name: str, watch: "ExportWatch") -> BatchSpanProcessor:
 
 
 class ExportWatch(logging.Handler):
-    """Hears what the SDK logs: says once that spans are not exported, and once that they are again.
+    """Receives the SDK's log lines, and logs once that spans are not exported, and once that they are again.
 
-    Spans that are dropped because too many wait are said at most every REPEAT_S seconds; other warnings are passed on.
+    It logs at most every REPEAT_S seconds that spans are dropped because too many wait. It passes other warnings on.
     """
 
     def __init__(self) -> None:
