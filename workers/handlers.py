@@ -1,4 +1,4 @@
-"""What is done with a message: the contract of a handler.
+"""The contract of a handler: its kinds, its results and its errors.
 
 A handler is a function of one message, or, marked with `batch`, of a list of messages of one partition in the order of
 their offsets. It is a plain function or an `async def` one. Returning means handled; raising means not handled.
@@ -52,7 +52,7 @@ _PER_THREAD = "_kafka_workers_per_thread"
 class Retry(Exception):  # noqa: N818  (it is a request, not an error)
     """Raised by a handler: not now, try this message again in `after_s` seconds, or with the usual back-off.
 
-    For a dependency that is away: such a try is not counted, so the message never goes to the dead-letter topic for it.
+    For an unavailable dependency: the attempt is not counted, so it never makes a dead letter of the message.
     """
 
     def __init__(self, reason: str = "", after_s: float | None = None) -> None:
@@ -134,7 +134,7 @@ def is_async(handler: Any) -> bool:
 
 
 def name_of(function: Any) -> str:
-    """What an error calls the user's function."""
+    """The name of the user's function in errors."""
     name: str = getattr(function, "__name__", repr(function))
     return name
 

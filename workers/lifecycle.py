@@ -20,8 +20,8 @@ CLOSING_THREAD = "closing"
 WATERMARKS_THREAD = "watermarks"
 TRANSACTION_THREAD = "transaction"
 LEFT_BEHIND = frozenset({HANDLER_THREAD, CLOSING_THREAD, WATERMARKS_THREAD, TRANSACTION_THREAD})
-# Python looks for cycles after so many new objects instead of 700: at 700 it would walk through each batch of messages,
-# which have none, several times while they are alive.
+# Python looks for cycles after this many new objects instead of 700: at 700 it would walk through each batch of
+# messages, which have none, several times while they are alive.
 NEW_OBJECTS_BEFORE_COLLECTION = 50_000
 
 
@@ -89,7 +89,10 @@ class Shutdown:
 
 
 def installed_shutdown(timeout_s: float) -> Shutdown:
-    """Hear signals from now on, before the command's modules are imported: process 1 of a container ignores others."""
+    """Handle signals from now on, before the command's modules are imported.
+
+    Process 1 of a container ignores a signal that it does not handle.
+    """
     shutdown = Shutdown(timeout_s)
     shutdown.install()
     return shutdown

@@ -1,4 +1,4 @@
-"""What is produced: the stamped test messages, the lines of a file, or whatever a user's own function yields.
+"""Sources of messages: the stamped test messages, the lines of a file, or a user's own function.
 
 A source hands the producer a batch whenever it is asked. The user's function and the reading of files run in a
 thread of their own behind a bounded buffer: they may block for as long as they like, while the producer goes on
@@ -19,12 +19,12 @@ BATCH_MESSAGES = 1000
 # How far a reading thread may run ahead of the producer.
 AHEAD_MESSAGES = 10_000
 AHEAD_BYTES = 16 * 1024 * 1024
-# What the objects of one header take beside its text: a tuple, a str and a bytes.
+# Bytes of the objects of one header beside its text: a tuple, a str and a bytes.
 HEADER_BYTES = 150
 
 
 class SourceError(Exception):
-    """The source cannot go on; the text says where and why. What it gave before is not affected."""
+    """The source cannot go on; the text says where and why. Messages that it gave before are not affected."""
 
 
 class SourceRaisedError(SourceError):
@@ -33,7 +33,7 @@ class SourceRaisedError(SourceError):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What became of one message: `outcome` is success, failure or unknown (it may still be in the log).
+    """The delivery of one message: `outcome` is success, failure or unknown (it may still be in the log).
 
     The offset of a success is None where the brokers had the message already when its retry came.
     """

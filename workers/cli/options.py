@@ -251,7 +251,7 @@ def connection_options(command: _Command) -> _Command:
             option("--property", "properties", multiple=True, metavar="NAME=VALUE",
                    help="Any librdkafka property; repeatable."),
             option("--properties-file", type=Path, help="File of NAME=VALUE lines with librdkafka properties."),
-            option("--timeout", type=POSITIVE_NUMBER, help="Give up when no broker answers for so many seconds."),
+            option("--timeout", type=POSITIVE_NUMBER, help="Give up when no broker answers for this many seconds."),
             option("--show-config", is_flag=True, help="Print what is in force and where it comes from, and exit."),
             option("--log-format", type=click.Choice(["text", "json"]), help="[default: text on a terminal]"),
             option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info",
@@ -299,7 +299,7 @@ def metrics_options(command: _Command) -> _Command:
 
 
 def worker_options(command: _Command) -> _Command:
-    """What both workers have."""
+    """Add the options that both workers have."""
     command = apply(
         command,
         [

@@ -45,7 +45,7 @@ class MetricsOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
-    """What `produce` and `consume` both have."""
+    """The options that both `produce` and `consume` have."""
 
     no_metrics: bool
     auth_timeout: float

@@ -1,4 +1,4 @@
-"""What this member of the group owns, and how far each partition is.
+"""The partitions that this member of the group owns, and how far each of them is.
 
 `Assignment` is the only code that changes a partition's state; everything here is called from the loop's thread, also
 the rebalance callbacks, which run inside `poll` and `close`. No client is used here: the loop tells it what happened.
@@ -25,7 +25,7 @@ STALE_S = 2.0
 
 
 class TopicCounts:
-    """What was done with the messages of one topic, over all partitions that this member ever owned."""
+    """Counts of one topic's messages, over all partitions that this member ever owned."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -65,7 +65,7 @@ class PartitionState:
         self.ledger = OrderLedger(topic.order, metadata.ledger, number)
         self.count = 0
         self.bytes = 0
-        # What was received and not passed by the low-water mark, where messages are completed in any order.
+        # Received messages that the low-water mark has not passed, where messages are completed in any order.
         self.window: deque[Received] = deque()
         self.window_place = 0
         # Offsets that an earlier owner has completed beyond what it had committed.
@@ -133,9 +133,9 @@ class PartitionState:
         return TopicPartition(self.topic.name, self.number, offset)
 
     def to_commit(self, *, ahead: bool = True) -> TopicPartition:
-        """What is to be committed, with the metadata for the next owner; there is something.
+        """The offset to commit, with the metadata for the next owner; the offset must be known.
 
-        `ahead` says that what is done beyond the low-water mark travels with it: the next owner passes that over.
+        With `ahead` the metadata lists the offsets done beyond the low-water mark, and the next owner skips them.
         """
         offset = self.tracker.next_offset
         assert offset is not None
@@ -210,7 +210,7 @@ class Assignment:
     def reset(self, state: PartitionState, offset: int) -> PartitionState:
         """Begin a partition anew at `offset`, as its log has other messages now; return its new state.
 
-        What was received and not handled is dropped with the old state; its work is not counted any more.
+        Messages that were received and not handled are dropped with the old state; their works do not count any more.
         """
         state.owned = False
         fresh = PartitionState(state.topic, state.number, None, in_order=self._in_order)
@@ -225,9 +225,9 @@ class Assignment:
         return fresh
 
     def rewind(self, state: PartitionState) -> PartitionState:
-        """Begin a partition again at what the group has committed, which is not known here; return its new state.
+        """Begin a partition again at the group's committed offset, which is not known here; return its new state.
 
-        What was handled since counts as not handled.
+        Messages that were handled since that commit count as not handled.
         """
         self.discount(state)
         fresh = self.adopt(TopicPartition(*state.key, OFFSET_INVALID))
@@ -236,8 +236,8 @@ class Assignment:
         return fresh
 
     def settle(self, state: PartitionState, messages: int, dead_letters: int) -> None:
-        """So many messages of a partition are committed in a transaction, and so many of them as dead letters; also
-        where they were discounted before that was known.
+        """Count `messages` of a partition as committed in a transaction, `dead_letters` of them as dead letters; also
+        messages that were discounted before the commit was known.
         """
         state.topic.dead_lettered += dead_letters
         discounted = max(0, messages - state.uncommitted)
@@ -251,7 +251,7 @@ class Assignment:
         state.topic.rolled_back += state.uncommitted
         state.uncommitted = 0
 
-    # What the client delivers
+    # Messages from the client
 
     def find(self, message: Message) -> PartitionState | None:
         return self.partitions.get((message.topic() or "", message.partition() or 0))
@@ -298,8 +298,8 @@ class Assignment:
         return rest
 
     def end_of_partition(self, state: PartitionState, offset: int) -> None:
-        """All before `offset` was delivered. What lies before it and was not received is no message: the marker of a
-        transaction, or what one has aborted.
+        """All messages before `offset` were received. The other offsets before it hold transaction markers or aborted
+        messages.
         """
         if state.awaits_committed:
             return
@@ -323,7 +323,7 @@ class Assignment:
 
     def of_other_topics(self, topic_ids: Mapping[str, str], asked_at: float) -> list[PartitionState]:
         """The partitions whose offsets are of another topic than the one that has its name now. Ids not known yet are
-        noted. `topic_ids` are what the brokers said after `asked_at` (time.monotonic).
+        noted. `topic_ids` are the brokers' answer to a request after `asked_at` (time.monotonic).
         """
         others = []
         for state in self.partitions.values():
@@ -353,7 +353,7 @@ class Assignment:
             if statistics.end_offset > state.end_offset:
                 state.update_end_offset(statistics.end_offset)
 
-    # What was handled
+    # Handled messages
 
     def complete(
         self, state: PartitionState, received: Received, begin: int, end: int, *, revoked: bool = False
@@ -386,7 +386,7 @@ class Assignment:
             passed = state.tracker.complete(received.offset(place))
             if passed:
                 self._pass(state, passed)
-        # What is done beyond the low-water mark is committed too, also while that stands.
+        # The commit lists the offsets done beyond the low-water mark, so it changes also while the mark stands.
         state.dirty = True
 
     def _pass(self, state: PartitionState, count: int) -> None:
@@ -426,12 +426,12 @@ class Assignment:
         waiting = last if following is None else following
         state.waiting_since_ms = (waiting.timestamp()[1] or 0) if state.count else 0
         if not state.count and state.position is not None and (state.next_offset or 0) < state.position:
-            # What lies between the last message and the end that the client has reached is no message.
+            # The offsets between the last message and the end that the client has reached hold no message.
             state.tracker.advance_to(state.position)
 
 
 def _with_rest(ahead: OffsetMetadata, earlier: OffsetMetadata, begin: int) -> OffsetMetadata:
-    """What was completed, with what an earlier owner had completed from `begin` on, which was not received yet.
+    """Add the offsets from `begin` on that an earlier owner had completed; they were not received yet.
 
     One epoch and one time stand for all: the lower ones, with which fewer messages are skipped.
     """

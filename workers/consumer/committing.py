@@ -11,7 +11,7 @@ from workers.consumer.assignment import Key, PartitionState
 
 log = logging.getLogger(__name__)
 
-# What a coordinator answers to the commit of a member that it does not have, or not with that epoch.
+# Errors of a coordinator for the commit of a member that it does not know, or that has another epoch.
 FORGOTTEN = frozenset(
     {
         KafkaError.UNKNOWN_MEMBER_ID,
@@ -85,7 +85,7 @@ class StoredOffsets:
             self._repeated_at = at
             places = [state.to_commit() for state in rewound]
             for state, place in zip(rewound, places, strict=True):
-                # What is stored later at this offset has other metadata at most: only an explicit commit takes that.
+                # A later store at this offset can differ only in its metadata, which only an explicit commit changes.
                 state.staged_offset = place.offset
                 state.explicit_commit = place.offset, place.metadata
             self.commit(places)
@@ -122,8 +122,8 @@ class StoredOffsets:
     def forgotten(self) -> bool:
         """Whether the group has refused our commits for too long: others own our partitions by now.
 
-        A client hears that from its next heartbeat. That of librdkafka 2.16 with KIP-848 may send none any more after
-        one has timed out while the coordinator changed, and goes on to fetch for ever.
+        The response to its next heartbeat tells a client that. With KIP-848, librdkafka 2.16 may send no further
+        heartbeat after one has timed out while the coordinator changed, and then it fetches for ever.
         """
         since = self.forgotten_since
         if since is None or time.monotonic() - since <= FORGOTTEN_S:

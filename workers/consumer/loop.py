@@ -172,7 +172,7 @@ class Consumer:
         finally:
             self._leave()
 
-    # What others ask from their threads
+    # Queries from other threads
 
     def ready(self) -> str | None:
         """Why this member is not ready, or None: it knows its brokers and has joined its group, even with no
@@ -193,7 +193,7 @@ class Consumer:
         return None
 
     def live(self) -> str | None:
-        """What is stuck, or None. Waiting for brokers, for one's turn or for a retry is not being stuck."""
+        """The part that is stuck, or None. Waiting for brokers, for a turn or for a retry does not count."""
         return self.status.stalled(self._stall_timeout_s)
 
     # Its turns
@@ -225,7 +225,7 @@ class Consumer:
             self._membership.rejoin()
 
     def _note_the_turn(self) -> None:
-        """What the probes and the metrics ask for."""
+        """Note new statistics, and publish the state for probes and metrics when it is due."""
         now = time.monotonic()
         self._observer.note_statistics(now)
         if now - self._published_at >= STATUS_INTERVAL_S or self._membership.joined != self.status.joined:

@@ -151,7 +151,7 @@ class Membership:
 
     def renew(self) -> None:
         """Leave the group cleanly, make a new client and join again: for credentials that have changed, and for a fetch
-        that hangs. Called by the loop's thread. What is at hand is waited for as at a rebalance.
+        that hangs. Called by the loop's thread. It waits for the calls under way as at a rebalance.
         """
         fresh = self._credentials.connect(self._connect, self._topics[0])
         if fresh is None:
@@ -258,7 +258,7 @@ class Membership:
     def _on_revoke(self, client: Any, partitions: list[TopicPartition]) -> None:
         """Store what is handled by now. Unassigning commits it, and librdkafka joins again only after that.
 
-        A commit of our own would block this thread, and signals with it, for as long as the coordinator is away
+        A commit of our own would block this thread, and signals with it, for as long as the coordinator is unreachable
         (rd_kafka_assignment_serve_removals in librdkafka's rdkafka_assignment.c).
         """
         if client is not self._parts.client:

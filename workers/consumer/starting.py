@@ -60,9 +60,9 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a partition goes on. `anew` says that its log has other messages now, so what was received is dropped;
-    `committed` is what the group has committed where that was not known before. `rewound` says that it was fetched
-    until now.
+    """The offset at which a partition goes on. `anew`: its log has other messages now, so received ones are dropped.
+    `committed`: the group's committed offset, where it was not known before. `rewound`: the partition was fetched until
+    now.
     """
 
     state: PartitionState
@@ -152,7 +152,7 @@ class Starts:
         self._needs[state.key] = Need(state, reason, int(cut[1]) if cut else None, anew=diverged)
 
     def await_committed(self, state: PartitionState, *, rewound: bool = False) -> None:
-        """What the group has committed for a partition is not known: go on asking."""
+        """Keep asking for the committed offset of a partition, which is not known."""
         self._needs[state.key] = Need(state, "the committed offset is not known", None, rewound=rewound)
 
     def other_topic(self, state: PartitionState) -> None:
@@ -200,7 +200,7 @@ class Starts:
             yield replace(start, rewound=need.rewound)
 
     def _committed(self, client: Any, needs: list[Need]) -> dict[Key, TopicPartition]:
-        """What the group has committed, of those partitions for which the brokers have said."""
+        """The group's committed offsets, of the partitions for which the brokers have answered."""
         together = [need for need in needs if not need.alone]
         found = self._ask_committed(client, together, ASK_TIMEOUT_S)
         if found is None and len(together) > 1:

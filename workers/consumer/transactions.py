@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 # How long a rebalance waits for outputs to be acknowledged.
 NOW_S = 10.0
 LOOK_S = 0.02
-# How often the loop looks how far a commit is: each step of it takes so much longer at most.
+# How often the loop looks whether a step of a commit has ended: each step takes at most this much longer.
 COMMIT_LOOK_S = 0.005
 # Outputs that are not acknowledged by then are left to the commit: it knows of errors that no report tells.
 FLUSH_S = 2.0
@@ -146,11 +146,11 @@ class Transaction:
         self._sent = 0
         self._written: Counter[str] = Counter()
         self._refusals: dict[Place, _Refusal] = {}
-        # What is being committed; empty while outputs are written.
+        # The offsets of the commit under way; empty while outputs are written.
         self._marks: list[tuple[PartitionState, TopicPartition]] = []
         self._marked_at = 0.0
         self._abort_reason: str | None = None
-        # What follows when the calls under way have ended; None while there are none.
+        # Called when the calls under way have ended; None while there are none.
         self._on_answer: Callable[[KafkaError | None], None] | None = None
         # Until when an abort waits for outputs that are under way.
         self._settle_until = 0.0
@@ -200,8 +200,10 @@ class Transaction:
 
     @property
     def only_next(self) -> bool:
-        """Whether so much is held that only messages at the low-water mark shall begin, which let some of it go; or one
-        is to become a dead letter, or may be the one that was refused, which is committed with nothing else.
+        """Whether only messages at the low-water mark may begin.
+
+        This is so while the held outputs have reached their bound, as these messages release some. It is also so while
+        a message is to become a dead letter, or may be the one that was refused: that message is committed alone.
         """
         return self._holds_much or self._one_by_one
 
@@ -232,7 +234,7 @@ class Transaction:
         work.answers.clear()
 
     def poll(self, timeout_s: float) -> None:
-        """Hear of outputs under way; raises WorkerError when the client cannot go on."""
+        """Serve delivery reports of outputs; raises WorkerError when the client cannot go on."""
         self._producer.serve(timeout_s)
         self._client_state.check()
 
@@ -464,7 +466,7 @@ class Transaction:
             self._queue.popleft()
 
     def _on_delivery(self, transaction: int, number: int, error: KafkaError | None, message: Message) -> None:
-        """The delivery report, as the loop's thread hears of it."""
+        """Take the delivery report of an output; called by the loop's thread."""
         if transaction != self._number or self._producer.broken is not None or number not in self._under_way:
             return
         place, output = self._under_way.pop(number)
@@ -483,7 +485,7 @@ class Transaction:
         failure = failure_of(error, output)
         if not isinstance(failure, Retry) and not error.fatal():
             self._refusals.setdefault(place, _Refusal(output, error, failure))
-        # Otherwise brokers are away, or the transaction has failed: no message's fault.
+        # Otherwise brokers are unreachable, or the transaction has failed: no message's fault.
         self._abort_later(str(failure))
 
     # Commit
@@ -540,7 +542,7 @@ class Transaction:
             self._on_refused(error)
 
     def _flush(self, until: float) -> bool:
-        """Send what waits, and hear of what is under way; return whether the offsets can follow."""
+        """Send waiting outputs, and serve delivery reports; return whether the offsets can follow."""
         while True:
             self._send_what_fits()
             left_s = until - time.monotonic()

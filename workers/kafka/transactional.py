@@ -44,13 +44,13 @@ FENCED_TIMES = 3
 FENCED_WITHIN_S = 60.0
 FENCED = frozenset({KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH})
 REFUSED = frozenset({KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED})
-# What asking again does not mend.
+# Errors that another attempt does not mend.
 NEVER = frozenset({KafkaError._UNSUPPORTED_FEATURE, KafkaError._INVALID_ARG, KafkaError._NOT_CONFIGURED})
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of the calls that were asked for: why one has failed, or None."""
+    """The outcome of the calls that were asked for: the error of the one that failed, or None."""
 
     error: KafkaError | None
 
@@ -123,7 +123,7 @@ class TransactionalProducer:
         self._replace_at = 0.0
         self._fenced_at: deque[float] = deque(maxlen=FENCED_TIMES)
         self._calls: _Calls | None = None
-        # What clients report, as functions with their arguments. Only this is changed by more than one thread.
+        # Reports of the clients, as functions with their arguments. Only this is changed by more than one thread.
         self._reports: deque[tuple[Any, ...]] = deque()
 
     @property
@@ -179,8 +179,8 @@ class TransactionalProducer:
         Thread(target=self._calls.run, name=TRANSACTION_THREAD, daemon=True).start()
 
     def answer(self, wait: bool = False) -> Answer | None:
-        """What became of the calls that were asked for, None while they are under way. With `wait` that is waited for:
-        as long as each call may last, and after a stop was asked for until its time is up, one second at least.
+        """The outcome of the calls that were asked for, None while they are under way. With `wait` it waits for them:
+        as long as each call may last, and after a stop was asked for until its deadline, one second at least.
 
         A client whose calls have not ended by then is left behind: another one takes its place.
         """
@@ -222,7 +222,10 @@ class TransactionalProducer:
             function(*arguments)
 
     def serve(self, timeout_s: float) -> None:
-        """Hear of deliveries and errors. While calls are under way they serve the client, and nothing is waited for."""
+        """Serve delivery reports and errors, and wait for them up to `timeout_s`.
+
+        While calls are under way, they serve the client, and this does not wait.
+        """
         # Of one that is broken, calls that were left behind may be under way.
         if self.client is not None and self._calls is None and self.broken is None:
             try:
@@ -300,7 +303,7 @@ class TransactionalProducer:
             self._client_state.on_error(error)
 
     def _look_after_fresh(self) -> None:
-        """Hear why brokers do not take the fresh client up, and make another one when its credentials have changed."""
+        """Serve the errors of the fresh client, and make another one when its credentials have changed."""
         try:
             self._fresh.poll(0)
         except KafkaException as error:

@@ -79,7 +79,7 @@ class FakeBroker:
         self.lock = threading.RLock()
         self.logs: dict[Key, Log] = {}
         self.topic_ids: dict[str, str] = {}
-        # What the group has committed: offset and metadata, now and ever.
+        # Commits of the group: the latest offset and metadata of each partition, and all offsets ever committed.
         self.committed: dict[Key, TopicPartition] = {}
         self.commits: list[tuple[Key, int]] = []
         self.clients: list[FakeClient] = []
@@ -90,14 +90,14 @@ class FakeBroker:
         self.hung: dict[Key, str] = {}
         self.answers = True
         self.refuses_commits: int | None = None
-        # What becomes of an output: None is written, a number is the error, LATER leaves it under way.
+        # The outcome of an output: None writes it, a number is its error, LATER leaves it under way.
         self.outcome: Callable[[Message], int | None] = lambda _: None
         self.producers: list[FakeProducer] = []
-        # What brokers answer to a call of a transaction ("init", "offsets", "commit", "abort"): None, or an error.
+        # The brokers' answer to a call of a transaction ("init", "offsets", "commit", "abort"): None, or an error.
         self.answer: Callable[[str], KafkaError | None] = lambda _: None
-        # So many commits of transactions are made, and their answers come too late.
+        # This many commits of transactions are made, and their answers come too late.
         self.late_commits = 0
-        # So many calls of committed() time out.
+        # This many calls of committed() time out.
         self.committed_timeouts = 0
         # Partitions whose committed offset a transaction has: calls of committed() that ask for one of these time out.
         self.unstable: set[Key] = set()
@@ -189,7 +189,7 @@ class FakeBroker:
             self.owners.clear()
 
     def offset(self, partition: int = 0, topic: str = "t") -> int | None:
-        """What is committed, None where nothing is."""
+        """The committed offset, None where nothing is committed."""
         place = self.committed.get((topic, partition))
         return None if place is None else place.offset
 
@@ -509,7 +509,7 @@ class FakeClient:
             self._committed |= {(each.topic, each.partition): each.offset for each in places}
         self._answers.append((refused, places))
 
-    # What poll serves
+    # Callbacks that poll serves
 
     def _serve(self) -> None:
         now = time.monotonic()
@@ -574,7 +574,7 @@ class FakeClient:
         for (topic, number), position in self._assigned.items():
             log = self._broker.logs.get((topic, number))
             topics.setdefault(topic, {"partitions": {}})["partitions"][str(number)] = {
-                # What a hung fetch has last seen does not move.
+                # The last stable offset of a hung fetch does not move.
                 "ls_offset": -1 if log is None else position if (topic, number) in self._broker.hung else log.end,
                 "next_offset": position,
                 "desired": True,
@@ -600,7 +600,7 @@ class FakeProducer:
         self.own = own
         self.closed = False
         self.dead = False
-        # So many messages fit at once.
+        # This many messages fit at once.
         self.room = 1000
         self.most = 0
         self._broker = broker
@@ -821,7 +821,7 @@ class Letter:
 
 
 class FakeDeadLetters(DeadLetters):
-    """Keeps dead letters. `answer` is what the brokers say to each: delivered, an error, or nothing yet."""
+    """Keeps dead letters. `answer` is the brokers' answer to each: delivered, an error, or nothing yet."""
 
     def __init__(self, answer: bool | None = True) -> None:
         self.sent: list[Letter] = []
