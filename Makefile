@@ -25,7 +25,7 @@ down: ## Remove the containers and their data
 
 test: $(READY) ## Run the tests on a real three-broker Kafka (ARGS=-k name, WORKERS=0 for one at a time)
 	@$(BIN)/python -m compileall -q workers tests
-	PATH="$(LAB_BIN):$$PATH" $(BIN)/pytest --numprocesses $(or $(WORKERS),4) --no-loadscope-reorder $(ARGS)
+	PATH="$(LAB_BIN):$$PATH" $(BIN)/pytest --numprocesses $(or $(WORKERS),2) --no-loadscope-reorder $(ARGS)
 
 soak: $(READY) ## Faults under load, over and over, for MINUTES (30); writes soak.json
 	$(BIN)/python -m tests.faults.soak --minutes $(or $(MINUTES),30) $(ARGS)

@@ -4,7 +4,7 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -109,11 +109,14 @@ class Round:
 class Field:
     """Starts everything at the beginning of the `with` block; its end ends what still runs."""
 
-    def __init__(self, directory: Path, say: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, directory: Path, say: Callable[[str], None] = lambda _: None, *, setups: Sequence[Setup] = SETUPS
+    ) -> None:
         self.random = random.Random(0)
         self.loads: list[Load] = []
         self.directory = directory
         self._say = say
+        self._setups = setups
         self._stack = ExitStack()
         self._watching = True
         self._trouble: Exception | None = None
@@ -133,7 +136,7 @@ class Field:
             self.proxy = stack.enter_context(Proxy(self.cluster.proxy_routes))
             self.admin: AdminClient = self.cluster.admin()
             stack.callback(self._stop_watching)
-            for setup in SETUPS:
+            for setup in self._setups:
                 self.loads.append(self._load(setup, stack))
             threading.Thread(target=self._watch, name="watcher", daemon=True).start()
             for load in self.loads:

@@ -2,11 +2,15 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from tests.faults.faults import FAULTS
-from tests.faults.field import Fault, Field
+from tests.faults.field import SETUPS, Fault, Field
+
+# Messages a second of each load: a soak has more, which costs two cores most of their time.
+RATE = 100
 
 
 # One field for all: they share what the loads have seen.
@@ -14,7 +18,8 @@ from tests.faults.field import Fault, Field
 def field(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
     if "KAFKA_BOOTSTRAP_SERVERS" in os.environ:
         pytest.skip("needs brokers that it may kill, and KAFKA_BOOTSTRAP_SERVERS names others")
-    with Field(tmp_path_factory.mktemp("faults")) as field:
+    setups = [replace(setup, rate=min(setup.rate, RATE)) for setup in SETUPS]
+    with Field(tmp_path_factory.mktemp("faults"), setups=setups) as field:
         yield field
 
 
