@@ -40,7 +40,9 @@ class Files(LoadScopeScheduling):  # type: ignore[misc]  # the plugin has no typ
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.nodeid.startswith(SHARED))
+    items.sort(
+        key=lambda item: next((at for at, folder in enumerate(SHARED) if item.nodeid.startswith(folder)), len(SHARED))
+    )
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Files:
