@@ -392,3 +392,16 @@ def test_a_poisoned_key_blocks_only_its_key() -> None:
 
     assert take_all(scheduler) == [[2, 3], [5]]
     assert (scheduler.blocked_shards(), scheduler.runnable, scheduler.blocks(partition)) == (1, False, False)
+
+
+def test_the_next_message_of_a_partition_may_come_behind_offsets_that_hold_none() -> None:
+    """Transaction markers and compaction leave such offsets."""
+    scheduler = Scheduler("partition")
+    partition = Partition(0)
+    scheduler.add(partition, received_of([None, None], begin=12))
+    partition.next_offset = 11
+
+    work = scheduler.take(1, only_next=True)
+    assert work is not None
+    assert offsets_of(work) == [12]
+    assert scheduler.take(1, only_next=True) is None

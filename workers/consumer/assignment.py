@@ -75,6 +75,9 @@ class PartitionState:
         self.leader_epoch = -1 if epoch is None else epoch
         # Whether what the group has committed is not known yet: what is received meanwhile is not handled.
         self.awaits_committed = committed is not None and committed.offset == OFFSET_INVALID
+        # Whether the client still asks where the end is, at which it was assigned: the answer would undo a seek
+        # (rd_kafka_toppar_handle_Offset in librdkafka's rdkafka_partition.c).
+        self.seeks_end = False
         # The highest of what was completed, in any order.
         self.completed_epoch = metadata.leader_epoch if metadata.ahead else -1
         self.paused = False
@@ -231,7 +234,7 @@ class Assignment:
         """
         self.discount(state)
         fresh = self.adopt(TopicPartition(*state.key, OFFSET_INVALID))
-        fresh.restart_at, fresh.committing = state.restart_at, state.committing
+        fresh.restart_at, fresh.committing, fresh.seeks_end = state.restart_at, state.committing, state.seeks_end
         fresh.partitions_at_begin, fresh.topic_id = state.partitions_at_begin, state.topic_id
         return fresh
 
@@ -260,10 +263,14 @@ class Assignment:
         """Take messages without errors, and return them by partition, without those that an earlier owner completed."""
         for run in _runs(messages, len(self.topics) == 1):
             state = self.find(run[0])
-            if state is not None and not state.awaits_committed:
-                received = self._receive(state, run)
-                if received is not None:
-                    yield state, received
+            if state is None:
+                continue
+            if state.awaits_committed:
+                state.seeks_end = False
+                continue
+            received = self._receive(state, run)
+            if received is not None:
+                yield state, received
 
     def _receive(self, state: PartitionState, run: list[Message]) -> Received | None:
         now = state.received_at = time.monotonic()
@@ -302,6 +309,7 @@ class Assignment:
         messages.
         """
         if state.awaits_committed:
+            state.seeks_end = False
             return
         state.position = max(state.position or 0, offset)
         if not state.count and offset > (state.next_offset or 0):

@@ -190,7 +190,10 @@ class Membership:
         self._parts.watermarks.reconnect()
 
     def _finish_and_close(self) -> None:
-        self._await_works([*self._parts.assignment.partitions.values()])
+        states = [*self._parts.assignment.partitions.values()]
+        # A transaction may not last as long as the messages at hand are waited for.
+        self._parts.committer.stage(states, now=True)
+        self._await_works(states)
         self.close_client()
 
     def close_client(self) -> None:
@@ -243,6 +246,7 @@ class Membership:
         assigned, begins = self._parts.starts.at_assignment(client, partitions) if partitions else ([], [])
         for state in self._parts.assignment.assign(assigned):
             if state.awaits_committed:
+                state.seeks_end = self._exactly_once
                 self._parts.starts.await_committed(state)
         self._assign(client, [*map(self._fetched_from, assigned)])
         for each in begins:

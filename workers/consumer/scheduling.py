@@ -269,7 +269,8 @@ class Scheduler:
         for partition in self._turns:
             shards = self._runnable[partition]
             for shard in [] if partition.key in held else shards:
-                if shard.queue[0].offset(0) == partition.next_offset:
+                # A shard that is the whole partition has no work: its first message comes next, behind a gap too.
+                if self.order == "partition" or shard.queue[0].offset(0) == partition.next_offset:
                     self._turns.remove(partition)
                     self._turns.appendleft(partition)
                     shards.remove(shard)

@@ -144,6 +144,7 @@ class Starts:
         """A partition cannot be fetched where it is, as librdkafka's _AUTO_OFFSET_RESET event says."""
         if state.awaits_committed:
             # It is assigned anew as soon as the committed offset is known.
+            state.seeks_end = False
             return
         reason = error.str()
         # Only the text says where (rd_kafka_toppar_handle_OffsetForLeaderEpoch in librdkafka's rdkafka_offset.c).
@@ -169,8 +170,12 @@ class Starts:
         """
         now = time.monotonic()
         due = [need for need in self._needs.values() if need.ask_at <= now]
-        known = self._committed(client, [need for need in due if need.state.awaits_committed])
+        known = self._committed(
+            client, [need for need in due if need.state.awaits_committed and not need.state.seeks_end]
+        )
         for need in due:
+            if need.state.seeks_end:
+                continue
             if self._exactly_once and not need.anew and need.state.count:
                 # To go on elsewhere this member joins again, so what it was given is handled and committed before.
                 continue
@@ -207,9 +212,13 @@ class Starts:
             for need in together:
                 need.alone = True
         known = found or []
+        until = time.monotonic() + ASK_TIMEOUT_S
         for need in needs:
-            if need.alone:
-                known += self._ask_committed(client, [need], ASK_ALONE_S) or []
+            if not need.alone or time.monotonic() >= until:
+                continue
+            known += self._ask_committed(client, [need], ASK_ALONE_S) or []
+            # The others have their turn before it.
+            self._needs[need.state.key] = self._needs.pop(need.state.key)
         return {(each.topic, each.partition): each for each in known if each.error is None}
 
     def _ask_committed(self, client: Any, needs: list[Need], timeout_s: float) -> list[TopicPartition] | None:

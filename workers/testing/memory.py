@@ -41,6 +41,8 @@ WATERMARKS_S = 0.02
 LATER = -1_000_000
 # How often a client that waits looks for messages, in seconds.
 LOOK_S = 0.002
+# How many polls the request for the end of a partition takes.
+END_POLLS = 5
 
 
 @dataclass(slots=True)
@@ -273,6 +275,8 @@ class FakeClient:
         self._epochs: dict[Key, int] = {}
         self._eof_at: dict[Key, int] = {}
         self._broken: set[Key] = set()
+        # Partitions assigned at their end, and the poll in which the brokers tell it.
+        self._end_told_at: dict[Key, int] = {}
         self._stored: dict[Key, TopicPartition] = {}
         self._committed: dict[Key, int] = {}
         self._answers: list[tuple[KafkaError | None, list[TopicPartition]]] = []
@@ -331,6 +335,9 @@ class FakeClient:
         self._assigned[key] = place.offset
         self._broken.discard(key)
         self._eof_at.pop(key, None)
+        self._end_told_at.pop(key, None)
+        if place.offset == OFFSET_END:
+            self._end_told_at[key] = self.polls + END_POLLS
         log = self._broker.logs.get(key)
         # Without an epoch librdkafka does not ask whether the log was cut.
         epoch: int | None = place.leader_epoch
@@ -365,7 +372,8 @@ class FakeClient:
         if key not in self._assigned or key in self._broken:
             raise error(KafkaError._STATE)
         self.seeks.append((key, place.offset))
-        self._assigned[key] = place.offset
+        # librdkafka takes the answer to the request for the end all the same, and goes there.
+        self._assigned[key] = OFFSET_END if key in self._end_told_at else place.offset
         self._eof_at.pop(key, None)
         if self._broker.hung.get(key) == "seek":
             del self._broker.hung[key]
@@ -403,6 +411,9 @@ class FakeClient:
             return self._reset(key, None, f"Partition log truncation {told} epoch 0). Reset to INVALID.")
         if not log.begin <= position <= log.end:
             return self._reset(key, position, "fetch failed due to requested offset not available on the broker")
+        if self._end_told_at.get(key, 0) > self.polls:
+            return None
+        self._end_told_at.pop(key, None)
         self._assigned[key] = position
         if position == log.end:
             if self._eof_at.get(key) == position:
