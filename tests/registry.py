@@ -15,11 +15,14 @@ from urllib.parse import unquote, urlsplit
 
 
 class FakeRegistry:
-    """With `status` it answers every request with this HTTP status. `requests` are the paths of its requests."""
+    """With `status` it answers every request with this HTTP status, with `stray` with a status and a body that another
+    server has sent. `requests` are the paths of its requests.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.status: int | None = None
+        self.stray: tuple[int, bytes] | None = None
         self.user = ""
         self.requests: list[str] = []
         self._schemas: list[dict[str, Any]] = []
@@ -39,6 +42,8 @@ class FakeRegistry:
 
     def answer(self, method: str, path: str, body: dict[str, Any], authorization: str) -> tuple[int, Any]:
         self.requests.append(path)
+        if self.stray is not None:
+            return self.stray
         if self.status is not None:
             return self.status, {"error_code": self.status, "message": "as the test says"}
         if self.user and authorization != f"Basic {base64.b64encode(self.user.encode()).decode()}":
@@ -97,7 +102,7 @@ def fake_registry(port: int = 0, certificate: str = "") -> Iterator[FakeRegistry
             status, document = registry.answer(
                 self.command, urlsplit(self.path).path, json.loads(body or b"{}"), self.headers["Authorization"] or ""
             )
-            answer = json.dumps(document).encode()
+            answer = document if isinstance(document, bytes) else json.dumps(document).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -26,8 +27,9 @@ from workers.consumer.failures import ErrorPolicy
 from workers.consumer.printer import FORMATS
 from workers.errors import ConfigError, RegistryAwayError, UndecodableError, UnencodableError
 from workers.handlers import batch
+from workers.kafka.messages import Headers
 from workers.producer.lines import LineFormat, LineReader, read_file
-from workers.schemas.codecs import Codec, Codecs, JsonCodec, json_text
+from workers.schemas.codecs import Codec, Codecs, JsonCodec, json_line
 from workers.schemas.config import (
     client_properties,
     parse_property,
@@ -99,7 +101,7 @@ def codec(registry: FakeRegistry, name: str = "avro", **options: Any) -> Registr
 
 
 def as_dict(value: Any) -> Any:
-    return json.loads(json_text(value))
+    return json.loads(json_line(value))
 
 
 # Bytes
@@ -257,6 +259,45 @@ def test_another_server_is_not_taken_for_a_registry_without_the_schema(registry:
     registry.url += "/no/such/path"
     with pytest.raises(ConfigError, match="does not answer as a schema registry"):
         codec(registry).decode(b"\0\0\0\0\1abc", "orders", [])
+
+
+@pytest.mark.parametrize("stray", [None, (404, b"<html>")], ids=["plain 404", "HTML"])
+def test_a_message_whose_schema_id_is_of_a_kind_that_the_registry_has_not_is_undecodable(
+    registry: FakeRegistry, stray: tuple[int, bytes] | None
+) -> None:
+    registry.stray = stray
+    guid = uuid.UUID(int=7)
+    headers: Headers = [("__value_schema_id", b"\1" + guid.bytes)]
+    with pytest.raises(UndecodableError, match=f"has no schema {guid}: "):
+        codec(registry).decode(b"abc", "orders", headers)
+    assert registry.requests == [f"/schemas/guids/{guid}"]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "says"),
+    [
+        (401, b"{}", "refused the request, check --schema-registry-username"),
+        (403, b"<html>", "refused the request"),
+        (404, b"<html>", "did before: HTTP 404"),
+        (200, b"<html>", "did before: Expecting value"),
+    ],
+)
+def test_a_registry_that_has_answered_before_is_asked_again_after_a_stray_answer(
+    registry: FakeRegistry, status: int, body: bytes, says: str
+) -> None:
+    registry.register("orders-value", AVRO)
+    registry.register("others-value", '"string"')
+    each = codec(registry)
+    each.encode({"id": "a"}, "orders")
+    registry.stray = status, body
+    with pytest.raises(RegistryAwayError, match=says):
+        each.decode(b"\0\0\0\0\2\2a", "others", [])
+    with pytest.raises(RegistryAwayError, match=says):
+        each.encode("a", "others")
+    with pytest.raises(ConfigError):
+        codec(registry).encode("a", "others")
+    registry.stray = None
+    assert each.decode(b"\0\0\0\0\2\2a", "others", []) == "a"
 
 
 def test_a_registry_without_compiled_schemas_is_said_to_be_one(registry: FakeRegistry) -> None:
@@ -479,6 +520,15 @@ def test_decoded_objects_are_printed_as_json() -> None:
     assert json.loads(FORMATS["json"]([message]))["value"] == json.loads(text)
 
 
+def test_half_of_a_surrogate_pair_is_printed_escaped() -> None:
+    message = Message(topic="t", partition=0, offset=5, key=b"k", value=b"", timestamp=(1, 7))
+    text = r'{"id": "\ud800"}'
+    message.set_value(JsonCodec().decode(text.encode(), "t", []))
+    assert FORMATS["value"]([message]).decode() == f"{text}\n"
+    assert FORMATS["text"]([message]).decode() == f"t[0]@5 key=k {text}\n"
+    assert json.loads(FORMATS["json"]([message]))["value"] == {"id": "\ud800"}
+
+
 def test_a_line_that_cannot_be_written_is_named_and_nothing_is_sent(registry: FakeRegistry, tmp_path: Path) -> None:
     registry.register("t-value", AVRO)
     path = tmp_path / "orders.json"
@@ -530,6 +580,23 @@ def test_plain_json_says_what_is_no_json(line: bytes) -> None:
         JsonCodec().encode_json(line, "t")
     with pytest.raises(UndecodableError, match="not JSON: "):
         JsonCodec().decode(line, "t", [])
+
+
+def test_an_integer_that_is_too_long_to_be_read_is_a_fault_of_its_message_or_line() -> None:
+    text = b"1" * 5000
+    says = "an integer of more than 4300 digits"
+    with pytest.raises(UndecodableError, match=says):
+        JsonCodec().decode(text, "t", [])
+    with pytest.raises(UnencodableError, match=says):
+        JsonCodec().encode_json(text, "t")
+    [record] = LineReader(io.BytesIO(text), "x", LineFormat(key_field="id", topic="t", dead_letter_invalid=True))
+    assert says in record["invalid"]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_json_does_not_have_is_not_written(number: float) -> None:
+    with pytest.raises(UnencodableError, match="cannot be written as JSON"):
+        JsonCodec().encode({"total": number}, "t")
 
 
 # Configuration

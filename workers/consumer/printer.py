@@ -11,7 +11,7 @@ from confluent_kafka import Message as Message
 from workers.errors import ConfigError
 from workers.handlers import Lifespan, OutputClosedError, OutputError, batch
 from workers.kafka.messages import escaped, headers_of, json_field
-from workers.schemas.codecs import json_text
+from workers.schemas.codecs import json_line
 
 _UNDECODED = {bytes, type(None)}
 _PRINTABLE = bytes(range(ord(" "), ord("~") + 1))
@@ -45,7 +45,7 @@ def _fields(field: Callable[[Message], Any], messages: Sequence[Message]) -> lis
     found = [*map(field, messages)]
     if {*map(type, found)} <= _UNDECODED:
         return found
-    return [each if type(each) in _UNDECODED else json_text(each).encode() for each in found]
+    return [each if type(each) in _UNDECODED else json_line(each) for each in found]
 
 
 def _as_text(messages: Sequence[Message]) -> bytes:
@@ -80,7 +80,7 @@ def _json_line(message: Message) -> bytes:
     headers = headers_of(message)
     if headers:
         document["headers"] = [{"name": name, **json_field("value", value)} for name, value in headers]
-    return json_text(document).encode() + b"\n"
+    return json_line(document) + b"\n"
 
 
 def _json_field(name: str, value: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Keys and values as objects instead of bytes: what a format does, and plain JSON, which needs no schema registry."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date, time
@@ -54,7 +55,7 @@ class JsonCodec:
 
     def encode(self, value: Any, _topic: str) -> bytes | None:
         try:
-            return None if value is None else json.dumps(value, ensure_ascii=False).encode()
+            return None if value is None else json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise UnencodableError(f"it cannot be written as JSON: {reason_of(error)}") from None
 
@@ -113,11 +114,14 @@ def parse_json(text: bytes, failure: Callable[[str], Exception]) -> Any:
         raise failure("not JSON: it is not UTF-8") from None
     except RecursionError:
         raise failure("not JSON: nested too deeply") from None
+    except ValueError:
+        raise failure(f"an integer of more than {sys.get_int_max_str_digits()} digits cannot be read") from None
 
 
-def json_text(value: Any) -> str:
-    """A decoded object as JSON in one line."""
-    return json.dumps(value, ensure_ascii=False, default=as_json)
+def json_line(value: Any) -> bytes:
+    """A decoded object as JSON in one line, in UTF-8."""
+    # UTF-8 has no half of a surrogate pair. Its escape is the same in Python and in JSON.
+    return json.dumps(value, ensure_ascii=False, default=as_json).encode(errors="backslashreplace")
 
 
 def as_json(value: Any) -> Any:

@@ -78,6 +78,8 @@ class Registry:
         """Raises ConfigError for a property that cannot be used."""
         self.url = config.get("url")
         self._properties = client_properties(config)
+        # Address and credentials were right once: an error that says otherwise may pass.
+        self._has_answered = False
         self.client = self.new_client()
 
     def new_client(self) -> SchemaRegistryClient:
@@ -93,10 +95,10 @@ class Registry:
         """Return the result of `call`.
 
         Raises RegistryAwayError, NotFoundError, InvalidSchemaError, and ConfigError where no other request would go
-        better.
+        better. After a request has succeeded, refusals and answers of another server are RegistryAwayError.
         """
         try:
-            return call()
+            answer = call()
         except (json.JSONDecodeError, httpx.InvalidURL) as error:
             raise self._no_registry(reason_of(error)) from None
         except Exception as error:
@@ -104,6 +106,8 @@ class Registry:
             if explained is None:
                 raise
             raise explained from None
+        self._has_answered = True
+        return answer
 
     def explain(self, error: Exception) -> Exception | None:
         """The error that `ask` raises in place of the client's; None for one that no request has caused."""
@@ -124,9 +128,8 @@ class Registry:
         status, code = error.http_status_code, error.error_code
         reason = reason_of(Exception(error.error_message or f"HTTP {status}"))
         if status in (401, 403):
-            return ConfigError(
-                f"the schema registry at {self.url} refused the request, {_CREDENTIALS}: HTTP {status}: {reason}"
-            )
+            refused = f"the schema registry at {self.url} refused the request, {_CREDENTIALS}: HTTP {status}: {reason}"
+            return RegistryAwayError(refused) if self._has_answered else ConfigError(refused)
         # The registry's own 404 has a code of five digits; that of another server has none.
         if status == 404 and (code or 0) >= 40400:
             return NotFoundError(reason)
@@ -136,7 +139,9 @@ class Registry:
             return RegistryAwayError(f"the schema registry at {self.url} cannot answer: HTTP {status}: {reason}")
         return self._no_registry(f"HTTP {status}: {reason}")
 
-    def _no_registry(self, reason: str) -> ConfigError:
+    def _no_registry(self, reason: str) -> Exception:
+        if self._has_answered:
+            return RegistryAwayError(f"{self.url} does not answer as the schema registry that it did before: {reason}")
         return ConfigError(
             f"{self.url} does not answer as a schema registry, correct --schema-registry-url (it may need a path, as "
             f"/apis/ccompat/v7): {reason}"
@@ -234,7 +239,13 @@ class RegistryCodec:
 
         def fetch() -> Schema:
             if schema_id.guid is not None:
-                return client.get_schema_by_guid(str(schema_id.guid), *self._format)
+                try:
+                    return client.get_schema_by_guid(str(schema_id.guid), *self._format)
+                except SchemaRegistryError as error:
+                    # A registry without this endpoint answers as any other server.
+                    if error.http_status_code != 404:
+                        raise
+                    raise NotFoundError(reason_of(error)) from None
             assert schema_id.id is not None
             return client.get_schema(schema_id.id, subject, *self._format)
 
