@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Message
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -359,6 +359,53 @@ def test_an_error_whose_text_cannot_be_had_is_handled_as_without_tracing(group: 
     assert len(member.dead_letters.sent) == 1
     [span] = spans.named("process t")
     assert events(span) == ["exception", "kafka_workers.dead_letter"]
+
+
+def test_a_call_that_fails_when_its_partition_has_gone_ends_its_span_without_a_decision(
+    group: Group, spans: Spans
+) -> None:
+    there, hold = group.hold_at(0)
+
+    def fail(message: Message) -> None:
+        hold(message)
+        raise LookupError
+
+    group.broker.produce([b"1"])
+    group.member(fail, **spans.options).start()
+    assert there.wait(20)
+    group.broker.lose(("t", 0))
+    group.until(lambda: ("t", 0) not in group.broker.owners, "the partition has gone")
+    assert spans.ended == ()
+    group.gate.set()
+    group.until(lambda: spans.ended, "the span has ended")
+    assert [*map(events, spans.ended)] == [["exception"]]
+
+
+def test_a_span_processor_that_raises_changes_no_decision_and_is_reported_once(
+    group: Group, log_lines: LogLines
+) -> None:
+    class Broken(SpanProcessor):
+        def on_end(self, span: ReadableSpan) -> None:
+            raise RuntimeError(f"no room for {span.name}")
+
+    def fail(_: Message) -> None:
+        raise LookupError
+
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(Broken())
+    of_handlers = HandlerSpans(Tracing(provider), "g", "me")
+    group.broker.produce([b"1", b"2"])
+    member = group.member(
+        fail,
+        policy=ErrorPolicy(max_attempts=1),
+        middlewares=[of_handlers.middleware],
+        on_decision=of_handlers.on_decision,
+    )
+    handled(group, member, 2)
+    assert [letter.value for letter in member.dead_letters.sent] == [b"1", b"2"]
+    errors = [line["message"] for line in log_lines.about("workers.consumer.failing") if line["level"] == "ERROR"]
+    assert len(errors) == 1
+    assert "RuntimeError: no room" in errors[0]
 
 
 def test_a_call_of_which_nothing_is_decided_ends_its_span_at_the_next_failure_or_at_the_end(

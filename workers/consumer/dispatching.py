@@ -227,10 +227,11 @@ class Dispatcher:
     def _settle(self, work: Work) -> None:
         """Let the shards of a finished work run again, or decide about what failed."""
         self._parts.scheduler.release(work)
-        if not work.partition.owned:
-            return
         if work.error is not None:
-            self._failed.on_failure(work, work.error)
+            on_failure = self._failed.on_failure if work.partition.owned else self._failed.leave_to_next_owner
+            on_failure(work, work.error)
+            return
+        if not work.partition.owned:
             return
         for shard in work.shards:
             self._parts.scheduler.resume(shard)

@@ -6,9 +6,11 @@ import logging
 import random
 import time
 
+from confluent_kafka import Message
+
 from workers.consumer.assignment import PartitionState
 from workers.consumer.breaker import DeadLetterBreaker
-from workers.consumer.failures import ErrorPolicy, Isolate, OnDecision, RetryLater, SendDeadLetter, decide
+from workers.consumer.failures import Decision, ErrorPolicy, Isolate, OnDecision, RetryLater, SendDeadLetter, decide
 from workers.consumer.flow import FlowControl
 from workers.consumer.parts import Parts
 from workers.consumer.scheduling import Shard, Work
@@ -41,6 +43,7 @@ class FailedMessages:
         self._dead_letters = dead_letters
         self._breaker = breaker
         self._on_decision = on_decision
+        self._on_decision_failed = False
 
     def on_failure(self, work: Work, error: Exception) -> None:
         """Decide what becomes of the messages for which the handler raised: the first that was not handled, or all of a
@@ -71,8 +74,7 @@ class FailedMessages:
                 jitter=random.random(),  # noqa: S311  (not a secret)
                 withheld=withheld,
             )
-            if self._on_decision is not None:
-                self._on_decision(shard.queue[0].messages[0], error, decision, shard.attempts)
+            self._tell(shard.queue[0].messages[0], error, decision, shard.attempts)
             where = f"{state} offset {work.received.offset(work.handled)}"
             if isinstance(decision, Isolate):
                 # The batch's failure is nobody's own yet.
@@ -107,6 +109,24 @@ class FailedMessages:
                 )
         if isolated:
             log.info("%s: a batch of %d failed (%s), trying its messages one by one", state, messages, named(error))
+
+    def leave_to_next_owner(self, work: Work, error: Exception) -> None:
+        """Decide nothing, and say so: the partition has gone, or begins again after an aborted transaction."""
+        self._tell(work.received.messages[work.handled], error, None, work.shards[0].attempts)
+
+    def _tell(self, message: Message, error: Exception, decision: Decision | None, attempts: int) -> None:
+        if self._on_decision is None:
+            return
+        try:
+            self._on_decision(message, error, decision, attempts)
+        except Exception as raised:  # a span calls the samplers and processors of the user
+            if not self._on_decision_failed:
+                self._on_decision_failed = True
+                log.error(
+                    "the span of a failed call cannot be written: %s; the message is treated as without tracing, and "
+                    "later errors are not logged; check the samplers and span processors of OpenTelemetry",
+                    named(raised),
+                )
 
     def _block(self, state: PartitionState, shard: Shard, pause_s: float) -> None:
         self._parts.scheduler.block(shard, time.monotonic() + pause_s)

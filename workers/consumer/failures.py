@@ -52,8 +52,9 @@ class Stop:
 
 
 Decision = RetryLater | SendDeadLetter | Isolate | Stop
-# Is told what becomes of a message: what its call has raised, the decision, and how many calls have failed.
-OnDecision: TypeAlias = Callable[[Message, Exception, Decision, int], None]
+# Is told what becomes of a message: the error of its call, the decision, and how many calls have failed. The decision
+# is None where the partition has gone, or begins again after an aborted transaction: the message is handled again.
+OnDecision: TypeAlias = Callable[[Message, Exception, Decision | None, int], None]
 
 
 def decide(

@@ -28,7 +28,8 @@ from workers.sources import Outgoing
 from workers.tracing import conventions as names
 from workers.tracing.sdk import NO_CONTEXT, Tracing
 
-# Decisions take milliseconds, or until the outcome of outputs is known. A message whose partition has gone has none.
+# Decisions take milliseconds, or until the outcome of outputs is known. A call whose partition goes while outputs
+# of the same work are under way has none.
 UNDECIDED_S = 300.0
 _CALL = "_kafka_workers_call"
 
@@ -67,14 +68,18 @@ class HandlerSpans:
 
         return call
 
-    def on_decision(self, message: Message, error: Exception, decision: Decision, attempts: int) -> None:
+    def on_decision(self, message: Message, error: Exception, decision: Decision | None, attempts: int) -> None:
         """Tell the span of the failed call what becomes of its message.
 
         An output that was not written fails when the span of the call has ended: then the decision has a span of its
-        own.
+        own. Without a decision the span of the call just ends.
         """
-        name, attributes = _event(decision, attempts)
         call: _Call | None = error.__dict__.get(_CALL)
+        if decision is None:
+            if call is not None and self._forget(call):
+                call.end()
+            return
+        name, attributes = _event(decision, attempts)
         if call is None:
             span = self._settle(message, name.partition(".")[2])
             record_error(span, error)
