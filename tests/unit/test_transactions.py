@@ -658,8 +658,10 @@ def test_outputs_that_are_held_while_a_transaction_is_committed_are_bounded(
 
 @pytest.mark.parametrize("refused", [False, True], ids=["committed", "refused"])
 def test_partitions_that_are_lost_while_a_transaction_is_committed_count_as_it_ends(
-    broker: FakeBroker, group: Group, refused: bool
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch, refused: bool
 ) -> None:
+    # On a slow machine it would be over before the outputs are acknowledged.
+    monkeypatch.setattr("workers.consumer.transactions.FLUSH_S", 60.0)
     broker.add_partition("t")
     broker.produce(numbers(0, 50))
     broker.produce(numbers(100, 150), partition=1)
