@@ -128,7 +128,8 @@ def replay(
                 if rules.limit is not None and done.treated >= rules.limit:
                     break
     except BaseException:
-        log.info("%d dead letters of %s were replayed before that", done.sent, rules.topic)
+        if sender is not None:
+            log.info("%d dead letters of %s were replayed before that", done.sent, rules.topic)
         raise
     finally:
         if sender is not None:
