@@ -6,7 +6,7 @@ be named and `--show-config` can say it. Secrets come from files or from variabl
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -232,14 +232,17 @@ def parse_property(text: str, precedence: Precedence, origin: str) -> Setting:
     return Setting(_ALIASES.get(name, name), value.strip(), precedence, origin)
 
 
-def read_properties_file(path: Path) -> list[Setting]:
-    """Reads a file of `name=value` lines; blank lines and lines that begin with # or ! are passed over.
+def read_properties_file(
+    path: Path, parse: Callable[[str, Precedence, str], Setting] = parse_property
+) -> list[Setting]:
+    """Reads a file of `name=value` lines, each with `parse`; blank lines and lines that begin with # or ! are passed
+    over.
 
     Raises ConfigError with the file and line.
     """
     lines = read_text(path).splitlines()
     return [
-        parse_property(line, Precedence.FILE, f"{path} line {number}")
+        parse(line, Precedence.FILE, f"{path} line {number}")
         for number, line in enumerate(lines, start=1)
         if line.strip() and line.strip()[0] not in "#!"
     ]

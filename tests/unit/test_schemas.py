@@ -22,7 +22,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from tests.conftest import Certificates
 from tests.registry import FakeRegistry, fake_registry
 from tests.unit.members import QUICK, Group
-from workers.config import ClientConfig, Precedence, Setting
+from workers.config import ClientConfig, Precedence, Setting, read_properties_file
 from workers.consumer.failures import ErrorPolicy
 from workers.consumer.printer import FORMATS
 from workers.errors import ConfigError, RegistryAwayError, UndecodableError, UnencodableError
@@ -33,7 +33,6 @@ from workers.schemas.codecs import Codec, Codecs, JsonCodec, json_line
 from workers.schemas.config import (
     client_properties,
     parse_property,
-    read_properties_file,
     registry_config,
     url_setting,
     user_info_setting,
@@ -611,7 +610,7 @@ def test_a_secret_is_taken_from_a_file_or_a_variable_and_never_shown(
         assert "horse" not in str(caught.value)
     path = tmp_path / "registry.properties"
     path.write_text("# a comment\nbasic.auth.user.info=u:horse\ntimeout=3\n")
-    config = registry_config(read_properties_file(path))
+    config = registry_config(read_properties_file(path, parse_property))
     assert client_properties(config)["basic.auth.user.info"] == "u:horse"
     assert client_properties(config)["timeout"] == 3.0
     assert "horse" not in config.show()

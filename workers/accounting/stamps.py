@@ -16,8 +16,10 @@ messages that the built-in source makes, and in a header of the user's own messa
 
 import re
 import secrets
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypeVar
 
+Header = TypeVar("Header", bound=tuple[str, Any])
 MAGIC = b"kw1 "
 STAMP_HEADER = "kafka-workers-stamp"
 # Where each field stands; everything that reads a stamp uses these.
@@ -87,6 +89,11 @@ def is_bound(stream: bytes) -> bool:
 def is_bound_elsewhere(stream: bytes, partition: int) -> bool:
     """Whether the stream lives in one partition, which is not this one."""
     return is_bound(stream) and stream[-5:] != b"%05d" % partition
+
+
+def without_stamp(headers: Iterable[Header]) -> list[Header]:
+    """The headers of a message that is passed on: its stamp counts it in the topic that it came from."""
+    return [header for header in headers if header[0] != STAMP_HEADER]
 
 
 def head(stream: bytes, sequence: int) -> bytes:

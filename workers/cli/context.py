@@ -86,7 +86,8 @@ class Context:
         """The properties of the schema registry's client that the options, the environment and the file make."""
         settings = []
         if options.schema_registry_properties_file is not None:
-            settings += schemas.read_properties_file(options.schema_registry_properties_file)
+            file = options.schema_registry_properties_file
+            settings += configuration.read_properties_file(file, schemas.parse_property)
         name = "schema_registry_properties"
         for text in options.schema_registry_properties:
             settings.append(schemas.parse_property(text, self.precedence(name), self.origin(name)))

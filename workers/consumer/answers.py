@@ -5,9 +5,9 @@ The handler's thread makes and checks them. From `Work.finished` on they belong 
 
 from collections.abc import AsyncIterable, Coroutine, Iterable, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
-from workers.accounting.stamps import STAMP_HEADER
+from workers.accounting.stamps import without_stamp
 from workers.errors import ConfigError
 from workers.handlers import name_of
 from workers.kafka.messages import is_topic_name
@@ -63,7 +63,7 @@ def outputs_of(handler: Any, answer: object) -> list[Output]:
             f"handler {name_of(handler)} returned a {type(answer).__name__}, so nothing was done; a handler is a plain "
             "function or an async def one"
         )
-    if not isinstance(answer, Iterable) or isinstance(answer, str | bytes | Mapping):
+    if not _are_messages(answer):
         raise ConfigError(f"handler {name_of(handler)} returned a {type(answer).__name__}; {_REMEDY}")
     outputs = []
     for each in answer:
@@ -71,6 +71,17 @@ def outputs_of(handler: Any, answer: object) -> list[Output]:
             raise ConfigError(f"handler {name_of(handler)} gave back a {type(each).__name__}; {_REMEDY}")
         outputs.append(_output(each))
     return outputs
+
+
+def listed(answer: object) -> object:
+    """The messages that a call gave back, as a list. Anything else as it is: `outputs_of` reports it."""
+    if isinstance(answer, Outgoing):
+        return [answer]
+    return [*answer] if _are_messages(answer) else answer
+
+
+def _are_messages(answer: object) -> TypeGuard[Iterable[Any]]:
+    return isinstance(answer, Iterable) and not isinstance(answer, str | bytes | Mapping)
 
 
 def _output(outgoing: Outgoing) -> Output:
@@ -90,5 +101,5 @@ def _output(outgoing: Outgoing) -> Output:
         raise FailedOutputError(f"an output to topic {topic} cannot be sent: its {error}; correct it") from None
     if "headers" in record:
         # A handler that passes headers on: the stamp counts the message in the topic that it came from.
-        record["headers"] = [header for header in record["headers"] if header[0] != STAMP_HEADER]
+        record["headers"] = without_stamp(record["headers"])
     return Output(topic, record, size_of(record))

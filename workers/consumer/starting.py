@@ -169,13 +169,9 @@ class Starts:
         Raises WorkerError where the user has chosen to stop.
         """
         now = time.monotonic()
-        due = [need for need in self._needs.values() if need.ask_at <= now]
-        known = self._committed(
-            client, [need for need in due if need.state.awaits_committed and not need.state.seeks_end]
-        )
+        due = [need for need in self._needs.values() if need.ask_at <= now and not need.state.seeks_end]
+        known = self._committed(client, [need for need in due if need.state.awaits_committed])
         for need in due:
-            if need.state.seeks_end:
-                continue
             if self._exactly_once and not need.anew and need.state.count:
                 # To go on elsewhere this member joins again, so what it was given is handled and committed before.
                 continue

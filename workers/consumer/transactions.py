@@ -497,12 +497,12 @@ class Transaction:
             if state.dirty:
                 self._pass(state)
         self._marked_at = time.monotonic()
-        for state in self._touched.values():
-            place = state.to_commit(ahead=False)
+        self._marks += [(state, state.to_commit(ahead=False)) for state in self._touched.values()]
+        ends = {state.key: place.offset for state, place in self._marks}
+        dead_letters = Counter(key for key, offset in self._dead_letters if offset < ends.get(key, 0))
+        for state, place in self._marks:
             messages = state.uncommitted - state.tracker.distance
-            dead_letters = sum(key == state.key and offset < place.offset for key, offset in self._dead_letters)
-            state.committing = place.offset, messages, dead_letters
-            self._marks.append((state, place))
+            state.committing = place.offset, messages, dead_letters[state.key]
 
     def _commit(self) -> None:
         """Begin the calls that commit."""

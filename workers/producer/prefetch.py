@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable
 from contextlib import closing, nullcontext
 from itertools import islice
 
-from workers.accounting.stamps import STAMP_HEADER, encode
+from workers.accounting.stamps import STAMP_HEADER, encode, without_stamp
 from workers.loading import named
 from workers.producer.lines import LineReader
 from workers.sources import (
@@ -96,8 +96,7 @@ class ThreadedSource:
                     continue
                 stamp = encode(self._stamp, self._sequence, time.time_ns() // 1000)
                 # One that it came with, when it is passed on, is of another run.
-                others = [header for header in record.get("headers", ()) if header[0] != STAMP_HEADER]
-                record["headers"] = [*others, (STAMP_HEADER, stamp)]
+                record["headers"] = [*without_stamp(record.get("headers", ())), (STAMP_HEADER, stamp)]
                 self._sequence += 1
         return Batch(records, max(sizes, default=0), -1, plain, self._stamp)
 

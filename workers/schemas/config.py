@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from workers.config import ClientConfig, Default, Precedence, Setting, read_secret, read_text
+from workers.config import ClientConfig, Default, Precedence, Setting, read_secret
 from workers.errors import ConfigError
 
 # The properties of confluent-kafka's SchemaRegistryClient, and how it wants their values.
@@ -63,18 +63,6 @@ def parse_property(text: str, precedence: Precedence, origin: str) -> Setting:
         )
     _converted(setting)
     return setting
-
-
-def read_properties_file(path: Path) -> list[Setting]:
-    """Reads a file of `name=value` lines; blank lines and lines that begin with # or ! are passed over.
-
-    Raises ConfigError with the file and line.
-    """
-    return [
-        parse_property(line, Precedence.FILE, f"{path} line {number}")
-        for number, line in enumerate(read_text(path).splitlines(), start=1)
-        if line.strip() and line.strip()[0] not in "#!"
-    ]
 
 
 def url_setting(url: str, precedence: Precedence, origin: str) -> Setting:

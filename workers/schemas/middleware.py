@@ -7,12 +7,12 @@ handler's threads. For an `async` handler another thread asks the schema registr
 
 import asyncio
 import functools
-from collections.abc import AsyncIterable, Iterable, Mapping
 from typing import Any
 
 from confluent_kafka import Message
 
-from workers.consumer.answers import FailedOutputError
+from workers.consumer.answers import FailedOutputError, listed
+from workers.consumer.execution import gathered
 from workers.errors import RegistryAwayError, UndecodableError, UnencodableError
 from workers.handlers import Handler, Middleware, Reject, Retry, is_async, is_batch
 from workers.kafka.messages import headers_of
@@ -49,12 +49,10 @@ def coding(incoming: Codecs, outgoing: Codecs) -> Middleware:
         async def call_async(given: Any) -> object:
             known = all(_is_known(incoming, message) for message in messages_of(given))
             put(given, decode(given) if known else await asyncio.to_thread(decode, given))
-            answer = await handler(given)
-            if isinstance(answer, AsyncIterable):
-                answer = [each async for each in answer]
+            answer = await gathered(await handler(given))
             if not outgoing or answer is None:
                 return answer
-            answer = _as_list(answer)
+            answer = listed(answer)
             if _is_prepared(outgoing, answer):
                 return _encoded_answer(outgoing, answer)
             return await asyncio.to_thread(_encoded_answer, outgoing, answer)
@@ -88,22 +86,15 @@ def _is_known(codecs: Codecs, message: Message) -> bool:
     )
 
 
-def _is_prepared(codecs: Codecs, answer: list[Any]) -> bool:
+def _is_prepared(codecs: Codecs, answer: Any) -> bool:
     topics = {each.topic for each in answer if isinstance(each, Outgoing) and each.topic is not None}
     return all(each.prepared(topic) for topic in topics for each in (codecs.key, codecs.value) if each is not None)
-
-
-def _as_list(answer: Any) -> Any:
-    """The messages that a handler gave back, as a list. Anything else stays as it is: the executor reports it."""
-    if isinstance(answer, Outgoing):
-        return [answer]
-    return [*answer] if isinstance(answer, Iterable) and not isinstance(answer, str | bytes | Mapping) else answer
 
 
 def _encoded_answer(codecs: Codecs, answer: Any) -> object:
     if not codecs or answer is None:
         return answer
-    answer = _as_list(answer)
+    answer = listed(answer)
     return [_encoded_output(codecs, each) for each in answer] if isinstance(answer, list) else answer
 
 

@@ -7,7 +7,7 @@ an event of it. The span ends at the time when the call did.
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import Token
 from dataclasses import replace
 from types import TracebackType
@@ -19,6 +19,7 @@ from opentelemetry.context import Context, attach, detach
 from opentelemetry.sdk.trace import SpanLimits
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 
+from workers.consumer.answers import listed
 from workers.consumer.execution import gathered
 from workers.consumer.failures import Decision, Isolate, RetryLater, SendDeadLetter
 from workers.handlers import Handler, Reject, is_async, is_batch
@@ -213,9 +214,8 @@ class _Call:
 
     def outputs(self, answer: object) -> object:
         """The messages that the handler gave back, each with a span. The executor checks everything else."""
-        if isinstance(answer, Outgoing):
-            return self._spans.create(answer, self._context)
-        if not isinstance(answer, Iterable) or isinstance(answer, str | bytes | Mapping):
+        answer = listed(answer)
+        if not isinstance(answer, list):
             return answer
         return [self._spans.create(each, self._context) if isinstance(each, Outgoing) else each for each in answer]
 
