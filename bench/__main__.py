@@ -59,7 +59,7 @@ def main(names: tuple[str, ...], rounds: int, scale: float, output: Path) -> Non
     failed = []
     load = os.getloadavg()[0]
     try:
-        with Cluster(say=click.echo) as cluster:
+        with Cluster(java_options=(), say=click.echo) as cluster:
             bed = Bed(cluster, rounds, scale, click.echo)
             for title in wanted:
                 click.echo(title)

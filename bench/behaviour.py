@@ -103,7 +103,7 @@ def _handled(members: list[Running]) -> float:
 def rebalance(bed: Bed) -> Section:
     """A second member joins, with both protocols, and with the embedded cluster's and Kafka's own settings."""
     rows = [_joins(bed, protocol, "1 s, 0 s") for protocol in ("classic", "consumer")]
-    with Cluster(properties=KAFKAS_OWN) as cluster:
+    with Cluster(properties=KAFKAS_OWN, java_options=()) as cluster:
         other = Bed(cluster, bed.rounds, bed.scale, bed.say)
         rows += [_joins(other, protocol, "5 s, 3 s") for protocol in ("classic", "consumer")]
     note = (

