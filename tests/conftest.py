@@ -27,22 +27,33 @@ from workers.testing.processes import Processes
 USER, PASSWORD = "worker", "correct-horse"
 
 
-# The tests of each folder share one thing: brokers that are killed, kind, a container engine. They take longest, and
-# so they begin first.
-SHARED = ("tests/faults/", "tests/cluster/", "tests/compose/")
+# Folders in the order in which their tests begin, and what the tests of a folder share: the container engine, in which
+# kind has one process's part of the processor time, or brokers that are killed. The engine's tests run beside tests
+# without brokers, for kind's control plane ends when it is starved.
+FOLDERS = {
+    "tests/cluster/": "engine",
+    "tests/compose/": "engine",
+    "tests/unit/": None,
+    "tests/chart/": None,
+    "tests/faults/": "brokers that are killed",
+    "tests/workers/": None,
+}
+
+
+def folder(nodeid: str) -> str:
+    return next(each for each in FOLDERS if nodeid.startswith(each))
 
 
 class Files(LoadScopeScheduling):  # type: ignore[misc]  # the plugin has no types
-    """Tests of a file run in one process, one after the other, and so do those of a folder that is SHARED."""
+    """Tests of a file run in one process, one after the other, and so do those that share something."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return next(filter(nodeid.startswith, SHARED), nodeid.split("::")[0])
+        return FOLDERS[folder(nodeid)] or nodeid.split("::")[0]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(
-        key=lambda item: next((at for at, folder in enumerate(SHARED) if item.nodeid.startswith(folder)), len(SHARED))
-    )
+    order = list(FOLDERS)
+    items.sort(key=lambda item: order.index(folder(item.nodeid)))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Files:
