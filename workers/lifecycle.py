@@ -118,6 +118,23 @@ def call_with_timeout(call: Callable[[], object], timeout_s: float) -> bool:
     return returned.is_set()
 
 
+def _text(level: str = "%(levelname)-7s") -> logging.Formatter:
+    return logging.Formatter(f"%(asctime)s {level} %(message)s", "%H:%M:%S")
+
+
+class _TerminalFormatter(logging.Formatter):
+    """Text with the level in the colour of its weight; those of ECMA-48, which a light and a dark theme both define."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        codes = {logging.WARNING: 33, logging.ERROR: 31, logging.CRITICAL: 31, logging.DEBUG: 2}
+        self._plain = _text()
+        self._by_level = {level: _text(f"\x1b[{code}m%(levelname)-7s\x1b[0m") for level, code in codes.items()}
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._by_level.get(record.levelno, self._plain).format(record)
+
+
 def set_up_logging(log_format: str | None, level: str) -> None:
     """One line per event on standard error; text on a terminal and JSON elsewhere unless `log_format` says which."""
     handler = logging.StreamHandler(sys.stderr)
@@ -130,7 +147,7 @@ def set_up_logging(log_format: str | None, level: str) -> None:
             rename_fields={"levelname": "level", "name": "logger"},
         )
     else:
-        formatter = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+        formatter = _TerminalFormatter() if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else _text()
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]

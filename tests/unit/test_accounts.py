@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from workers.accounting.accounts import StreamSent, read_accounts
 from workers.accounting.ranges import CountedRanges
 from workers.accounting.stamps import Stamp, stream_of
-from workers.accounting.verify import Observations
+from workers.accounting.verify import Observations, as_table
 from workers.errors import ConfigError
 
 SPREAD = stream_of("run", 0, None)
@@ -35,6 +35,25 @@ def test_what_may_have_been_deleted_is_counted_apart() -> None:
 
     # Of 1 to 3 nobody knows; 5 is behind what is left of partition 0.
     assert (report.missing, report.deleted, report.lost) == (4, 3, 1)
+
+
+@pytest.mark.parametrize("columns", [80, 200, None])
+def test_a_terminal_folds_no_line_of_the_report(columns: int | None) -> None:
+    observations = Observations()
+    for sequence in (0, 1, 3):
+        observations.add(0, Stamp(SPREAD, sequence, 1))
+    reports = observations.report({SPREAD: StreamSent(5)})
+
+    lines = as_table(reports, observations, columns).splitlines()
+
+    assert max(map(len, lines)) <= (columns or 200)
+    titles = ["RUN", "SENT", "PRESENT", "MISSING", "LOST", "FAILED", "UNKNOWN", "DUPLICATED", "REORDERED", "ACCOUNT"]
+    if columns == 80:
+        assert [line.split()[0] for line in lines[:10]] == titles
+        assert lines[4].split() == ["LOST", "2"]
+    else:
+        assert lines[0].split() == titles
+        assert lines[1].split()[:5] == ["run", "5", "3", "2", "2"]
 
 
 # Of every message: what the producer says of it, and whether it is in the log.

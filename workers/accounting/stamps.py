@@ -33,8 +33,9 @@ MAX_PRODUCERS = 10_000
 _LAST_DIGITS = [b"%03d" % number for number in range(1000)]
 _UNBOUND = "-----"
 _RUN = re.compile(rf"[A-Za-z0-9.-]{{1,{RUN_CHARACTERS}}}")
-_STREAM = re.compile(rb"[A-Za-z0-9._-]{12} \d{4} (?:\d{5}|-----)")
-_STAMP = re.compile(b"kw1 %b %b" % (_STREAM.pattern, rb"\d{12} \d{16}"))
+STREAM_PATTERN = rb"[A-Za-z0-9._-]{12} \d{4} (?:\d{5}|-----)"
+_STREAM = re.compile(STREAM_PATTERN)
+_STAMP = re.compile(b"kw1 %b %b" % (STREAM_PATTERN, rb"\d{12} \d{16}"))
 
 
 class Stamp(NamedTuple):

@@ -1,7 +1,7 @@
 """Compare the messages in a log with those that were sent."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from workers.accounting.accounts import StreamSent
@@ -179,8 +179,10 @@ class Observations:
 UNDECIDED = "the producer had more separate failures than its account lists, and counted the rest"
 
 
-def as_table(reports: list[RunReport], observations: Observations) -> str:
-    """The reports as text, one line for each run, and which messages were lost."""
+def as_table(reports: list[RunReport], observations: Observations, columns: int | None = None) -> str:
+    """The reports as text, and which messages were lost: a line for each run, or where a terminal of `columns` would
+    fold that, a line for each number of it.
+    """
     titles = ("RUN", "SENT", "PRESENT", "MISSING", "LOST", "FAILED", "UNKNOWN", "DUPLICATED", "REORDERED", "ACCOUNT")
     rows: list[tuple[str, ...]] = [titles]
     for each in reports:
@@ -189,8 +191,10 @@ def as_table(reports: list[RunReport], observations: Observations) -> str:
         failed = _with_present(each.failed, each.failed_present)
         unknown = _with_present(each.unknown, each.unknown_present)
         rows.append((each.run, *numbers, failed, unknown, str(each.duplicated), str(each.reordered), account))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(titles))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = _aligned(rows)
+    if columns is not None and max(map(len, lines)) > columns:
+        blocks = (_aligned([*zip(titles, row, strict=True)]) for row in rows[1:])
+        lines = "\n\n".join("\n".join(block) for block in blocks).splitlines()
     lines += [f"lost: stream and sequences {example}" for each in reports for example in each.examples]
     deleted = sum(each.deleted for each in reports)
     if deleted:
@@ -202,6 +206,11 @@ def as_table(reports: list[RunReport], observations: Observations) -> str:
     if observations.unstamped:
         lines.append(f"{observations.unstamped} messages carry no stamp")
     return "\n".join(lines)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _with_present(count: int, present: int) -> str:

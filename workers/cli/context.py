@@ -2,6 +2,8 @@
 
 import logging
 import os
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,11 @@ if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
     from workers.monitoring.server import Check, Server
+
+
+def terminal_columns() -> int | None:
+    """The columns of the terminal; None where the output goes elsewhere, and nothing is to be folded or cut."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 class Context:

@@ -2,13 +2,11 @@
 
 import heapq
 import json
-import shutil
-import sys
 from collections.abc import Iterator
 
 import click
 
-from workers.cli.context import Context
+from workers.cli.context import Context, terminal_columns
 from workers.cli.dead_letters import DEFAULT_LIMIT
 from workers.cli.parameters import DeadLetterOptions, ListDeadLettersOptions, ShowDeadLettersOptions
 from workers.config import CONSUMER_DEFAULTS, ClientConfig, Setting
@@ -48,7 +46,7 @@ def list_dead_letters(options: ListDeadLettersOptions, context: Context, shutdow
         limit = options.limit or DEFAULT_LIMIT
         rows = heapq.nsmallest(limit, counted, key=lambda row: (row[0].timestamp_ms, row[0].place))
     if rows:
-        click.echo(as_table(rows, show_state=options.state == "all", width=_width()))
+        click.echo(as_table(rows, show_state=options.state == "all", width=terminal_columns()))
     kind = "" if options.state == "all" else f" {options.state}"
     more = f"; {len(rows)} are listed, the oldest, --limit lists more" if len(rows) < counted.count else ""
     click.echo(f"{topic}: {counted.count}{kind} dead letters{more}")
@@ -139,14 +137,9 @@ def _print_tallies(by: str, found: Iterator[tuple[StoredDeadLetter, State]], *, 
         for value, tally in ranked:
             click.echo(json.dumps(tally.document(by.replace("-", "_"), value)))
     else:
-        click.echo(tallies_as_table(by, ranked, _width()))
+        click.echo(tallies_as_table(by, ranked, terminal_columns()))
 
 
 def _json_line(dead_letters: DeadLetterTopic, letter: StoredDeadLetter, state: State) -> str:
     record = dead_letters.treated.record_about(letter.place)
     return json.dumps(as_document(dead_letters.topic, letter, state, record))
-
-
-def _width() -> int | None:
-    """The columns of the terminal; None where the output goes elsewhere, and nothing is to be cut."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

@@ -9,7 +9,7 @@ import click
 
 from workers.accounting.accounts import StreamSent, read_accounts
 from workers.accounting.verify import UNDECIDED, as_table
-from workers.cli.context import Context
+from workers.cli.context import Context, terminal_columns
 from workers.cli.parameters import VerifyOptions
 from workers.config import CONSUMER_DEFAULTS, Precedence, Setting, read_text
 from workers.errors import ConfigError, ExitCode, WorkerError
@@ -37,7 +37,7 @@ def verify(options: VerifyOptions, context: Context, shutdown: Shutdown) -> None
         for report in reports:
             click.echo(json.dumps(asdict(report)))
     else:
-        click.echo(as_table(reports, observations))
+        click.echo(as_table(reports, observations, terminal_columns()))
     lost = sum(report.lost for report in reports)
     if lost:
         raise WorkerError(f"{lost} messages are lost: they should be in {options.topic} and are not", ExitCode.LOSS)

@@ -1,13 +1,18 @@
 """The built-in handlers, which print messages on standard output."""
 
+import os
+import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any
 
 # confluent-kafka's own message: copying it into one of ours costs more than all else that a consumer does.
 from confluent_kafka import Message as Message
 
+from workers.accounting.stamps import MAGIC, STREAM_PATTERN, StreamName
 from workers.errors import ConfigError
 from workers.handlers import Lifespan, OutputClosedError, OutputError, batch
 from workers.kafka.messages import escaped, headers_of, json_field
@@ -15,6 +20,10 @@ from workers.schemas.codecs import json_line
 
 _UNDECODED = {bytes, type(None)}
 _PRINTABLE = bytes(range(ord(" "), ord("~") + 1))
+# The whole value of a message that the built-in source made: a stamp, and padding up to --size.
+_TEST_MESSAGE = re.compile(rb"kw1 (%b) (\d{12}) (\d{10})(\d{3})\d{3}(?: ~*)?" % STREAM_PATTERN)
+# The topic, partition and offset at the beginning of a line.
+_PLACE = re.compile(rb"^(\S+)", re.MULTILINE)
 
 
 def printer(name: str) -> Lifespan:
@@ -22,6 +31,8 @@ def printer(name: str) -> Lifespan:
     lines = FORMATS.get(name)
     if lines is None:
         raise ConfigError(f"--format {name}: expected one of {', '.join(FORMATS)}")
+    if name == "text" and sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        lines = _in_colour
 
     @batch
     def print_batch(messages: Sequence[Message]) -> None:
@@ -52,8 +63,40 @@ def _as_text(messages: Sequence[Message]) -> bytes:
     where = f"{messages[0].topic()}[{messages[0].partition()}]@".encode()
     offsets = map(Message.offset, messages)
     keys, values = (_readable(_fields(field, messages)) for field in (Message.key, Message.value))
+    now_ms = time.time_ns() // 1_000_000
+    values = [_as_words(value, now_ms) if value[:4] == MAGIC else value for value in values]
     rows = zip(offsets, keys, values, strict=True)
     return b"".join([b"%b%d key=%b %b\n" % (where, offset or 0, key, value) for offset, key, value in rows])
+
+
+def _as_words(value: bytes, now_ms: int) -> bytes:
+    """A test message for a person: its run, its number, when it was sent, and how long it took until now. A value that
+    only begins like one stays as it is.
+    """
+    stamp = _TEST_MESSAGE.fullmatch(value)
+    if stamp is None:
+        return value
+    stream, sequence, second, milliseconds = stamp.groups()
+    took_ms = now_ms - int(second + milliseconds)
+    took = b"%dms" % took_ms if took_ms < 10_000 else b"%ds" % (took_ms // 1000)
+    words = (_run(stream), int(sequence), _time_of_day(second), milliseconds, took)
+    return b"%b message=%d sent=%b.%bZ took=%b" % words
+
+
+@lru_cache
+def _run(stream: bytes) -> bytes:
+    name = StreamName.of(stream)
+    return f"run={name.run} producer={name.producer}".encode()
+
+
+@lru_cache
+def _time_of_day(second: bytes) -> bytes:
+    return time.strftime("%H:%M:%S", time.gmtime(int(second))).encode()
+
+
+def _in_colour(messages: Sequence[Message]) -> bytes:
+    """Text with the place of a message set off from its value, for a terminal."""
+    return _PLACE.sub(b"\x1b[36m\\1\x1b[0m", _as_text(messages))
 
 
 def _readable(fields: list[bytes | None]) -> list[bytes]:
