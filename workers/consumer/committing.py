@@ -53,10 +53,12 @@ class StoredOffsets:
     # Whether there is something that only a later `stage` commits; at the end `stage` with `now` does.
     pending = False
 
-    def stage(self, states: Collection[PartitionState], *, now: bool = False) -> None:
-        """Have the low-water marks that have changed committed; `now` says that there is no later time."""
+    def stage(self, states: Collection[PartitionState], *, now: bool = False, idle: bool = False) -> None:
+        """Have the low-water marks that have changed committed; `now` says that there is no later time, `idle` that the
+        loop has nothing else to do.
+        """
         at = time.monotonic()
-        if not now:
+        if not (now or idle):
             if at - self._staged_at < STAGE_INTERVAL_S:
                 return
             self._staged_at = at

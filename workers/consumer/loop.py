@@ -220,7 +220,8 @@ class Consumer:
         self._failed.look_after_dead_letters()
         self._membership.restart_partitions()
         self._flow.resume()
-        self._parts.committer.stage(self._parts.assignment.partitions.values())
+        idle = not (self._parts.executor.in_flight or self._parts.scheduler.runnable)
+        self._parts.committer.stage(self._parts.assignment.partitions.values(), idle=idle)
         if self._parts.committer.forgotten():
             self._membership.rejoin()
 

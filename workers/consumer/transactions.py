@@ -316,7 +316,7 @@ class Transaction:
         forgotten, self._forgotten = self._forgotten, False
         return forgotten
 
-    def stage(self, states: Collection[PartitionState], *, now: bool = False) -> None:
+    def stage(self, states: Collection[PartitionState], *, now: bool = False, idle: bool = False) -> None:  # noqa: ARG002  (a transaction costs the brokers as much at any time)
         """Write the outputs of messages that the low-water marks have passed, and commit when it is time to.
 
         With `now`, inside of a rebalance or at the end, all of it is committed before it returns, or aborted later; it
