@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fastavro
@@ -92,7 +93,8 @@ def registry() -> Iterator[FakeRegistry]:
 
 def client(registry: FakeRegistry, **properties: str) -> Registry:
     told = {"url": registry.url, **{name.replace("_", "."): value for name, value in properties.items()}}
-    return Registry(registry_config([Setting(*each, Precedence.COMMAND_LINE, "test") for each in told.items()]))
+    config = registry_config([Setting(*each, Precedence.COMMAND_LINE, "test") for each in told.items()])
+    return Registry(config, lambda: config, 60.0)
 
 
 def codec(registry: FakeRegistry, name: str = "avro", **options: Any) -> RegistryCodec:
@@ -275,7 +277,7 @@ def test_a_message_whose_schema_id_is_of_a_kind_that_the_registry_has_not_is_und
 @pytest.mark.parametrize(
     ("status", "body", "says"),
     [
-        (401, b"{}", "refused the request, check --schema-registry-username"),
+        (401, b"{}", "refused the request; trying on for 60 s, check --schema-registry-username"),
         (403, b"<html>", "refused the request"),
         (404, b"<html>", "did before: HTTP 404"),
         (200, b"<html>", "did before: Expecting value"),
@@ -297,6 +299,71 @@ def test_a_registry_that_has_answered_before_is_asked_again_after_a_stray_answer
         codec(registry).encode("a", "others")
     registry.stray = None
     assert each.decode(b"\0\0\0\0\2\2a", "others", []) == "a"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_registry_that_goes_on_to_refuse_ends_the_worker_when_the_patience_is_over(
+    registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("workers.schemas.registry.time", SimpleNamespace(monotonic=lambda: now[0]))
+    registry.register("orders-value", AVRO)
+    registry.register("others-value", '"string"')
+    each = codec(registry)
+    each.encode({"id": "a"}, "orders")
+    registry.status = status
+    for now[0] in (1000.0, 1030.0, 1059.0):
+        with pytest.raises(RegistryAwayError, match=f"trying on for {1060 - now[0]:.0f} s, check --schema-registry"):
+            each.decode(b"\0\0\0\0\2\2a", "others", [])
+    now[0] = 1060.0
+    with pytest.raises(ConfigError, match="has refused all requests for 60 s, check --schema-registry-username"):
+        each.decode(b"\0\0\0\0\2\2a", "others", [])
+
+
+def test_a_registry_has_all_the_patience_again_after_it_has_answered(
+    registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("workers.schemas.registry.time", SimpleNamespace(monotonic=lambda: now[0]))
+    registry.register("orders-value", AVRO)
+    registry.register("others-value", '"string"')
+    each = client(registry)
+    each.ask(lambda: each.client.get_schema(1))
+    for now[0] in (1000.0, 1050.0, 1100.0):
+        registry.status = 401
+        with pytest.raises(RegistryAwayError, match="trying on for 60 s"):
+            each.ask(lambda: each.client.get_latest_version("others-value"))
+        registry.status = None
+        each.ask(lambda: each.client.get_latest_version("orders-value"))
+
+
+def test_credentials_that_have_changed_in_their_file_are_used_when_the_old_ones_are_refused(
+    registry: FakeRegistry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry.register("orders-value", AVRO)
+    registry.register("others-value", '"string"')
+    registry.user = "me:old"
+    file = tmp_path / "password"
+    file.write_text("old")
+
+    def read() -> ClientConfig:
+        url = url_setting(registry.url, Precedence.COMMAND_LINE, "test")
+        return registry_config([url, user_info_setting("me", file, "test", Precedence.COMMAND_LINE)])
+
+    each = RegistryCodec(Registry(read(), read, 60.0), "avro", "value")
+    each.encode({"id": "a"}, "orders")
+    registry.user = "me:new"
+    file.write_text("")
+    with pytest.raises(RegistryAwayError, match=r"trying on for 60 s, .*password"):
+        each.encode("a", "others")
+    file.write_text("new")
+    with pytest.raises(RegistryAwayError, match="refused the request"):
+        each.encode("a", "others")
+    assert each.encode("a", "others") == b"\0\0\0\0\2\2a"
+    assert "new" not in caplog.text.replace("renewed", "")
+    asked = len(registry.requests)
+    each.encode({"id": "a"}, "orders")
+    assert len(registry.requests) == asked
 
 
 def test_a_registry_without_compiled_schemas_is_said_to_be_one(registry: FakeRegistry) -> None:
@@ -569,7 +636,7 @@ def test_a_source_yields_objects_in_its_format() -> None:
     assert [next(made)["value"] for _ in range(4)] == [b'{"id": 1}', b'"text"', b"as it is", b"[1]"]
     with pytest.raises(SourceError, match=r"m:items, message 5: its value cannot be written: .*JSON"):
         next(made)
-    with pytest.raises(SourceError, match="value is a dict, and no format is set for it"):
+    with pytest.raises(SourceError, match="value is a dict; give text, bytes or None where no format is set for it"):
         next(call_source(lambda: [Outgoing({})], "m:items"))
 
 

@@ -137,7 +137,7 @@ def _coding(options: ConsumeOptions, context: Context, registry_config: ClientCo
     for name in ("output_key_format", "output_value_format"):
         if context.given(name) and options.handler is None:
             raise ConfigError(f"{context.origin(name)} is about what a handler gives back; name it with --handler")
-    maker = CodecMaker(context, registry_config)
+    maker = CodecMaker(context, registry_config, options.registry, options.worker.auth_timeout)
     incoming = maker.codecs("", {"key": options.key_format, "value": options.value_format}, {})
     outgoing = maker.codecs("output_", {"key": options.output_key_format, "value": options.output_value_format}, {})
     return [coding(incoming, outgoing)] if incoming or outgoing else []

@@ -2,10 +2,11 @@
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 
 from workers.cli.context import Context
-from workers.cli.parameters import Format
+from workers.cli.parameters import Format, RegistryOptions
 from workers.config import ClientConfig
 from workers.errors import ConfigError, RegistryAwayError, UnencodableError, WorkerError
 from workers.schemas.codecs import Codec, Codecs, Field, JsonCodec
@@ -17,11 +18,17 @@ REPEAT_S = 10.0
 
 
 class CodecMaker:
-    """Makes codecs that share one client of the schema registry, which is made when the first of them needs it."""
+    """Makes codecs that share one client of the schema registry, which is made when the first of them needs it.
 
-    def __init__(self, context: Context, config: ClientConfig) -> None:
+    `auth_timeout_s` is for how long a registry may refuse that has answered before; the files of `options` are read
+    again meanwhile.
+    """
+
+    def __init__(self, context: Context, config: ClientConfig, options: RegistryOptions, auth_timeout_s: float) -> None:
         self._context = context
         self._config = config
+        self._options = options
+        self._auth_timeout_s = auth_timeout_s
         self._registry: object = None
 
     def codecs(self, prefix: str, formats: dict[Field, Format | None], files: dict[Field, Path | None]) -> Codecs:
@@ -53,9 +60,10 @@ class CodecMaker:
                 f"{origin} needs the extra 'schemas': pip install 'kafka-workers[schemas]', or an image that is built "
                 "with --build-arg EXTRAS=schemas"
             ) from None
-        registry = self._registry if isinstance(self._registry, Registry) else Registry(self._config)
-        self._registry = registry
-        return RegistryCodec(registry, name, field, schema_file)
+        if not isinstance(self._registry, Registry):
+            read_again = partial(self._context.registry_config, self._options)
+            self._registry = Registry(self._config, read_again, self._auth_timeout_s)
+        return RegistryCodec(self._registry, name, field, schema_file)
 
 
 def prepare(codecs: Codecs, topic: str, timeout_s: float | None) -> None:

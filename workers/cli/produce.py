@@ -152,7 +152,7 @@ def _run_and_index(options: ProduceOptions, context: Context) -> tuple[str, int]
 
 def _codecs(options: ProduceOptions, context: Context, registry_config: ClientConfig) -> Codecs:
     """How keys and values are written; the schemas are had now, so that nothing is sent without one."""
-    codecs = CodecMaker(context, registry_config).codecs(
+    codecs = CodecMaker(context, registry_config, options.registry, options.worker.auth_timeout).codecs(
         "",
         {"key": options.key_format, "value": options.value_format},
         {"key": options.key_schema_file, "value": options.value_schema_file},

@@ -9,8 +9,10 @@ import binascii
 import io
 import json
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
 import fastavro
@@ -48,6 +50,7 @@ from workers.schemas.codecs import (
 )
 from workers.schemas.config import client_properties
 
+log = logging.getLogger("workers")
 _Answer = TypeVar("_Answer")
 # The registry's names of the formats.
 TYPES = {"avro": "AVRO", "protobuf": "PROTOBUF", "json-schema": "JSON"}
@@ -72,30 +75,59 @@ class InvalidSchemaError(Exception):
 
 
 class Registry:
-    """The client of a schema registry, which distinguishes its errors. Any thread may use it."""
+    """The client of a schema registry, which distinguishes its errors. Any thread may use it.
 
-    def __init__(self, config: ClientConfig) -> None:
+    A registry that refuses after it has answered is asked on for `auth_timeout_s`, as its credentials may be changing:
+    `read_again` returns the properties with what their files hold now.
+    """
+
+    def __init__(self, config: ClientConfig, read_again: Callable[[], ClientConfig], auth_timeout_s: float) -> None:
         """Raises ConfigError for a property that cannot be used."""
         self.url = config.get("url")
         self._properties = client_properties(config)
+        self._read_again = read_again
+        self._auth_timeout_s = auth_timeout_s
         # Address and credentials were right once: an error that says otherwise may pass.
         self._has_answered = False
+        # Since when each answer has refused the credentials of now (time.monotonic).
+        self._refused_since: float | None = None
+        self._clients: list[SchemaRegistryClient] = []
+        self._renewing = Lock()
         self.client = self.new_client()
 
     def new_client(self) -> SchemaRegistryClient:
         """A client that has kept nothing yet; raises ConfigError for a property that cannot be used."""
+        client = self._connect(self._properties)
+        self._clients.append(client)
+        return client
+
+    def _connect(self, properties: dict[str, object]) -> SchemaRegistryClient:
         try:
-            return SchemaRegistryClient.new_client(self._properties)
+            return SchemaRegistryClient.new_client(properties)
         except (OSError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"schema registry: its properties cannot be used: {reason_of(error)}; check the files that they name"
             ) from None
 
+    def _renew(self) -> None:
+        """Take up changed credentials; raises ConfigError where their files cannot be used."""
+        with self._renewing:
+            properties = client_properties(self._read_again())
+            if properties == self._properties:
+                return
+            for client in self._clients:
+                # Serializers hold the clients, and these hold the schemas, so only the part with the credentials goes.
+                client._rest_client = self._connect(properties)._rest_client
+            self._properties = properties
+            self._refused_since = None
+            log.info("credentials of the schema registry renewed")
+
     def ask(self, call: Callable[[], _Answer]) -> _Answer:
         """Return the result of `call`.
 
         Raises RegistryAwayError, NotFoundError, InvalidSchemaError, and ConfigError where no other request would go
-        better. After a request has succeeded, refusals and answers of another server are RegistryAwayError.
+        better. After a request has succeeded, answers of another server are RegistryAwayError, and so are refusals
+        until they have lasted too long.
         """
         try:
             answer = call()
@@ -107,6 +139,7 @@ class Registry:
                 raise
             raise explained from None
         self._has_answered = True
+        self._refused_since = None
         return answer
 
     def explain(self, error: Exception) -> Exception | None:
@@ -128,8 +161,7 @@ class Registry:
         status, code = error.http_status_code, error.error_code
         reason = reason_of(Exception(error.error_message or f"HTTP {status}"))
         if status in (401, 403):
-            refused = f"the schema registry at {self.url} refused the request, {_CREDENTIALS}: HTTP {status}: {reason}"
-            return RegistryAwayError(refused) if self._has_answered else ConfigError(refused)
+            return self._refused(f"HTTP {status}: {reason}")
         # The registry's own 404 has a code of five digits; that of another server has none.
         if status == 404 and (code or 0) >= 40400:
             return NotFoundError(reason)
@@ -138,6 +170,25 @@ class Registry:
         if status in (408, 429) or status >= 500:
             return RegistryAwayError(f"the schema registry at {self.url} cannot answer: HTTP {status}: {reason}")
         return self._no_registry(f"HTTP {status}: {reason}")
+
+    def _refused(self, reason: str) -> Exception:
+        remedy = f"{_CREDENTIALS}: {reason}"
+        if not self._has_answered:
+            return ConfigError(f"the schema registry at {self.url} refused the request, {remedy}")
+        now = time.monotonic()
+        self._refused_since = since = self._refused_since or now
+        left_s = self._auth_timeout_s - (now - since)
+        try:
+            self._renew()
+        except ConfigError as error:
+            remedy = f"{error}: {reason}"
+        if left_s <= 0:
+            return ConfigError(
+                f"the schema registry at {self.url} has refused all requests for {now - since:.0f} s, {remedy}"
+            )
+        return RegistryAwayError(
+            f"the schema registry at {self.url} refused the request; trying on for {left_s:.0f} s, {remedy}"
+        )
 
     def _no_registry(self, reason: str) -> Exception:
         if self._has_answered:
