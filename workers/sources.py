@@ -169,17 +169,16 @@ def record_of(outgoing: Outgoing) -> Record:
 
 def _check(outgoing: Outgoing) -> None:
     wanted = {
-        "value": bytes | str | None,
-        "key": bytes | str | None,
-        "partition": int | None,
-        "timestamp_ms": int | None,
-        "headers": list | tuple | None,
+        "value": (bytes | str | None, "text, bytes or None where no format is set for it"),
+        "key": (bytes | str | None, "text, bytes or None where no format is set for it"),
+        "partition": (int | None, "a whole number or None"),
+        "timestamp_ms": (int | None, "whole milliseconds or None"),
+        "headers": (list | tuple | None, "pairs of a name and bytes"),
     }
-    for field, kind in wanted.items():
+    for field, (kind, remedy) in wanted.items():
         value = getattr(outgoing, field)
         if not isinstance(value, kind):
-            remedy = ", and no format is set for it" if field in ("value", "key") else ""
-            raise ValueError(f"{field} is a {type(value).__name__}{remedy}")
+            raise ValueError(f"{field} is a {type(value).__name__}; give {remedy}")
     # librdkafka takes a timestamp of 0 for now.
     for field, least, most in (("partition", -1, 2**31 - 1), ("timestamp_ms", 1, 2**63 - 1)):
         number = getattr(outgoing, field)

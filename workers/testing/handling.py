@@ -147,14 +147,10 @@ def message(
         raise ValueError(f"message: topic is {topic!r}; give the name of a topic")
     if isinstance(headers, Mapping):
         headers = [*headers.items()]
-    remedy = "give text, bytes or None as value and key, and pairs of a name and bytes as headers"
-    for name, given in (("value", value), ("key", key)):
-        if not isinstance(given, bytes | str | None):
-            raise ValueError(f"message: {name} is a {type(given).__name__}; {remedy}")
     try:
         record = record_of(Outgoing(value, key, headers))
     except ValueError as error:
-        raise ValueError(f"message: {error}; {remedy}") from None
+        raise ValueError(f"message: {error}") from None
     return Message(
         topic=topic,
         partition=0,

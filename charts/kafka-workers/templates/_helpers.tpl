@@ -256,13 +256,15 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 - {name: KAFKA_SCHEMA_REGISTRY_PROPERTY, value: {{ join " " . | quote }}}
 {{- end }}
 {{- end }}
+{{- if ne .kind "lag-exporter" }}
 {{- $keyed := or (eq .kind "consumer") (hasKey $options "source") (hasKey $options "key-separator") (hasKey $options "key-field") }}
-{{- if and $registry.keyFormat $keyed (ne .kind "lag-exporter") (not (hasKey $options "key-format")) }}
+{{- if and $registry.keyFormat $keyed (not (hasKey $options "key-format")) }}
 - {name: KAFKA_KEY_FORMAT, value: {{ $registry.keyFormat }}}
 {{- end }}
 {{- $own := or (eq .kind "consumer") (hasKey $options "source") (hasKey $options "input") }}
-{{- if and $registry.valueFormat $own (ne .kind "lag-exporter") (not (hasKey $options "value-format")) }}
+{{- if and $registry.valueFormat $own (not (hasKey $options "value-format")) }}
 - {name: KAFKA_VALUE_FORMAT, value: {{ $registry.valueFormat }}}
+{{- end }}
 {{- end }}
 {{- end }}
 
