@@ -98,23 +98,32 @@ def installed_shutdown(timeout_s: float) -> Shutdown:
     return shutdown
 
 
-def call_with_timeout(call: Callable[[], object], timeout_s: float) -> bool:
-    """Whether `call` returned within `timeout_s`. Logs what it raised; leaves it in a daemon thread when time is up.
+def call_in_thread(call: Callable[[], object]) -> threading.Thread:
+    """Make `call` in a daemon thread, and return that; logs what it raised.
 
     For `close()` of a client, which can wait for brokers that are gone.
     """
-    returned = threading.Event()
 
     def run() -> None:
         try:
             call()
-            returned.set()
         except Exception as error:
             log.warning("closing failed: %s: %s", type(error).__name__, error)
 
     thread = threading.Thread(target=run, name=CLOSING_THREAD, daemon=True)
     thread.start()
-    thread.join(timeout_s)
+    return thread
+
+
+def call_with_timeout(call: Callable[[], object], timeout_s: float) -> bool:
+    """Whether `call` returned within `timeout_s`; it is left in its thread when time is up. Logs what it raised."""
+    returned = threading.Event()
+
+    def run() -> None:
+        call()
+        returned.set()
+
+    call_in_thread(run).join(timeout_s)
     return returned.is_set()
 
 

@@ -22,7 +22,7 @@ from workers.handlers import Reject, batch
 from workers.kafka.credentials import CredentialsWatch
 from workers.sources import Outgoing
 from workers.testing.handling import Member
-from workers.testing.memory import LATER, FakeBroker
+from workers.testing.memory import LATER, FakeBroker, FakeProducer
 from workers.testing.processes import eventually
 
 ONCE = {"exactly_once": True}
@@ -54,6 +54,19 @@ class Answers:
 
 def finish(group: Group, handler: Any = forward, **options: Any) -> Member:
     return group.member(handler, idle_timeout_s=0.3, **{**ONCE, **options}).finish()
+
+
+def with_outputs_under_way(broker: FakeBroker, group: Group, *values: list[bytes], **options: Any) -> Member:
+    """A member whose outputs have no outcome yet: those of `values`, each list in a partition of its own."""
+    for partition, each in enumerate(values):
+        if partition:
+            broker.add_partition("t")
+        broker.produce(each, partition=partition)
+    broker.outcome = lambda _: LATER
+    member = group.member(forward, **{**ONCE, **options}).start()
+    count = sum(map(len, values))
+    group.until(lambda: member.consumer.status.outputs_in_flight == count, "all are under way")
+    return member
 
 
 @pytest.mark.parametrize("options", [{}, BY_KEY, {**BY_KEY, "order": "none"}], ids=["one call", "by key", "no order"])
@@ -266,12 +279,7 @@ def test_partitions_that_are_taken_away_are_committed_before(broker: FakeBroker,
 
 
 def test_what_was_written_of_partitions_that_are_lost_is_aborted(broker: FakeBroker, group: Group) -> None:
-    broker.add_partition("t")
-    broker.produce(numbers(0, 100))
-    broker.produce(numbers(100, 200), partition=1)
-    broker.outcome = lambda _: LATER
-    member = group.member(forward, **ONCE).start()
-    group.until(lambda: member.consumer.status.outputs_in_flight == 200, "all are under way")
+    member = with_outputs_under_way(broker, group, numbers(0, 100), numbers(100, 200))
     broker.lose(("t", 0))
     group.until(lambda: member.consumer.status.rebalances["lost"], "it has heard of that")
     broker.outcome = lambda _: None
@@ -360,10 +368,7 @@ def test_nothing_escapes_from_the_callback_of_a_rebalance(
             raise
 
     monkeypatch.setattr(Membership, "_on_revoke", watched)
-    broker.produce(numbers(0, 10))
-    broker.outcome = lambda _: LATER
-    member = group.member(forward, **ONCE).start()
-    group.until(lambda: member.consumer.status.outputs_in_flight == 10, "they are under way")
+    member = with_outputs_under_way(broker, group, numbers(0, 10))
     broker.answer = lambda _: KafkaError(KafkaError.CLUSTER_AUTHORIZATION_FAILED, "denied", True)
     broker.outcome = lambda _: None
     broker.revoke(("t", 0))
@@ -406,8 +411,7 @@ def test_all_messages_become_dead_letters_when_their_topic_does_not_exist(
     letters = sorted(record.value for record in broker.logs["t.dlq", 0].records)
     assert letters == sorted([*numbers(0, 5), *numbers(10, 15)])
     assert (broker.offset(0), broker.offset(1)) == (5, 5)
-    topic = member.consumer.status.topics["t"]
-    assert topic.handled - topic.rolled_back == 10
+    assert handled(member) == 10
 
 
 def test_a_coordinator_that_never_answers_is_left_behind(broker: FakeBroker, group: Group) -> None:
@@ -470,11 +474,7 @@ def test_commits_that_go_on_to_be_refused_have_the_group_joined_again(
 
 
 def test_messages_of_lost_partitions_do_not_count_for_the_limit(broker: FakeBroker, group: Group) -> None:
-    broker.add_partition("t")
-    broker.produce(numbers(0, 60))
-    broker.outcome = lambda _: LATER
-    member = group.member(forward, **ONCE, max_messages=100).start()
-    group.until(lambda: member.consumer.status.outputs_in_flight == 60, "they are under way")
+    member = with_outputs_under_way(broker, group, numbers(0, 60), [], max_messages=100)
     broker.lose(("t", 0))
     group.until(lambda: member.consumer.status.rebalances["lost"], "it has heard of that")
     broker.outcome = lambda _: None
@@ -589,10 +589,7 @@ def test_a_transaction_is_committed_before_a_stop_waits_for_the_handler(broker: 
 
 def test_a_rebalance_inside_of_a_poll_commits_without_waiting_for_that_poll(broker: FakeBroker, group: Group) -> None:
     """A call of the consumer from another thread would wait for it, and the rebalance for that call."""
-    broker.produce(numbers(0, 10))
-    broker.outcome = lambda _: LATER
-    member = group.member(forward, **ONCE).start()
-    group.until(lambda: member.consumer.status.outputs_in_flight == 10, "they are under way")
+    member = with_outputs_under_way(broker, group, numbers(0, 10))
 
     def take_away() -> None:
         broker.outcome = lambda _: None
@@ -662,13 +659,8 @@ def test_partitions_that_are_lost_while_a_transaction_is_committed_count_as_it_e
 ) -> None:
     # On a slow machine it would be over before the outputs are acknowledged.
     monkeypatch.setattr("workers.consumer.transactions.FLUSH_S", 60.0)
-    broker.add_partition("t")
-    broker.produce(numbers(0, 50))
-    broker.produce(numbers(100, 150), partition=1)
-    broker.outcome = lambda _: LATER
     slow = SlowCall(broker, "offsets" if refused else "commit")
-    member = group.member(forward, **ONCE).start()
-    group.until(lambda: member.consumer.status.outputs_in_flight == 100, "all are under way")
+    member = with_outputs_under_way(broker, group, numbers(0, 50), numbers(100, 150))
     broker.outcome = lambda _: None
     assert slow.there.wait(20)
     broker.lose(("t", 0))
@@ -678,11 +670,7 @@ def test_partitions_that_are_lost_while_a_transaction_is_committed_count_as_it_e
     mine = numbers(100, 150) if refused else [*numbers(0, 50), *numbers(100, 150)]
     assert sorted(broker.values("out"), key=int) == mine
 
-    def counted() -> int:
-        topic = member.consumer.status.topics["t"]
-        return topic.handled - topic.rolled_back
-
-    group.until(lambda: counted() == len(mine), "what is committed counts")
+    group.until(lambda: handled(member) == len(mine), "what is committed counts")
 
 
 def test_a_client_that_breaks_while_its_transaction_is_committed_is_replaced_when_the_call_has_ended(
@@ -707,10 +695,7 @@ def test_a_client_that_breaks_while_its_transaction_is_committed_is_replaced_whe
 
 def test_a_member_that_its_group_has_forgotten_commits_nothing(broker: FakeBroker, group: Group) -> None:
     """Brokers would take offsets without the id of a member, whoever has its partitions by now."""
-    broker.produce(numbers(0, 100))
-    broker.outcome = lambda _: LATER
-    member = group.member(forward, **ONCE).start()
-    group.until(lambda: member.consumer.status.outputs_in_flight == 100, "all are under way")
+    member = with_outputs_under_way(broker, group, numbers(0, 100))
     member.client.member_id = None
     broker.outcome = lambda _: None
     group.until(lambda: member.consumer.status.commits["failure"], "a transaction is aborted")
@@ -723,19 +708,14 @@ def test_a_member_that_its_group_has_forgotten_commits_nothing(broker: FakeBroke
 def test_a_stop_whose_transaction_is_aborted_ends_well_and_says_why(
     broker: FakeBroker, group: Group, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broker.produce(numbers(0, 100))
-    answers = Answers(broker)
-    broker.outcome = lambda _: LATER
-    member = group.member(forward, **ONCE).start()
-    group.until(lambda: member.consumer.status.outputs_in_flight == 100, "all are under way")
-    answers.errors["offsets"] = [ABORT] * 9
+    member = with_outputs_under_way(broker, group, numbers(0, 100))
+    Answers(broker, offsets=[ABORT] * 9)
     broker.outcome = lambda _: None
     member.stop()
     assert member.consumer.trouble is None
     assert "the last transaction was aborted, its messages are redelivered: the group has moved on" in caplog.text
     assert broker.values("out") == []
-    topic = member.consumer.status.topics["t"]
-    assert topic.handled == topic.rolled_back
+    assert handled(member) == 0
     finish(group)
     assert broker.values("out") == numbers(0, 100)
 
@@ -743,10 +723,7 @@ def test_a_stop_whose_transaction_is_aborted_ends_well_and_says_why(
 def test_a_stop_fails_when_the_brokers_do_not_say_how_the_last_transaction_ended(
     broker: FakeBroker, group: Group
 ) -> None:
-    broker.produce(numbers(0, 100))
-    broker.outcome = lambda _: LATER
-    member = group.member(forward, **ONCE).start()
-    group.until(lambda: member.consumer.status.outputs_in_flight == 100, "all are under way")
+    member = with_outputs_under_way(broker, group, numbers(0, 100))
     broker.answer = lambda call: TIMED_OUT if call in ("offsets", "abort") else None
     broker.outcome = lambda _: None
     member.stop()
@@ -754,6 +731,162 @@ def test_a_stop_fails_when_the_brokers_do_not_say_how_the_last_transaction_ended
         "the brokers have not confirmed the end of the last transaction: timed out; its messages are redelivered if it "
         "was not committed"
     )
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["at once", "while it is replaced"])
+def test_a_stop_of_an_idle_member_whose_producer_has_broken_ends_well(
+    broker: FakeBroker, group: Group, replaced: bool
+) -> None:
+    broker.produce(numbers(0, 10))
+    member = group.member(forward, **ONCE).start()
+    group.until(lambda: broker.offset() == 10 and member.consumer.status.commits["success"], "it is idle")
+    broker.answer = lambda call: TIMED_OUT if call == "init" else None
+    if not replaced:
+        member.shutdown.request()
+    broker.producers[-1].own["error_cb"](FENCED)
+    if replaced:
+        group.until(lambda: len(broker.producers) == 2, "another one is made")
+    member.stop()
+    assert member.consumer.trouble is None
+    assert member.consumer.status.commits["failure"] == 0
+    assert member.consumer.status.topics["t"].rolled_back == 0
+
+
+def test_a_member_that_is_handling_goes_on_when_its_producer_breaks_between_transactions(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.produce(numbers(0, 10))
+    member = group.member(forward, **ONCE).start()
+    group.until(lambda: broker.offset() == 10 and member.consumer.status.commits["success"], "it is idle")
+    broker.producers[-1].own["error_cb"](FENCED)
+    broker.produce(numbers(10, 20))
+    group.until(lambda: broker.offset() == 20, "all is committed")
+    assert broker.values("out") == numbers(0, 20)
+    assert member.consumer.status.topics["t"].rolled_back == 0
+
+
+def test_producers_that_never_end_to_close_end_the_worker(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.produce(numbers(0, 10))
+    monkeypatch.setattr(FakeProducer, "close", lambda _: group.gate.wait(60))
+    broker.answer = lambda call: TIMED_OUT if call == "offsets" else None
+    with pytest.raises(WorkerError, match=r"5 replaced producers of transactional id id have not closed: .*; check"):
+        group.member(forward, **ONCE).finish()
+    assert len(broker.producers) == 6
+
+
+def test_producers_that_end_to_close_are_replaced_as_often_as_it_takes(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 10))
+    Answers(broker, offsets=[TIMED_OUT] * 8)
+    finish(group)
+    assert len(broker.producers) == 9
+    assert broker.values("out") == numbers(0, 10)
+
+
+def test_the_loop_goes_on_while_brokers_take_up_the_next_producer(broker: FakeBroker, group: Group) -> None:
+    """Each of these calls may take a second."""
+    broker.produce(numbers(0, 10))
+    member = group.member(forward, **ONCE).start()
+    group.until(lambda: broker.offset() == 10, "all is committed")
+    slow = SlowCall(broker, "init")
+    broker.producers[-1].own["error_cb"](FENCED)
+    assert slow.there.wait(20)
+    polls = member.client.polls
+    group.until(lambda: member.client.polls > polls + 20, "the loop goes on to poll")
+    assert not slow.go.is_set()
+    slow.go.set()
+    broker.produce(numbers(10, 20))
+    group.until(lambda: broker.offset() == 20, "the next one has taken over")
+
+
+class Unanswered:
+    """Has the next commit made without an answer; until `over` no other producer is taken up, which would tell."""
+
+    def __init__(self, broker: FakeBroker) -> None:
+        self.over = threading.Event()
+        self._broker = broker
+        broker.late_commits = 1
+        broker.answer = self._answer
+        broker.outcome = lambda _: None
+
+    def _answer(self, call: str) -> KafkaError | None:
+        return TIMED_OUT if call == "init" and len(self._broker.producers) > 1 and not self.over.is_set() else None
+
+
+def handled(member: Member) -> int:
+    """How many messages count as handled."""
+    topic = member.consumer.status.topics["t"]
+    return topic.handled - topic.rolled_back
+
+
+def outcomes(member: Member, topic: str = "out") -> tuple[int, int]:
+    """How many outputs count as committed, and how many as unknown."""
+    deliveries = member.consumer.status.outputs[topic]
+    assert deliveries.enqueued == deliveries.acknowledged + deliveries.unknown
+    return deliveries.acknowledged, deliveries.unknown
+
+
+def test_outputs_count_when_their_transaction_was_committed_though_nobody_said_so(
+    broker: FakeBroker, group: Group
+) -> None:
+    member = with_outputs_under_way(broker, group, numbers(0, 50), numbers(50, 100))
+    unanswered = Unanswered(broker)
+    group.until(lambda: len(broker.producers) == 2, "the client is given up")
+    assert broker.offset() == 50
+    polls = member.client.polls
+    group.until(lambda: member.client.polls > polls + 20, "the loop goes on to poll")
+    assert outcomes(member) == (0, 0)
+    unanswered.over.set()
+    group.until(lambda: member.consumer.status.commits["success"] == 1, "it has learnt that it was committed")
+    assert (handled(member), outcomes(member)) == (100, (100, 0))
+    assert member.consumer.status.commits["failure"] == 0
+
+
+@pytest.mark.parametrize("gone", ["the member stops", "partitions go"])
+def test_a_transaction_of_unknown_outcome_is_counted_as_that_where_it_stays_unknown(
+    broker: FakeBroker, group: Group, gone: str
+) -> None:
+    member = with_outputs_under_way(broker, group, numbers(0, 50), numbers(50, 100))
+    unanswered = Unanswered(broker)
+    group.until(lambda: len(broker.producers) == 2, "the client is given up")
+    if gone == "partitions go":
+        broker.lose(("t", 0), ("t", 1))
+        group.until(lambda: member.consumer.status.rebalances["lost"] == 2, "it has heard of that")
+        unanswered.over.set()
+        group.until(lambda: member.consumer.status.commits["failure"] == 1, "nobody can tell it any more")
+    member.stop()
+    trouble = member.consumer.trouble
+    assert trouble is None if gone == "partitions go" else "have not confirmed the end of the last" in (trouble or "")
+    assert (handled(member), outcomes(member)) == (0, (0, 100))
+    assert member.consumer.status.commits == {"success": 0, "failure": 1}
+
+
+def test_one_partition_tells_what_became_of_a_transaction_in_doubt(broker: FakeBroker, group: Group) -> None:
+    member = with_outputs_under_way(broker, group, numbers(0, 50), numbers(50, 100))
+    unanswered = Unanswered(broker)
+    group.until(lambda: len(broker.producers) == 2, "the client is given up")
+    broker.lose(("t", 0))
+    group.until(lambda: member.consumer.status.rebalances["lost"], "it has heard of that")
+    unanswered.over.set()
+    group.until(lambda: member.consumer.status.commits["success"] == 1, "it has learnt that it was committed")
+    assert (handled(member), outcomes(member)) == (100, (100, 0))
+
+
+def test_dead_letters_of_a_transaction_of_unknown_outcome_are_not_counted_as_done(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.produce(numbers(0, 3))
+    Unanswered(broker)
+
+    def reject(_: Message) -> None:
+        raise Reject
+
+    member = group.member(reject, **ONCE).start()
+    group.until(lambda: len(broker.producers) == 2, "the client is given up")
+    member.stop()
+    assert member.consumer.status.topics["t"].dead_lettered == 0
+    assert (handled(member), outcomes(member, "t.dlq")) == (0, (0, 3))
 
 
 def test_a_dead_letter_counts_when_its_transaction_was_committed_though_nobody_said_so(
@@ -822,6 +955,39 @@ def test_messages_that_were_received_are_committed_before_the_member_goes_on_beh
     group.until(lambda: broker.offset() == 60, "all is committed")
     assert broker.values("out") == [*numbers(0, 10), *numbers(30, 60)]
     group.until(lambda: member.consumer.status.topics["t"].deleted == 20, "they are counted once")
+
+
+def test_a_member_joins_again_once_for_all_partitions_whose_messages_were_deleted(
+    broker: FakeBroker, group: Group
+) -> None:
+    """Brokers say so one after the other, and some partitions have messages that were received before."""
+    for partition in range(3):
+        if partition:
+            broker.add_partition("t")
+        broker.produce(numbers(0, 20), partition=partition)
+    begun, hold = group.hold_at(9)
+
+    def handler(message: Message) -> Outgoing:
+        if message.partition() == 2:
+            hold(message)
+        return forward(message)
+
+    member = group.member(handler, **{**ONCE, **BY_KEY}).start()
+    assert begun.wait(20)
+    group.until(lambda: broker.offset(0) == broker.offset(1) == 20, "the others are committed")
+    with broker.lock:
+        broker.hung["t", 1] = "the test"
+        for partition in range(3):
+            broker.produce(numbers(20, 60), partition=partition)
+            broker.delete_before(30, partition=partition)
+    polls = member.client.polls
+    group.until(lambda: member.client.polls > polls + 20, "the loop goes on to poll")
+    del broker.hung["t", 1]
+    group.until(lambda: member.consumer.status.topics["t"].deleted == 20, "those without messages at hand are known")
+    group.gate.set()
+    group.until(lambda: [broker.offset(each) for each in range(3)] == [60] * 3, "all is committed")
+    assert member.client.joins == 2
+    assert member.consumer.status.topics["t"].deleted == 30
 
 
 def test_a_topic_that_was_created_again_is_written_from_its_beginning(broker: FakeBroker, group: Group) -> None:

@@ -96,8 +96,6 @@ class PartitionState:
         self.restart_at: TopicPartition | None = None
         # How many of its messages were handled and are in no transaction that was committed.
         self.uncommitted = 0
-        # The offset that is being committed in a transaction, how many messages that is of, and dead letters of these.
-        self.committing: tuple[int, int, int] | None = None
         self.begin_offset = -1
         self.end_offset = -1
         self.behind_since_s = 0.0
@@ -190,9 +188,6 @@ class Assignment:
         before = self.partitions.get((place.topic, place.partition))
         if before is not None:
             before.owned = False
-            if before.committing is not None and before.committing[0] == place.offset:
-                # Its outcome was not known: it was committed.
-                self.settle(before, *before.committing[1:])
         state = PartitionState(topic, place.partition, place, in_order=self._in_order)
         if before is not None and place is before.restart_at:
             state.restart_at = place
@@ -234,7 +229,7 @@ class Assignment:
         """
         self.discount(state)
         fresh = self.adopt(TopicPartition(*state.key, OFFSET_INVALID))
-        fresh.restart_at, fresh.committing, fresh.seeks_end = state.restart_at, state.committing, state.seeks_end
+        fresh.restart_at, fresh.seeks_end = state.restart_at, state.seeks_end
         fresh.partitions_at_begin, fresh.topic_id = state.partitions_at_begin, state.topic_id
         return fresh
 

@@ -204,7 +204,8 @@ class Consumer:
         if self._parts.shutdown.requested or (self._dispatcher.finished and not pending):
             return True
         states = self._parts.assignment.partitions.values()
-        if pending or not self._membership.joined or any(state.count or state.awaits_committed for state in states):
+        waits = pending or not self._membership.joined or self._membership.restarting
+        if waits or any(state.count or state.awaits_committed for state in states):
             # Before that nothing can come, and to a partition that is paused nothing does.
             self._receiver.idle_since = time.monotonic()
         idle_s = time.monotonic() - max(self._receiver.idle_since, self._membership.assigned_at)

@@ -28,6 +28,10 @@ CONFIRM_S = 5.0
 CONFIRM_LOOK_S = 0.05
 # How long leaving the group may take besides.
 LEAVE_S = 5.0
+# Exactly once: a partition that only a rebalance can begin anew waits so long for others to be so too, and so long for
+# those of which it is known: retention overtakes many at a time, and brokers say so one after the other.
+TOGETHER_S = 0.5
+TOGETHER_KNOWN_S = 10.0
 
 
 class Membership:
@@ -54,6 +58,9 @@ class Membership:
         self._connect = connect
         self._account = account
         self._exactly_once = isinstance(parts.committer, Transaction)
+        # Partitions that go on with the next assignment, and since when there are any.
+        self._not_sought: list[PartitionState] = []
+        self._not_sought_since = 0.0
         # Nothing is begun of what is assigned meanwhile.
         self._leaving = False
         self._broker_assigns = config.get("group.protocol") == "consumer"
@@ -81,9 +88,13 @@ class Membership:
         self._parts.client.unsubscribe()
         self.join()
 
+    @property
+    def restarting(self) -> bool:
+        """Whether the group is to be joined again, for partitions that go on only then."""
+        return bool(self._not_sought)
+
     def restart_partitions(self) -> None:
         """Have partitions whose offset was not known, or is not in the log any more, begin where `Starts` says."""
-        not_sought = []
         for start in self._parts.starts.decided(self._parts.client):
             state = start.state
             if start.anew:
@@ -101,16 +112,30 @@ class Membership:
                 self._parts.assignment.skip_to(state, start.offset)
             if self._exactly_once:
                 if not self._seek(state, start.offset):
-                    not_sought.append(state.topic_partition())
+                    self._await_assignment(state)
             elif not (start.rewound and self._seek(state, start.offset)):
                 self._reassign(state, start.offset)
             if start.commit:
                 state.commit_explicitly()
             self._parts.committer.stage([state], now=True)
-        if not_sought:
-            # Where they begin is committed: they are assigned there.
-            log.warning("%s: joining the group again to go on there", names(not_sought))
-            self._join_again()
+        if self._not_sought:
+            self._join_for_not_sought()
+
+    def _await_assignment(self, state: PartitionState) -> None:
+        if not self._not_sought:
+            self._not_sought_since = time.monotonic()
+        self._not_sought.append(state)
+
+    def _join_for_not_sought(self) -> None:
+        """Join again for all partitions that need it: where they begin is committed, and they are assigned there."""
+        self._not_sought = [state for state in self._not_sought if state.owned]
+        waited_s = time.monotonic() - self._not_sought_since
+        if not self._not_sought or waited_s < (TOGETHER_KNOWN_S if self._parts.starts.undecided else TOGETHER_S):
+            return
+        places = [state.topic_partition() for state in self._not_sought]
+        self._not_sought.clear()
+        log.warning("%s: joining the group again to go on there", names(places))
+        self._join_again()
 
     def rewind(self) -> None:
         """Begin all partitions again at what the group has committed: the transaction they were in is aborted."""

@@ -160,6 +160,11 @@ class Starts:
         """The topic was deleted and created again: none of the offsets known mean anything in it."""
         self._needs.setdefault(state.key, Need(state, "the topic was created again", None, anew=True))
 
+    @property
+    def undecided(self) -> bool:
+        """Whether partitions wait to be told where they go on."""
+        return bool(self._needs)
+
     def forget(self, state: PartitionState) -> None:
         self._needs.pop(state.key, None)
 

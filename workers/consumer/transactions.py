@@ -96,6 +96,30 @@ class _Failure:
     condemned: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """A partition's part of a transaction: the offset to commit, and how many messages and dead letters that is of."""
+
+    state: PartitionState
+    place: TopicPartition
+    messages: int
+    dead_letters: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Doubt:
+    """A transaction whose commit was asked for, and not answered: its marks, and its outputs by topic.
+
+    `ends` are the offsets of its partitions that this member still has: the committed offset of any of them tells
+    whether all of it was committed.
+    """
+
+    marks: list[_Mark]
+    written: Counter[str]
+    error: str
+    ends: dict[Key, int]
+
+
 class Transaction:
     """The transaction of this member, begun with the first message that is done and committed after `interval_s`.
 
@@ -119,7 +143,7 @@ class Transaction:
         self.topics = DeliveriesByTopic()
         self.messages = 0
         self.bytes = 0
-        # Transactions that were committed, and that were aborted.
+        # Transactions that were committed; and those that were aborted, or of which that was never known.
         self.successes = 0
         self.failures = 0
         self.forgotten_since: float | None = None
@@ -147,8 +171,12 @@ class Transaction:
         self._written: Counter[str] = Counter()
         self._refusals: dict[Place, _Refusal] = {}
         # The offsets of the commit under way; empty while outputs are written.
-        self._marks: list[tuple[PartitionState, TopicPartition]] = []
+        self._marks: list[_Mark] = []
         self._marked_at = 0.0
+        # The error of its commit; while there is one nobody knows whether it was committed.
+        self._unanswered: KafkaError | None = None
+        # Earlier transactions, until a committed offset tells.
+        self._doubts: list[_Doubt] = []
         self._abort_reason: str | None = None
         # Called when the calls under way have ended; None while there are none.
         self._on_answer: Callable[[KafkaError | None], None] | None = None
@@ -258,10 +286,13 @@ class Transaction:
             for places in (self._dead_letters, self._suspects):
                 places.difference_update([place for place in places if place[0] == key])
             self._failures = {place: failure for place, failure in self._failures.items() if place[0] != key}
+            for doubt in self._doubts:
+                doubt.ends.pop(key, None)
             if lost:
                 self._assignment.discount(partition)
                 if self._touched.get(key) is partition:
                     self._abort_later(f"{partition} has gone to another member")
+        self._settle_doubts()
 
     def close(self, timeout_s: float) -> str | None:
         """End the client, and abort what is not committed; return what went wrong, or None: what the brokers have
@@ -272,7 +303,7 @@ class Transaction:
             producer.close(timeout_s)
             return None
         self._go_on(wait=True)
-        unfinished = self._open or self._aborts
+        unfinished = self._open or self._abort_reason is not None
         reason = self._abort_reason or "its time was up"
         if self._open and producer.broken is None:
             self._ask_for_abort(timeout_s)
@@ -280,6 +311,10 @@ class Transaction:
         confirmed = not self._open and producer.broken is None
         broken = producer.broken
         producer.close(timeout_s)
+        self._doubt()
+        for doubt in self._doubts:
+            self._count_unknown(doubt)
+        self._doubts.clear()
         if not unfinished:
             return None
         if confirmed:
@@ -324,6 +359,7 @@ class Transaction:
         """
         if self._producer.client is None or not self._go_on(wait=now):
             return
+        self._settle_doubts()
         if self._aborts or self._producer.replacing:
             # Not inside of a rebalance: the partitions begin anew afterwards.
             if not now:
@@ -497,12 +533,13 @@ class Transaction:
             if state.dirty:
                 self._pass(state)
         self._marked_at = time.monotonic()
-        self._marks += [(state, state.to_commit(ahead=False)) for state in self._touched.values()]
-        ends = {state.key: place.offset for state, place in self._marks}
+        places = [(state, state.to_commit(ahead=False)) for state in self._touched.values()]
+        ends = {state.key: place.offset for state, place in places}
         dead_letters = Counter(key for key, offset in self._dead_letters if offset < ends.get(key, 0))
-        for state, place in self._marks:
-            messages = state.uncommitted - state.tracker.distance
-            state.committing = place.offset, messages, dead_letters[state.key]
+        self._marks += [
+            _Mark(state, place, state.uncommitted - state.tracker.distance, dead_letters[state.key])
+            for state, place in places
+        ]
 
     def _commit(self) -> None:
         """Begin the calls that commit."""
@@ -510,7 +547,7 @@ class Transaction:
         if member is None:
             self._abort_later("this member is not in its group any more")
             return
-        places = [place for _, place in self._marks]
+        places = [mark.place for mark in self._marks]
 
         def send(timeout_s: float) -> None:
             client.send_offsets_to_transaction(places, member, timeout_s)
@@ -539,6 +576,7 @@ class Transaction:
         if error is None:
             self._on_committed()
         else:
+            self._unanswered = error
             self._on_refused(error)
 
     def _flush(self, until: float) -> bool:
@@ -559,20 +597,26 @@ class Transaction:
         return bool(self._queue) or (bool(self._under_way) and time.monotonic() - self._marked_at < FLUSH_S)
 
     def _on_committed(self) -> None:
-        self.successes += 1
+        self._count_committed(self._marks, self._written)
         self.forgotten_since = None
         self._aborted_in_row = 0
-        for topic, count in self._written.items():
+        for mark in self._marks:
+            mark.state.restart_at = None
+            mark.state.rewound = False
+        # Partitions that were lost meanwhile were committed before they went.
+        self._abort_reason = None
+        self._end()
+
+    def _count_committed(self, marks: list[_Mark], written: Counter[str]) -> None:
+        self.successes += 1
+        for topic, count in written.items():
             deliveries = self.topics[topic]
             deliveries.enqueued += count
             deliveries.acknowledged += count
-        for state, _ in self._marks:
-            assert state.committing is not None
-            self._assignment.settle(state, *state.committing[1:])
-            state.restart_at = state.committing = None
-            state.rewound = False
+        for mark in marks:
+            self._assignment.settle(mark.state, mark.messages, mark.dead_letters)
         if self._failures or self._dead_letters or self._suspects:
-            passed = {state.key: place.offset for state, place in self._marks}
+            passed = {mark.state.key: mark.place.offset for mark in marks}
 
             def remains(place: Place) -> bool:
                 return place[1] >= passed.get(place[0], 0)
@@ -580,13 +624,47 @@ class Transaction:
             self._failures = {place: failure for place, failure in self._failures.items() if remains(place)}
             self._dead_letters = set(filter(remains, self._dead_letters))
             self._suspects = set(filter(remains, self._suspects))
-        # Partitions that were lost meanwhile were committed before they went.
-        self._abort_reason = None
-        self._end()
+
+    # A commit without an answer
+
+    def _doubt(self) -> bool:
+        """Keep what is to be counted of the transaction if it was committed; return whether nobody knows that."""
+        error = self._unanswered
+        if error is None:
+            return False
+        # A partition without a message of its own is where it was, committed or not.
+        told = [mark for mark in self._marks if mark.state.owned and mark.messages > 0]
+        ends = {mark.state.key: mark.place.offset for mark in told}
+        self._doubts.append(_Doubt([*self._marks], Counter(self._written), error.name(), ends))
+        return True
+
+    def _settle_doubts(self) -> None:
+        """Count what became of transactions in doubt, where a committed offset has told, or none can any more."""
+        for doubt in [*self._doubts]:
+            states = [self._assignment.partitions.get(key) for key in doubt.ends]
+            known = [state for state in states if state is not None and not state.awaits_committed]
+            if not known and doubt.ends:
+                continue
+            self._doubts.remove(doubt)
+            if not known:
+                self._count_unknown(doubt)
+            elif known[0].confirmed_offset == doubt.ends[known[0].key]:
+                self._count_committed(doubt.marks, doubt.written)
+            else:
+                self.failures += 1
+
+    def _count_unknown(self, doubt: _Doubt) -> None:
+        self.failures += 1
+        for topic, count in doubt.written.items():
+            deliveries = self.topics[topic]
+            deliveries.enqueued += count
+            deliveries.unknown += count
+            deliveries.errors[doubt.error] += count
 
     def _end(self) -> None:
         self._number += 1
         self._open = False
+        self._unanswered = None
         self._settle_until = 0.0
         for each in (self._touched, self._queue, self._under_way, self._written, self._refusals, self._marks):
             each.clear()
@@ -605,7 +683,8 @@ class Transaction:
         """Go on with an abort, or with a new client; then have all partitions begin again at what is committed."""
         producer = self._producer
         if producer.broken is not None:
-            self._abort_later(producer.broken.str())
+            if self._open:
+                self._abort_later(producer.broken.str())
         elif self._aborts and self._open:
             if not self._settle_until:
                 self._settle_until = time.monotonic() + SETTLE_S
@@ -617,9 +696,13 @@ class Transaction:
         reason, self._abort_reason = self._abort_reason, None
         if reason is None:
             return
-        self.failures += 1
+        if self._doubt():
+            outcome = "has no known outcome, what was not committed"
+        else:
+            self.failures += 1
+            outcome = "was aborted, what it had"
         self._aborted_in_row += 1
-        self._client_state.say("aborted", f"a transaction was aborted, its messages are handled again: {reason}")
+        self._client_state.say("aborted", f"a transaction {outcome} is handled again: {reason}")
         self._pause(self._policy.pause_s(self._aborted_in_row, _jitter()))
         self._judge()
         self._end()
@@ -633,7 +716,7 @@ class Transaction:
 
     def _on_abort_answer(self, error: KafkaError | None) -> None:
         if error is None:
-            self._open = False
+            self._open, self._unanswered = False, None
         else:
             self._on_refused(error)
 

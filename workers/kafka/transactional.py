@@ -26,13 +26,16 @@ from workers.config import ClientConfig
 from workers.errors import ExitCode, WorkerError
 from workers.kafka.client import ClientState, create_client
 from workers.kafka.credentials import CredentialsWatch
-from workers.lifecycle import TRANSACTION_THREAD, Shutdown, call_with_timeout
+from workers.lifecycle import TRANSACTION_THREAD, Shutdown, call_in_thread, call_with_timeout
 
 log = logging.getLogger(__name__)
 # Of the binding, when a producer is closed whose transaction the brokers have ended.
 warnings.filterwarnings("ignore", message="Producer abort_transaction failed during close", category=RuntimeWarning)
 
+# `init_transactions` is asked again after so long, so that changed credentials are used.
 INIT_SLICE_S = 1.0
+# The worker ends when this many replaced clients are still closing: each keeps its threads and its memory.
+MAX_CLOSING = 5
 # How much longer than librdkafka is told to a call is waited for.
 GRACE_S = 1.0
 # A stop that is asked for while a call is waited for is noticed after so long.
@@ -69,7 +72,12 @@ class _Calls:
     error: KafkaError | None = None
     ended: Event = field(default_factory=Event)
 
-    def run(self) -> None:
+    def start(self) -> "_Calls":
+        """Begin them in a thread that can be left behind."""
+        Thread(target=self._run, name=TRANSACTION_THREAD, daemon=True).start()
+        return self
+
+    def _run(self) -> None:
         """Called by the thread of the calls."""
         try:
             for call in self.calls:
@@ -119,6 +127,10 @@ class TransactionalProducer:
         self._number = self._made = 0
         # The client that is to take the place of `client`, until the brokers know it.
         self._fresh: Any = None
+        # Its `init_transactions`, while that is under way.
+        self._taking_up: _Calls | None = None
+        # Threads that close clients which were replaced.
+        self._closing: list[Thread] = []
         self._renewal_due = False
         self._replace_at = 0.0
         self._fenced_at: deque[float] = deque(maxlen=FENCED_TIMES)
@@ -142,13 +154,15 @@ class TransactionalProducer:
     def start(self, shutdown: Shutdown, timeout_s: float | None) -> None:
         """Have the brokers end what an earlier process with the same id has begun.
 
-        Raises WorkerError when they refuse, or do not answer within `timeout_s` (None waits for ever).
+        Raises WorkerError when they refuse, or do not answer within `timeout_s` (None waits for ever); and as
+        `replace`.
         """
         self._shutdown = shutdown
         self._fresh = self._make()
         started = time.monotonic()
-        while not shutdown.requested and not self._swap():
-            self._look_after_fresh()
+        while not shutdown.requested and not self._take_up():
+            if self._taking_up is not None:
+                self._taking_up.ended.wait(LOOK_S)
             self._client_state.check()
             if timeout_s is not None and time.monotonic() - started >= timeout_s:
                 raise WorkerError(
@@ -175,8 +189,7 @@ class TransactionalProducer:
         rdkafka_txnmgr.c).
         """
         assert self._calls is None, "calls are under way"
-        self._calls = _Calls(calls, self.timeout_s if timeout_s is None else timeout_s)
-        Thread(target=self._calls.run, name=TRANSACTION_THREAD, daemon=True).start()
+        self._calls = _Calls(calls, self.timeout_s if timeout_s is None else timeout_s).start()
 
     def answer(self, wait: bool = False) -> Answer | None:
         """The outcome of the calls that were asked for, None while they are under way. With `wait` it waits for them:
@@ -262,7 +275,8 @@ class TransactionalProducer:
     def replace(self) -> bool:
         """Go on with the replacement of the client, where there is one; return whether none is under way any more.
 
-        Raises WorkerError when the brokers refuse the next client. Not to be called while calls are under way.
+        It does not wait for brokers. Raises WorkerError when they refuse the next client, and when too many clients are
+        still closing. Not to be called while calls are under way.
         """
         assert self._calls is None, "calls are under way"
         if self.broken is not None and self._fresh is None:
@@ -271,18 +285,28 @@ class TransactionalProducer:
             self._fresh = self._make()
         if self._fresh is None:
             return True
-        self._look_after_fresh()
-        return self._swap()
+        return self._take_up()
 
     def close(self, timeout_s: float) -> None:
         """End the clients; what is not committed is aborted. Not to be called while calls are under way."""
         assert self._calls is None, "calls are under way"
+        if self._taking_up is not None and not self._taking_up.ended.wait(INIT_SLICE_S + GRACE_S):
+            # A client cannot be closed while a call of it is under way.
+            self._fresh = None
         for client in (self.client, self._fresh):
             if client is not None:
                 call_with_timeout(client.close, timeout_s)
-        self.client = self._fresh = None
+        self.client = self._fresh = self._taking_up = None
 
     def _make(self) -> Any:
+        """Raises WorkerError where too many clients that it would take the place of are still closing."""
+        self._closing = [each for each in self._closing if each.is_alive()]
+        if len(self._closing) >= MAX_CLOSING:
+            raise WorkerError(
+                f"{len(self._closing)} replaced producers of transactional id {self._id} have not closed: librdkafka "
+                "waits for ever for a transaction coordinator that has gone; check the brokers that lead topic "
+                "__transaction_state, and start the worker again"
+            )
         self._made += 1
         own = {
             **self._client_state.callbacks(),
@@ -310,34 +334,43 @@ class TransactionalProducer:
             log.debug("the next producer: %s", error)
         self.hear()
         if self._watch.refresh(self._fresh):
-            call_with_timeout(self._fresh.close, 0)
+            self._retire(self._fresh)
             self._fresh = self._make()
 
-    def _swap(self) -> bool:
-        """Have the fresh client go on in the place of the other; return whether the brokers know it."""
-        if not self._init():
+    def _take_up(self) -> bool:
+        """Go on to have the brokers take up the transactional id for the fresh client; return whether they have, and it
+        is in the place of the other.
+        """
+        calls = self._taking_up
+        if calls is None:
+            self._look_after_fresh()
+            self._taking_up = _Calls((self._fresh.init_transactions,), INIT_SLICE_S).start()
+            return False
+        if not calls.ended.is_set():
+            return False
+        self._taking_up = None
+        if calls.error is not None:
+            self._note_refusal(calls.error)
             return False
         old, self.client, self._fresh = self.client, self._fresh, None
         self._number = self._made
         self.broken = None
         self._watch.renewed()
         if old is not None:
-            call_with_timeout(old.close, 0)
+            self._retire(old)
         return True
 
-    def _init(self) -> bool:
-        """Have the brokers take up the transactional id; return whether they have."""
-        try:
-            self._fresh.init_transactions(INIT_SLICE_S)
-        except KafkaException as raised:
-            error = raised.args[0]
-            if error.code() in REFUSED:
-                raise self._no_right(error) from None
-            if error.fatal() or error.code() in NEVER:
-                raise WorkerError(f"the brokers take no transactions of id {self._id}: {error.str()}") from None
-            self._client_state.say("transaction", f"transactional id {self._id} is not taken up yet: {error.str()}")
-            return False
-        return True
+    def _retire(self, client: Any) -> None:
+        """Close a client that was replaced, for as long as that takes."""
+        self._closing.append(call_in_thread(client.close))
+
+    def _note_refusal(self, error: KafkaError) -> None:
+        """Log why the transactional id is not taken up yet; raises WorkerError where another attempt does not help."""
+        if error.code() in REFUSED:
+            raise self._no_right(error)
+        if error.fatal() or error.code() in NEVER:
+            raise WorkerError(f"the brokers take no transactions of id {self._id}: {error.str()}")
+        self._client_state.say("transaction", f"transactional id {self._id} is not taken up yet: {error.str()}")
 
     def _no_right(self, error: KafkaError) -> WorkerError:
         return WorkerError(

@@ -153,7 +153,7 @@ CONSUMER = (
         "kafka_consumer_commits_total",
         "counter",
         ("outcome",),
-        "Offset commits: success or failure; with --exactly-once, transactions: committed or aborted.",
+        "Offset commits: success or failure; with --exactly-once, transactions: committed; aborted or never known.",
     ),
     Definition(
         "kafka_consumer_missing_total",
