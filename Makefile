@@ -45,13 +45,13 @@ lint: $(READY) ## Check style and types, the Dockerfile and the workflows
 	$(BIN)/zizmor --offline --quiet --min-severity medium .github
 
 audit: $(READY) ## Look for known vulnerabilities in what the lock files name
-	$(BIN)/pip-audit --strict --disable-pip --require-hashes $(addprefix -r ,$(wildcard requirements*.txt))
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes $(addprefix -r ,$(wildcard requirements*.txt examples/*/requirements.txt))
 
 docs: $(READY) ## Build the documentation as a site in build/site, with every link checked
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-docs.txt
 	@rm -rf build/docs build/site
 	@mkdir -p build/docs
-	@tar cf - *.md docs/*.md docs/*.css bench/*.md bench/*.png charts/*/README.md examples/orders/* | tar xf - -C build/docs
+	@tar cf - *.md docs/*.md docs/*.css bench/*.md bench/*.png charts/*/README.md examples/*/* | tar xf - -C build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(READY) ## Format the code
@@ -72,6 +72,8 @@ lock: $(READY) ## Write the hashed lock files anew from pyproject.toml
 	  --no-annotate --no-header --upgrade --group bench -o requirements-bench.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header --upgrade --constraints requirements-dev.txt pyproject.toml --group docs -o requirements-docs.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header --upgrade --constraints requirements-dev.txt examples/enrichment/requirements.in -o examples/enrichment/requirements.txt
 
 clean: ## Remove what the other targets made here
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -846,6 +846,29 @@ def test_the_values_of_the_example_run_its_handler_and_no_producer() -> None:
     assert not [document for document in documents if document["kind"] == "Job"]
 
 
+def test_the_values_of_the_example_enrichment_run_it_exactly_once_beside_its_price_service() -> None:
+    values = "examples/enrichment/values.yaml"
+    result = helm("template", "pricing", str(CHART), "--kube-version", "1.34.0", "--values", values)
+    assert result.returncode == 0, result.stderr
+    documents = [document for document in yaml.safe_load_all(result.stdout) if document]
+    for document in documents:
+        check(document)
+    consumer = one(documents, "Deployment", "consumer")
+    told = environment(consumer)
+    assert container(consumer)["image"] == container(one(documents, "Deployment", "prices"))["image"] == "enrichment:1"
+    assert (told["KAFKA_HANDLER"], told["KAFKA_TOPIC"], told["KAFKA_CONCURRENCY"]) == (
+        "enrichment:price",
+        "orders",
+        "64",
+    )
+    assert (told["KAFKA_EXACTLY_ONCE"], told["KAFKA_ORDER"]) == ("true", "key")
+    service = one(documents, "Service", "prices")
+    assert told["PRICES_URL"] == f"http://prices:{service['spec']['ports'][0]['port']}"
+    acls = one(documents, "KafkaUser", "consumer")["spec"]["authorization"]["acls"]
+    assert "orders-priced" in [each["resource"]["name"] for each in acls if "Write" in each["operations"]]
+    assert one(documents, "KafkaTopic", "orders-priced")["metadata"]["labels"] == {"strimzi.io/cluster": "events"}
+
+
 def test_every_certificate_of_the_ca_secret_is_mounted() -> None:
     """Strimzi keeps the CA of before in a key of its own, ca-<date>.crt, while it replaces it."""
     pod = one(render(), "Deployment")["spec"]["template"]["spec"]

@@ -35,15 +35,15 @@ def to_a_partition_that_is_not_there(message):
 """
 
 
-def read(bootstrap_servers: str, topic: str, count: int) -> list[Message]:
-    """Read what is committed in a topic until there are `count` messages, and all that follow within two seconds."""
+def read(bootstrap_servers: str, topic: str, count: int, *more: str) -> list[Message]:
+    """Read what is committed in topics until there are `count` messages, and all that follow within two seconds."""
     reader = Consumer(
         {
             "bootstrap.servers": bootstrap_servers, "group.id": f"reader-{topic}", "auto.offset.reset": "earliest",
             "isolation.level": "read_committed", "enable.auto.commit": False, "log_level": 0,
         }
     )  # fmt: skip
-    reader.subscribe([topic])
+    reader.subscribe([topic, *more])
     messages: list[Message] = []
     try:
         while (message := reader.poll(2.0 if len(messages) >= count else 30.0)) is not None:
