@@ -9,7 +9,7 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=igno
 WORKDIR /build
 # Extras of pyproject.toml that shall be in the image, each with a lock of its own: --build-arg EXTRAS="tracing schemas"
 ARG EXTRAS=""
-COPY requirements.txt requirements-tracing.txt requirements-schemas.txt ./
+COPY requirements.txt requirements-tracing.txt requirements-schemas.txt requirements-aws.txt ./
 # A venv without pip. Its bytecode is not checked against its sources when it is loaded, as neither changes in an image,
 # and it is the same in every build.
 RUN set -- \

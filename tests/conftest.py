@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.identity import Identity
 from workers.local.cluster import Cluster, finish
 from workers.testing.processes import Processes
 
@@ -83,6 +84,11 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(tmp_path_factory.mktemp("certificates"))
 
 
+@pytest.fixture(scope="session")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> Identity:
+    return Identity(tmp_path_factory.mktemp("identity"))
+
+
 def secure(certificates: Certificates) -> dict[str, str]:
     """Broker properties for the listener with TLS and SCRAM-SHA-512."""
     return {
@@ -97,11 +103,15 @@ def secure(certificates: Certificates) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def own_cluster(certificates: Certificates) -> Iterator[Cluster | None]:
+def own_cluster(certificates: Certificates, identity: Identity) -> Iterator[Cluster | None]:
     if "KAFKA_BOOTSTRAP_SERVERS" in os.environ:
         yield None
         return
-    with Cluster(properties=secure(certificates), scram_users={USER: PASSWORD}) as cluster:
+    with Cluster(
+        properties={**secure(certificates), **identity.broker_properties("listener.name.secure")},
+        scram_users={USER: PASSWORD},
+        system_properties=identity.system_properties,
+    ) as cluster:
         yield cluster
 
 

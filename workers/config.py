@@ -131,6 +131,8 @@ _ALIASES = {
     "max.in.flight.requests.per.connection": "max.in.flight",
     "max.partition.fetch.bytes": "fetch.message.max.bytes",
     "sasl.mechanisms": "sasl.mechanism",
+    "sasl.oauthbearer.client.credentials.client.id": "sasl.oauthbearer.client.id",
+    "sasl.oauthbearer.client.credentials.client.secret": "sasl.oauthbearer.client.secret",
 }
 # The promises rest on these: a worker that silently ran with another value would break them.
 _PROMISED = {

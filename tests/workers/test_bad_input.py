@@ -51,6 +51,11 @@ def good():
         (["produce", "--source", "my_module"], ["--source", "module:name"]),
         (["produce", "--source", "my_module:missing"], ["--source", "no 'missing'"]),
         (["produce", "--source", "my_module:not_callable"], ["--source", "not callable"]),
+        (["produce", "--sasl-mechanism", "OAUTHBEARER"], ["--sasl-mechanism", "--security-protocol sasl_ssl"]),
+        (
+            ["consume", "--oauth-token-url", "https://login/token"],
+            ["--oauth-token-url", "--sasl-mechanism OAUTHBEARER"],
+        ),
         (["consume", "--handler", "nowhere:function"], ["--handler nowhere:function"]),
         (["consume", "--format", "xml"], ["--format", "json"]),
         (["consume", "--max-messages", "0"], ["--max-messages"]),

@@ -17,6 +17,7 @@ from workers.cli.options import CONNECTION, SECRETS
 from workers.cli.parameters import ConnectionOptions, MetricsOptions, RegistryOptions
 from workers.config import ClientConfig, Default, Precedence, Setting
 from workers.errors import ExitCode
+from workers.kafka.authentication import complete
 from workers.lifecycle import set_up_logging
 from workers.schemas import config as schemas
 
@@ -87,7 +88,9 @@ class Context:
                 settings.append(Setting(key, secret, self.precedence(name), f"{self.origin(name)} {path}", path))
             elif variable in os.environ:
                 settings.append(Setting(key, os.environ[variable], Precedence.ENVIRONMENT, f"variable {variable}"))
-        return ClientConfig(defaults, settings)
+        config = ClientConfig(defaults, settings)
+        following = complete(config)
+        return ClientConfig(defaults, [*settings, *following]) if following else config
 
     def registry_config(self, options: RegistryOptions) -> ClientConfig:
         """The properties of the schema registry's client that the options, the environment and the file make."""

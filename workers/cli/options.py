@@ -218,11 +218,19 @@ CONNECTION = {
     "ssl_ca_location": "ssl.ca.location",
     "ssl_certificate_location": "ssl.certificate.location",
     "ssl_key_location": "ssl.key.location",
+    "oauth_token_url": "sasl.oauthbearer.token.endpoint.url",
+    "oauth_client_id": "sasl.oauthbearer.client.id",
+    "oauth_scope": "sasl.oauthbearer.scope",
+    "oauth_extensions": "sasl.oauthbearer.extensions",
+    "oauth_ca_location": "https.ca.location",
+    # Ours: see workers/kafka/authentication.py.
+    "aws_region": "aws.region",
 }
 # Secrets: the option with the file's name, the variable with the secret itself, and the property.
 SECRETS = (
     ("sasl_password_file", "KAFKA_SASL_PASSWORD", "sasl.password"),
     ("ssl_key_password_file", "KAFKA_SSL_KEY_PASSWORD", "ssl.key.password"),
+    ("oauth_client_secret_file", "KAFKA_OAUTH_CLIENT_SECRET", "sasl.oauthbearer.client.secret"),
 )
 
 
@@ -239,9 +247,20 @@ def connection_options(command: _Command) -> _Command:
         [
             option("--bootstrap-servers", default="localhost:9092", show_default=True, help="Brokers to begin with."),
             option("--security-protocol", type=protocols, help="How to talk to the brokers.  [default: plaintext]"),
-            option("--sasl-mechanism", help="SCRAM-SHA-512, SCRAM-SHA-256, PLAIN, OAUTHBEARER or GSSAPI."),
+            option("--sasl-mechanism", help="SCRAM-SHA-512, SCRAM-SHA-256, PLAIN, OAUTHBEARER, AWS_MSK_IAM or GSSAPI."),
             option("--sasl-username", help="User of SASL."),
             option("--sasl-password-file", type=Path, help="File with its password; or variable KAFKA_SASL_PASSWORD."),
+            option("--oauth-token-url", metavar="URL",
+                   help="Token endpoint of an OpenID Connect provider, for OAUTHBEARER."),
+            option("--oauth-client-id", help="Client id there."),
+            option("--oauth-client-secret-file", type=Path,
+                   help="File with the client's secret; or variable KAFKA_OAUTH_CLIENT_SECRET."),
+            option("--oauth-scope", help="Scope to ask for; several with spaces between them."),
+            option("--oauth-extensions", metavar="NAME=VALUE,...", help="SASL extensions for the brokers."),
+            option("--oauth-ca-location",
+                   help="File or directory of CA certificates that the endpoint is checked with.  "
+                   "[default: those of the system]"),
+            option("--aws-region", help="Region of an Amazon MSK cluster, for AWS_MSK_IAM.  [default: AWS_REGION]"),
             option("--ssl-ca-location", help="File or directory of CA certificates that brokers are checked with."),
             option("--ssl-certificate-location", help="Our certificate (PEM), for mTLS."),
             option("--ssl-key-location", help="Its private key (PEM)."),

@@ -22,6 +22,13 @@ class ConnectionOptions:
     sasl_mechanism: str | None
     sasl_username: str | None
     sasl_password_file: Path | None
+    oauth_token_url: str | None
+    oauth_client_id: str | None
+    oauth_client_secret_file: Path | None
+    oauth_scope: str | None
+    oauth_extensions: str | None
+    oauth_ca_location: str | None
+    aws_region: str | None
     ssl_ca_location: str | None
     ssl_certificate_location: str | None
     ssl_key_location: str | None

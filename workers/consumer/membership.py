@@ -202,8 +202,8 @@ class Membership:
         if self._credentials.refresh(self._parts.client):
             try:
                 fresh = self._connect()
-            except ConfigError as error:
-                self._credentials.postpone(error)
+            except (ConfigError, WorkerError) as error:
+                self._credentials.postpone(str(error))
                 return self._parts.client
             call_with_timeout(self._parts.client.close, 0.0)
             self._parts.client = fresh

@@ -10,7 +10,7 @@ from confluent_kafka import KafkaError, KafkaException, Message
 
 from workers.config import ClientConfig
 from workers.deadletters.headers import SUFFIX, dead_letter_headers
-from workers.errors import ConfigError
+from workers.errors import ConfigError, WorkerError
 from workers.kafka.client import ClientState, create_client, poll_producer
 from workers.kafka.credentials import CredentialsWatch
 from workers.lifecycle import call_with_timeout
@@ -102,8 +102,8 @@ class DeadLetters:
         if self._client is not None:
             try:
                 fresh = self._create_client()
-            except ConfigError as error:
-                self._watch.postpone(error)
+            except (ConfigError, WorkerError) as error:
+                self._watch.postpone(str(error))
                 return
             call_with_timeout(self._client.close, 0)
             self._client = fresh

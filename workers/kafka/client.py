@@ -15,6 +15,7 @@ from confluent_kafka.admin import AdminClient, TopicMetadata
 
 from workers.config import ClientConfig
 from workers.errors import ConfigError, ExitCode, WorkerError
+from workers.kafka.authentication import AWS_MSK_IAM, OAUTHBEARER, REGION
 from workers.kafka.credentials import KINDS, Credentials, is_mounted, read_credentials
 from workers.kafka.statistics import Statistics, parse
 from workers.lifecycle import Shutdown
@@ -72,6 +73,10 @@ class Refusal:
 
 
 _CREDENTIALS = "check the password, the CA and the certificates"
+# librdkafka's words for a token that it could not get, and the binding's for a callback that raised.
+_NO_TOKEN = "Failed to acquire SASL OAUTHBEARER token"  # noqa: S105
+_RAISED = "OAuth callback raised exception"
+_LONGEST_REASON = 400
 # For a client that nobody polls: its statistics and log lines would wait for that for ever, 26 KB a second and more.
 UNPOLLED = {"statistics.interval.ms": 0, "log_level": 0}
 
@@ -124,9 +129,12 @@ class ClientState:
                 del self._refusals[name]
 
     def on_error(self, error: KafkaError) -> None:
-        reason = error.str()
+        # The page of a token endpoint may have many lines.
+        reason = " ".join(error.str().split())[:_LONGEST_REASON]
         if error.fatal():
             self.fatal = WorkerError(f"fatal Kafka error {error.name()}: {reason}")
+        elif reason.startswith(_NO_TOKEN) and _is_away(reason):
+            self.say("token", f"the token endpoint does not answer; check --oauth-token-url; still trying: {reason}")
         elif error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL) and _is_refusal(reason):
             self._on_refusal(error, reason)
         else:
@@ -156,11 +164,11 @@ class ClientState:
         for_s = time.monotonic() - first.since
         if for_s >= self._auth_timeout_s:
             code = ExitCode.FAILED if self._connected else ExitCode.USAGE
-            self.fatal = WorkerError(f"authentication failed; {_CREDENTIALS}: {first.reason}", code)
+            self.fatal = WorkerError(f"authentication failed; {_remedy(first.reason)}: {first.reason}", code)
         else:
             self.say(
                 "refused",
-                f"authentication failed; {_CREDENTIALS}; trying on for "
+                f"authentication failed; {_remedy(first.reason)}; trying on for "
                 f"{self._auth_timeout_s - for_s:.0f} s: {first.reason}",
             )
 
@@ -181,7 +189,28 @@ class ClientState:
 
 def _is_refusal(reason: str) -> bool:
     """A handshake that failed for what we are, not for a broker that went away in its middle."""
-    return any(word in reason.lower() for word in ("authentication failed", "credential", "certificate", "verify"))
+    words = ("authentication failed", "credential", "certificate", "verify", "invalid_token", "access denied")
+    return reason.startswith(_NO_TOKEN) or any(word in reason.lower() for word in words)
+
+
+def _is_away(reason: str) -> bool:
+    """A token endpoint that was not reached, in libcurl's words; everything else is its answer."""
+    words = ("could not resolve", "failed to connect", "could not connect", "timed out", "timeout was", "recv failure",
+             "send failure", "empty reply")  # fmt: skip
+    return any(word in reason.lower() for word in words)
+
+
+def _remedy(reason: str) -> str:
+    if "AWS_MSK_IAM" in reason:
+        # It has its own.
+        return "no token could be made"
+    if reason.startswith(_NO_TOKEN):
+        if "certificate" in reason or "trust anchors" in reason:
+            return "check the CA of the token endpoint (--oauth-ca-location)"
+        return "check the client id, the client secret, the scope and the token endpoint"
+    if "invalid_token" in reason or "access denied" in reason.lower():
+        return "the brokers refuse the token; check the issuer, audience and scope that they expect, or the AWS role"
+    return _CREDENTIALS
 
 
 def create_client(
@@ -189,16 +218,52 @@ def create_client(
 ) -> _Client:
     """A client with `credentials`, or with what their files hold now.
 
-    Raises ConfigError naming the property that librdkafka refuses, or the file that cannot be used.
+    Raises ConfigError naming the property that librdkafka refuses, or the file that cannot be used. With AWS_MSK_IAM it
+    raises as `MskTokens`, too.
     """
     credentials = credentials or read_credentials(config)
+    properties: dict[str, Any] = {**credentials.apply(config.properties()), **extra}
+    if properties.get("sasl.mechanism") == AWS_MSK_IAM:
+        properties = _with_msk_tokens(properties)
     try:
-        return kind({**credentials.apply(config.properties()), **extra})
+        return kind(properties)
     except KafkaException as error:
+        if "OAuth token not set" in error.args[0].str():
+            raise _no_aws_token() from None
         raise config.explain(error) from None
+    except ImportError as error:
+        # Of the property sasl.oauthbearer.metadata.authentication.type=aws_iam.
+        raise ConfigError(
+            f"aws_iam needs the extra 'aws', pip install 'kafka-workers[aws]': {' '.join(str(error).split())}"
+        ) from None
+    except SystemError:
+        # The binding (2.16) says so of a consumer whose callback has raised.
+        raise _no_aws_token() from None
     except (TypeError, ValueError, AttributeError) as error:
         # For what the binding takes for itself, as callbacks.
         raise ConfigError(f"a property cannot be used: {error}; --show-config shows what is in force") from None
+
+
+def _with_msk_tokens(properties: dict[str, Any]) -> dict[str, Any]:
+    """Return the properties of a client that makes its tokens from AWS credentials, and tells why it cannot."""
+    from workers.kafka.aws import MskTokens
+
+    tokens = MskTokens(properties[REGION])
+    tell = properties.get("error_cb")
+
+    def on_error(error: KafkaError) -> None:
+        if tell is not None:
+            reason = error.str().replace(_RAISED, tokens.trouble or _RAISED)
+            tell(KafkaError(error.code(), reason, fatal=error.fatal()) if _RAISED in error.str() else error)
+
+    rest = {name: value for name, value in properties.items() if name != REGION}
+    return {**rest, "sasl.mechanism": OAUTHBEARER, "oauth_cb": tokens, "error_cb": on_error}
+
+
+def _no_aws_token() -> ConfigError:
+    return ConfigError(
+        "no token of AWS within 10 s; check the AWS credentials, and the role's right to sts:GetWebIdentityToken"
+    )
 
 
 def wait_for_topics(

@@ -10,14 +10,15 @@ import re
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from confluent_kafka import KafkaException
 
-from workers.config import ClientConfig, Setting, read_text
-from workers.errors import ConfigError
+from workers.config import ClientConfig, Precedence, Setting, read_text
+from workers.errors import ConfigError, WorkerError
+from workers.kafka.authentication import CLIENT_SECRET
 
 if TYPE_CHECKING:
     from workers.kafka.client import ClientState
@@ -30,6 +31,7 @@ CONNECT_TIMEOUT_S = 2.0
 # The kinds of credentials, as in the metrics.
 KINDS = ("ca", "certificate", "password")
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+_ENDPOINT_CA = "https.ca.location"
 # The names in a directory of CA certificates: a Secret's keys, and those that `openssl rehash` gives.
 _CA_NAMES = re.compile(r".+\.(crt|pem|cer)|[0-9a-f]{8}\.\d+")
 
@@ -59,14 +61,16 @@ class Credentials:
     keystore: bytes = field(default=b"", repr=False)
     key_password: str = field(default="", repr=False)
     sasl_password: str = field(default="", repr=False)
+    client_secret: str = field(default="", repr=False)
+    endpoint_ca: str = ""
 
     def changed_since(self, other: "Credentials") -> list[str]:
         """Return which of KINDS differ from `other`."""
         mine, others = (
             {
-                "ca": each.ca,
+                "ca": (each.ca, each.endpoint_ca),
                 "certificate": (each.certificate, each.key, each.keystore, each.key_password),
-                "password": each.sasl_password,
+                "password": (each.sasl_password, each.client_secret),
             }
             for each in (self, other)
         )
@@ -82,6 +86,11 @@ class Credentials:
             applied["ssl.key.password"] = self.key_password
         if self.sasl_password:
             applied["sasl.password"] = self.sasl_password
+        if self.client_secret:
+            applied[CLIENT_SECRET] = self.client_secret
+        if self.endpoint_ca:
+            del applied[_ENDPOINT_CA]
+            applied["https.ca.pem"] = self.endpoint_ca
         return applied
 
 
@@ -91,19 +100,22 @@ def read_credentials(config: ClientConfig) -> Credentials:
     A certificate and a key that do not belong together raise too: they may be written one after the other.
     """
     protocol = config.get("security.protocol").lower()
-    password = _secret(config, "sasl.password") if protocol.startswith("sasl") else ""
+    credentials = Credentials()
+    if protocol.startswith("sasl"):
+        credentials = Credentials(
+            sasl_password=_secret(config, "sasl.password"),
+            client_secret=_secret(config, CLIENT_SECRET),
+            endpoint_ca=_certificates(config, _ENDPOINT_CA, "https.ca.pem"),
+        )
     if not protocol.endswith("ssl"):
-        return Credentials(sasl_password=password)
-    ca = config.settings.get("ssl.ca.location")
-    # "probe" has librdkafka look for the system's certificates.
-    given = ca is not None and ca.value != "probe" and "ssl.ca.pem" not in config.settings
-    credentials = Credentials(
-        _read_ca(ca) if ca is not None and given else "",
-        _content(config, "ssl.certificate.location"),
-        _content(config, "ssl.key.location"),
-        _content(config, "ssl.keystore.location"),
-        _secret(config, "ssl.key.password"),
-        password,
+        return credentials
+    credentials = replace(
+        credentials,
+        ca=_certificates(config, "ssl.ca.location", "ssl.ca.pem"),
+        certificate=_content(config, "ssl.certificate.location"),
+        key=_content(config, "ssl.key.location"),
+        keystore=_content(config, "ssl.keystore.location"),
+        key_password=_secret(config, "ssl.key.password"),
     )
     if credentials.certificate and credentials.key:
         _check_pair(config, credentials.key_password or config.get("ssl.key.password"))
@@ -113,12 +125,12 @@ def read_credentials(config: ClientConfig) -> Credentials:
 def is_mounted(config: ClientConfig, kind: str) -> bool:
     """Return whether kubelet mounts a file that holds credentials of `kind`: it may be a minute and a half behind."""
     names = {
-        "ca": ["ssl.ca.location"],
+        "ca": ["ssl.ca.location", _ENDPOINT_CA],
         "certificate": ["ssl.certificate.location", "ssl.key.location", "ssl.keystore.location"],
-        "password": ["sasl.password"],
+        "password": ["sasl.password", CLIENT_SECRET],
     }[kind]
     found = [config.settings[name] for name in names if name in config.settings]
-    paths = [each.file or Path(each.value) for each in found if each.file is not None or each.name != "sasl.password"]
+    paths = [each.file or Path(each.value) for each in found if each.file is not None or not each.secret]
     # The link that kubelet swaps. A file that is mounted by its subPath has none, and never changes.
     return any((folder / "..data").exists() for path in paths for folder in (path, path.parent))
 
@@ -138,9 +150,9 @@ class CredentialsWatch:
     def refresh(self, client: Client | None) -> bool:
         """Look at the files when it is time to, and set a changed password on the living client.
 
-        Return whether a client has to be made with `credentials`, because the CA or the certificate has changed; when
-        it is made call `renewed`, or else the answer is the same at the next look. Files that cannot be used, as a key
-        that is not the certificate's, are left alone until then.
+        Return whether a client has to be made with `credentials`, because a CA, the certificate or the client secret of
+        OAUTHBEARER has changed; when it is made call `renewed`, or else the answer is the same at the next look. Files
+        that cannot be used, as a key that is not the certificate's, are left alone until then.
         """
         now = time.monotonic()
         if now - self._looked_at < INTERVAL_S:
@@ -152,9 +164,10 @@ class CredentialsWatch:
             self.postpone(error)
             return False
         changed = self.credentials.changed_since(self._used)
-        if "password" in changed and client is not None:
+        same_password = self.credentials.sasl_password == self._used.sasl_password
+        if not same_password and client is not None:
             client.set_sasl_credentials(self._config.get("sasl.username"), self.credentials.sasl_password)
-        if changed == ["password"]:
+        if changed == ["password"] and self.credentials.client_secret == self._used.client_secret:
             self.renewed()
             return False
         return bool(changed)
@@ -166,8 +179,8 @@ class CredentialsWatch:
         try:
             fresh = make()
             fresh.list_topics(topic, timeout=CONNECT_TIMEOUT_S)
-        except ConfigError as error:
-            self.postpone(error)
+        except (ConfigError, WorkerError) as error:
+            self.postpone(str(error))
         except KafkaException as error:
             self.postpone(f"no broker has accepted them yet: {error.args[0].str()}")
         else:
@@ -188,6 +201,15 @@ class CredentialsWatch:
             self._client_state.on_renewal(changed)
         self._used = self.credentials
         self._trouble = ""
+
+
+def _certificates(config: ClientConfig, location: str, content: str) -> str:
+    """Return the CA certificates of the setting `location`, where a user gave it; the setting `content` is stronger."""
+    setting = config.settings.get(location)
+    if setting is None or setting.precedence == Precedence.DEFAULT or content in config.settings:
+        return ""
+    # "probe" has librdkafka look for the system's certificates.
+    return "" if setting.value == "probe" else _read_ca(setting)
 
 
 def _read_ca(setting: Setting) -> str:
@@ -245,7 +267,7 @@ def _secret(config: ClientConfig, name: str) -> str:
     secret = read_text(setting.file).rstrip("\r\n")
     if not secret:
         # One that is being written is empty for a moment.
-        raise ConfigError(f"{setting.origin}: the file is empty; write the password into it")
+        raise ConfigError(f"{setting.origin}: the file is empty; write the secret into it")
     return secret
 
 

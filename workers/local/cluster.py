@@ -229,6 +229,7 @@ class Cluster:
         proxied: bool = False,
         heap_mb: int = 256,
         java_options: Sequence[str] = JAVA_OPTIONS,
+        system_properties: Mapping[str, str] | None = None,
         learn: Path | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -237,6 +238,8 @@ class Cluster:
         self._learn = learn
         self._startup_cache: Path | None = None
         self._java_options = java_options
+        # Another value of one of these needs no other startup cache.
+        self._system_properties = dict(system_properties or {})
         self._proxied = proxied
         self._extra = dict(properties or {})
         self._scram_users = dict(scram_users or {})
@@ -287,6 +290,7 @@ class Cluster:
             *([f"-XX:AOTCache={self._startup_cache}"] if self._startup_cache else []),
             "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
             "-Dorg.slf4j.simpleLogger.showDateTime=true",
+            *(f"-D{name}={value}" for name, value in self._system_properties.items()),
             "-cp",
             os.pathsep.join(self.classpath),
             *arguments,

@@ -229,7 +229,7 @@ CLIENT = (
         "kafka_client_credentials_renewals_total",
         "counter",
         ("kind",),
-        "Credentials taken up while running, as their files changed: ca, certificate or password.",
+        "Credentials taken up while running, as their files changed: ca, certificate, or password or client secret.",
     ),
     Definition(
         "kafka_client_refusing_brokers",
