@@ -234,3 +234,15 @@ def test_a_missing_extra_is_named_with_its_command(processes: Processes, msk: di
 
     assert result.returncode == 2, result.stderr
     assert result.stderr.strip().splitlines()[-1].count("pip install 'kafka-workers[aws]'") == 1
+
+
+def test_a_consumer_reads_from_the_replica_in_its_rack(
+    processes: Processes, cluster: Cluster, topic: str, group: str
+) -> None:
+    """A leader names a follower that is nearer, and the client says so."""
+    processes.produce(topic, "--count", "30")
+    arguments = ["--client-rack", "rack-1", "--log-level", "debug", "--property", "debug=fetch", "--max-messages", "30"]
+    consumer = processes.consume(topic, group, *arguments)
+
+    assert consumer.wait() == 0, consumer.stderr
+    assert "preferred replica updated" in consumer.stderr

@@ -169,6 +169,9 @@ def _consumer_config(options: ConsumeOptions, context: Context) -> ClientConfig:
             context.origin("group_protocol"),
         ),
     ]
+    if options.client_rack is not None:
+        name = "client_rack"
+        settings.append(Setting("client.rack", options.client_rack, context.precedence(name), context.origin(name)))
     name = "from_beginning"
     if context.given(name):
         reset = "earliest" if options.from_beginning else "latest"

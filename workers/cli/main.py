@@ -138,6 +138,7 @@ def produce(**parameters: Any) -> None:
     show_default=True,
     help="Rebalance protocol; consumer is KIP-848, for brokers from 4.0 on.",
 )
+@option("--client-rack", help="Our rack, or zone: the nearest replica is read instead of the leader.")
 @option(
     "--format",
     "format_name",

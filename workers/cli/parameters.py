@@ -114,6 +114,7 @@ class ConsumeOptions:
     topics: tuple[str, ...]
     group_id: str
     group_protocol: Literal["classic", "consumer"]
+    client_rack: str | None
     format_name: Literal["text", "json", "value"]
     handler: str | None
     middlewares: tuple[str, ...]

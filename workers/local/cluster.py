@@ -217,6 +217,8 @@ class Broker:
 class Cluster:
     """Brokers on free loopback ports, ready when the `with` block begins and gone, with their data, when it ends.
 
+    With `racks` each broker has a rack of its own, `rack-0` and so on, and serves the consumers there.
+
     A guardian process outlives this one for a moment when this one is killed, ends the brokers and removes their data.
     """
 
@@ -227,6 +229,7 @@ class Cluster:
         properties: Mapping[str, str] | None = None,
         scram_users: Mapping[str, str] | None = None,
         proxied: bool = False,
+        racks: bool = False,
         heap_mb: int = 256,
         java_options: Sequence[str] = JAVA_OPTIONS,
         system_properties: Mapping[str, str] | None = None,
@@ -241,6 +244,7 @@ class Cluster:
         # Another value of one of these needs no other startup cache.
         self._system_properties = dict(system_properties or {})
         self._proxied = proxied
+        self._racks = racks
         self._extra = dict(properties or {})
         self._scram_users = dict(scram_users or {})
         self._heap_mb = heap_mb
@@ -443,6 +447,9 @@ class Cluster:
                 "log.dirs": str(home / "data"),
                 **self._extra,
             }
+            if self._racks:
+                properties["broker.rack"] = f"rack-{node}"
+                properties["replica.selector.class"] = "org.apache.kafka.common.replica.RackAwareReplicaSelector"
             if self._count < 3:
                 properties.update({key: "1" for key in properties if key.endswith(("replication.factor", "min.isr"))})
                 properties["min.insync.replicas"] = "1"
