@@ -21,6 +21,14 @@ TLS = (*PLAIN, "kafka.tls.enabled=true", 'kafka.tls.caSecret="ca"')
 SASL = (
     *TLS, 'kafka.sasl.mechanism="SCRAM-SHA-256"', 'kafka.sasl.username="me"', 'kafka.sasl.passwordSecret="mine"'
 )  # fmt: skip
+OAUTH = (
+    *TLS, 'kafka.sasl.mechanism="OAUTHBEARER"', 'kafka.sasl.oauth={"tokenUrl":"https://login:8443/token",'
+    '"clientId":"orders","clientSecret":"login","scope":"a b","extensions":"pool=1","caSecret":"login-ca"}',
+)  # fmt: skip
+MSK = (
+    "strimzi.enabled=false", 'kafka.bootstrapServers="b-1:9098"', "kafka.tls.enabled=true",
+    'kafka.sasl={"mechanism":"AWS_MSK_IAM","awsRegion":"eu-west-1"}',
+)  # fmt: skip
 JOB = "producer.enabled=true"
 REGISTRY = (
     'schemaRegistry.url="http://registry:8081,https://other/path"', 'schemaRegistry.valueFormat="avro"',
@@ -66,6 +74,18 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "user's name from a Secret": (
         *TLS, 'kafka.sasl.mechanism="PLAIN"', 'kafka.sasl.passwordSecret="mine"', 'kafka.secretKeys.username="user"',
         "consumer.keda.enabled=true", "consumer.keda.maxReplicas=6",
+    ),
+    "OAUTHBEARER": (
+        *OAUTH, JOB, "lagExporter.enabled=true", "networkPolicy.enabled=true", "test.write=true",
+        "consumer.keda.enabled=true", "consumer.keda.maxReplicas=6", "kafka.rack.fromZone=true",
+    ),
+    "OAUTHBEARER with the client's id from a Secret": (
+        *OAUTH, 'kafka.secretKeys={"clientId":"id","clientSecret":"secret"}', "consumer.keda.enabled=true",
+        "consumer.keda.maxReplicas=6", 'kafka.rack.name="a"',
+    ),
+    "Amazon MSK with IAM": (
+        *MSK, JOB, "networkPolicy.enabled=true", "consumer.keda.enabled=true", "consumer.keda.maxReplicas=6",
+        'consumer.serviceAccount.annotations={"eks.amazonaws.com/role-arn":"arn:aws:iam::1:role/x"}',
     ),
     "compacted topics": ('strimzi.topic.config={"cleanup.policy":"compact","min.insync.replicas":2}',),
     "dead letters for a year": ('strimzi.deadLetterTopic={"partitions":1,"config":{"retention.ms":31536000000}}',),
@@ -257,6 +277,14 @@ def test_helm_lint_finds_nothing(program: str) -> None:
         ('producer.schedule="hourly"', "pattern"),
         ('kafka.sasl.mechanism="PLAIN"', "/kafka/sasl/passwordSecret"),
         ('kafka.sasl={"mechanism":"PLAIN","passwordSecret":"x"}', "/kafka/sasl/username"),
+        ('kafka.sasl.mechanism="OAUTHBEARER"', "/kafka/sasl/oauth/tokenUrl"),
+        (
+            'kafka.sasl={"mechanism":"OAUTHBEARER","oauth":{"tokenUrl":"https://a","clientSecret":"x"}}',
+            "/kafka/sasl/oauth/clientId",
+        ),
+        ('kafka.sasl={"oauth":{"tokenUrl":"login"}}', "/kafka/sasl/oauth/tokenUrl"),
+        ('kafka.sasl={"mechanism":"AWS_MSK_IAM"}', "/kafka/tls/enabled"),
+        ('kafka.rack={"name":"a","fromZone":true}', "/kafka/rack/name"),
         ('producer={"schedule":"@daily","options":{"forever":true}}', "/producer/schedule"),
         ("test.write=true", "set producer.enabled=true"),
         (
@@ -347,7 +375,8 @@ OWN = {
     "ssl-key-password-file", "property", "properties-file", "metrics-port", "metrics-host", "no-metrics",
     "shutdown-timeout", "linger", "show-config", "help", "transactional-id", "schema-registry-url",
     "schema-registry-username", "schema-registry-password-file", "schema-registry-ca-location",
-    "schema-registry-property", "schema-registry-properties-file",
+    "schema-registry-property", "schema-registry-properties-file", "oauth-token-url", "oauth-client-id",
+    "oauth-client-secret-file", "oauth-scope", "oauth-extensions", "oauth-ca-location", "aws-region", "client-rack",
 }  # fmt: skip
 
 
@@ -434,6 +463,66 @@ def test_a_consumer_with_exactly_once_has_its_pods_name_as_its_transactional_id_
         **writes,
     } in acls
     assert {"resource": {"type": "topic", "name": "out", "patternType": "literal"}, **writes} in acls
+
+
+def test_oauthbearer_gives_every_worker_the_endpoint_and_the_secret_of_the_client_as_a_file() -> None:
+    documents = render(*SWITCHES["OAUTHBEARER"])
+    for kind, name in (("Deployment", "consumer"), ("Deployment", "lag-exporter"), ("Job", "producer")):
+        workload = one(documents, kind, name)
+        told = environment(workload)
+        assert told["KAFKA_SASL_MECHANISM"] == "OAUTHBEARER"
+        assert told["KAFKA_OAUTH_TOKEN_URL"] == "https://login:8443/token"
+        assert told["KAFKA_OAUTH_CLIENT_ID"] == "orders"
+        assert told["KAFKA_OAUTH_CLIENT_SECRET_FILE"] == "/etc/kafka-workers/oauth/client-secret"
+        assert told["KAFKA_OAUTH_CA_LOCATION"] == "/etc/kafka-workers/oauth-ca"
+        assert not [each for each in told if each.startswith("KAFKA_SASL_PASSWORD")]
+        mounts = {each["name"]: each["mountPath"] for each in container(workload)["volumeMounts"]}
+        volumes = {each["name"]: each["secret"] for each in workload["spec"]["template"]["spec"]["volumes"]}
+        assert (mounts["oauth"], mounts["oauth-ca"]) == ("/etc/kafka-workers/oauth", "/etc/kafka-workers/oauth-ca")
+        assert volumes["oauth"]["secretName"] == "login"
+        assert volumes["oauth"]["items"] == [{"key": "client-secret", "path": "client-secret"}]
+    assert {"port": 8443, "protocol": "TCP"} in one(documents, "NetworkPolicy")["spec"]["egress"][1]["ports"]
+
+
+def test_values_of_another_mechanism_reach_no_pod() -> None:
+    documents = render(*SASL, 'kafka.sasl.awsRegion="eu-west-1"', 'kafka.sasl.oauth={"tokenUrl":"https://login"}')
+    told = environment(one(documents, "Deployment", "consumer"))
+    assert told["KAFKA_SASL_PASSWORD_FILE"]
+    assert not [each for each in told if "AWS" in each or "OAUTH" in each]
+
+
+def test_amazon_msk_needs_no_secret_and_a_way_to_aws() -> None:
+    documents = render(*SWITCHES["Amazon MSK with IAM"])
+    told = environment(one(documents, "Deployment", "consumer"))
+    assert (told["KAFKA_SASL_MECHANISM"], told["KAFKA_AWS_REGION"]) == ("AWS_MSK_IAM", "eu-west-1")
+    assert not [each for each in told if "PASSWORD" in each or "OAUTH" in each]
+    assert {"port": 443, "protocol": "TCP"} in one(documents, "NetworkPolicy")["spec"]["egress"][1]["ports"]
+    assert {"port": 9098, "protocol": "TCP"} in one(documents, "NetworkPolicy")["spec"]["egress"][1]["ports"]
+    account = one(documents, "ServiceAccount", "consumer")
+    assert account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"] == "arn:aws:iam::1:role/x"
+
+
+@pytest.mark.parametrize(
+    ("settings", "rack"),
+    [
+        ((), None),
+        (('kafka.rack.name="a"',), {"value": "a"}),
+        (
+            ("kafka.rack.fromZone=true",),
+            {"valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['topology.kubernetes.io/zone']"}}},
+        ),
+    ],
+)
+def test_the_rack_is_a_name_or_the_zone_of_the_node_and_consumers_have_it(
+    settings: tuple[str, ...], rack: dict[str, Any] | None
+) -> None:
+    documents = render(JOB, *settings)
+    consumer, producer = (
+        {each.pop("name"): each for each in container(one(documents, kind, name))["env"]}
+        for kind, name in (("Deployment", "consumer"), ("Job", "producer"))
+    )
+    assert consumer.get("KAFKA_CLIENT_RACK") == rack
+    assert "KAFKA_CLIENT_RACK" not in producer
 
 
 def test_tracing_gives_consumers_and_producer_the_variables_of_opentelemetry_and_a_way_to_the_collector() -> None:

@@ -128,7 +128,7 @@ annotations: {{- toYaml . | nindent 2 }}
 
 {{/*
 How a worker reaches Kafka, as JSON: servers, protocol, ca (a Secret), client (a Secret with certificate and key),
-mechanism, username, password (a Secret). With Strimzi it follows from the names that Strimzi gives.
+mechanism, username, password (a Secret), oauth (a map, empty for the other mechanisms), region. With Strimzi it follows from the names that Strimzi gives.
 */}}
 {{- define "kafka-workers.connection" -}}
 {{- $values := .root.Values -}}
@@ -143,7 +143,9 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
     "client" (ternary "" $secret $scram)
     "mechanism" (ternary "SCRAM-SHA-512" "" $scram)
     "username" (ternary .worker.name "" $scram)
-    "password" (ternary $secret "" $scram) | toJson -}}
+    "password" (ternary $secret "" $scram)
+    "oauth" dict
+    "region" "" | toJson -}}
 {{- else -}}
 {{- $tls := $values.kafka.tls -}}
 {{- $sasl := $values.kafka.sasl -}}
@@ -155,7 +157,9 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
     "client" (ternary $tls.clientSecret "" $tls.enabled)
     "mechanism" $sasl.mechanism
     "username" $sasl.username
-    "password" $sasl.passwordSecret | toJson -}}
+    "password" $sasl.passwordSecret
+    "oauth" (ternary $sasl.oauth dict (eq $sasl.mechanism "OAUTHBEARER"))
+    "region" (ternary $sasl.awsRegion "" (eq $sasl.mechanism "AWS_MSK_IAM")) | toJson -}}
 {{- end -}}
 {{- end }}
 
@@ -209,14 +213,35 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 {{- end }}
 {{- with $connection.mechanism }}
 - {name: KAFKA_SASL_MECHANISM, value: {{ . }}}
+{{- end }}
+{{- if $connection.password }}
 {{- with $.root.Values.kafka.secretKeys.username }}
 - {name: KAFKA_SASL_USERNAME, valueFrom: {secretKeyRef: {name: {{ $connection.password | quote }}, key: {{ . | quote }}}}}
 {{- else }}
 - {name: KAFKA_SASL_USERNAME, value: {{ $connection.username | quote }}}
 {{- end }}
-{{- end }}
-{{- if $connection.mechanism }}
 - {name: KAFKA_SASL_PASSWORD_FILE, value: /etc/kafka-workers/password/password}
+{{- end }}
+{{- with $connection.oauth }}
+- {name: KAFKA_OAUTH_TOKEN_URL, value: {{ .tokenUrl | quote }}}
+{{- if $.root.Values.kafka.secretKeys.clientId }}
+- {name: KAFKA_OAUTH_CLIENT_ID, valueFrom: {secretKeyRef: {name: {{ .clientSecret | quote }}, key: {{ $.root.Values.kafka.secretKeys.clientId | quote }}}}}
+{{- else }}
+- {name: KAFKA_OAUTH_CLIENT_ID, value: {{ .clientId | quote }}}
+{{- end }}
+- {name: KAFKA_OAUTH_CLIENT_SECRET_FILE, value: /etc/kafka-workers/oauth/client-secret}
+{{- with .scope }}
+- {name: KAFKA_OAUTH_SCOPE, value: {{ . | quote }}}
+{{- end }}
+{{- with .extensions }}
+- {name: KAFKA_OAUTH_EXTENSIONS, value: {{ . | quote }}}
+{{- end }}
+{{- if .caSecret }}
+- {name: KAFKA_OAUTH_CA_LOCATION, value: /etc/kafka-workers/oauth-ca}
+{{- end }}
+{{- end }}
+{{- with $connection.region }}
+- {name: KAFKA_AWS_REGION, value: {{ . | quote }}}
 {{- end }}
 {{- if include "kafka-workers.properties" . }}
 - {name: KAFKA_PROPERTIES_FILE, value: /etc/kafka-workers/properties/kafka.properties}
@@ -268,6 +293,17 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 {{- end }}
 {{- end }}
 
+{{/* The ports of what gives tokens as JSON: of the endpoint, or of AWS. */}}
+{{- define "kafka-workers.tokenPorts" -}}
+{{- $connection := include "kafka-workers.connection" (dict "root" . "worker" (dict "name" "")) | fromJson -}}
+{{- $ports := ternary (list 443) list (eq $connection.mechanism "AWS_MSK_IAM") -}}
+{{- with $connection.oauth -}}
+{{- $named := regexFind ":[0-9]+$" (urlParse .tokenUrl).host | trimPrefix ":" -}}
+{{- $ports = list (atoi ($named | default (ternary "443" "80" (hasPrefix "https:" .tokenUrl)))) -}}
+{{- end -}}
+{{- $ports | toJson -}}
+{{- end }}
+
 {{/* The ports of the schema registry as JSON. */}}
 {{- define "kafka-workers.registryPorts" -}}
 {{- $ports := list -}}
@@ -294,9 +330,17 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 - name: user
   secret: {secretName: {{ . | quote }}, defaultMode: 0440, items: [{key: {{ $keys.certificate | quote }}, path: user.crt}, {key: {{ $keys.key | quote }}, path: user.key}]}
 {{- end }}
-{{- if $connection.mechanism }}
+{{- if $connection.password }}
 - name: password
   secret: {secretName: {{ $connection.password | quote }}, defaultMode: 0440, items: [{key: {{ $keys.password | quote }}, path: password}]}
+{{- end }}
+{{- with $connection.oauth }}
+- name: oauth
+  secret: {secretName: {{ .clientSecret | quote }}, defaultMode: 0440, items: [{key: {{ $keys.clientSecret | quote }}, path: client-secret}]}
+{{- with .caSecret }}
+- name: oauth-ca
+  secret: {secretName: {{ . | quote }}, defaultMode: 0440}
+{{- end }}
 {{- end }}
 {{- if include "kafka-workers.properties" . }}
 - name: properties
@@ -323,8 +367,14 @@ mechanism, username, password (a Secret). With Strimzi it follows from the names
 {{- with $connection.client }}
 - {name: user, mountPath: /etc/kafka-workers/user, readOnly: true}
 {{- end }}
-{{- if $connection.mechanism }}
+{{- if $connection.password }}
 - {name: password, mountPath: /etc/kafka-workers/password, readOnly: true}
+{{- end }}
+{{- with $connection.oauth }}
+- {name: oauth, mountPath: /etc/kafka-workers/oauth, readOnly: true}
+{{- if .caSecret }}
+- {name: oauth-ca, mountPath: /etc/kafka-workers/oauth-ca, readOnly: true}
+{{- end }}
 {{- end }}
 {{- if include "kafka-workers.properties" . }}
 - {name: properties, mountPath: /etc/kafka-workers/properties, readOnly: true}
@@ -419,6 +469,15 @@ securityContext: {{- include "kafka-workers.securityContext" (dict "context" . "
 {{- define "kafka-workers.workerEnvironment" -}}
 {{- include "kafka-workers.environment" . }}
 {{- include "kafka-workers.registryEnvironment" . }}
+{{- if eq .kind "consumer" }}
+{{- with .root.Values.kafka.rack }}
+{{- if .fromZone }}
+- {name: KAFKA_CLIENT_RACK, valueFrom: {fieldRef: {fieldPath: "metadata.labels['topology.kubernetes.io/zone']"}}}
+{{- else if .name }}
+- {name: KAFKA_CLIENT_RACK, value: {{ .name | quote }}}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- if hasKey .worker "linger" }}
 - {name: KAFKA_LINGER, value: {{ include "kafka-workers.text" .worker.linger | quote }}}
 {{- end }}
