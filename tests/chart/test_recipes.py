@@ -1,4 +1,4 @@
-"""The recipes of docs/kubernetes.md: what they give the chart, and what it makes of it."""
+"""The recipes of the pages on Kubernetes and on authentication: what they give the chart, and what it makes of it."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,8 @@ import yaml
 from tests.chart.rendering import CHART, REPOSITORY, helm
 from tests.chart.schemas import check
 
-BLOCKS = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "docs" / "kubernetes.md").read_text(), re.DOTALL)
+PAGES = "".join((REPOSITORY / "docs" / name).read_text() for name in ("kubernetes.md", "authentication.md"))
+BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGES, re.DOTALL)
 
 
 def values_of(block: str) -> dict[str, Any] | None:
