@@ -110,6 +110,7 @@ def own_cluster(certificates: Certificates, identity: Identity) -> Iterator[Clus
     with Cluster(
         properties={**secure(certificates), **identity.broker_properties("listener.name.secure")},
         scram_users={USER: PASSWORD},
+        proxied=True,
         racks=True,
         system_properties=identity.system_properties,
     ) as cluster:

@@ -111,6 +111,18 @@ CONSUMER_DEFAULTS = (
     Default("allow.auto.create.topics", "false", "a misspelt topic is an error, not a new topic"),
     Default("isolation.level", "read_committed", "what a transaction aborted is not handled"),
 )
+# Of `canary`, whose messages show how long the brokers take.
+_CANARY_DEFAULTS = (
+    Default("topic.metadata.refresh.interval.ms", "5000", "new leaders and partitions are noticed within 5 s"),
+    Default("socket.timeout.ms", "10000", "a broker that hangs is noticed within 10 s"),
+)
+CANARY_PRODUCER_DEFAULTS = (
+    *PRODUCER_DEFAULTS,
+    *_CANARY_DEFAULTS,
+    Default("linger.ms", "0", "a message waits for no other"),
+    Default("delivery.timeout.ms", "30000", "a message without an acknowledgement for 30 s has failed"),
+)
+CANARY_CONSUMER_DEFAULTS = (*CONSUMER_DEFAULTS, *_CANARY_DEFAULTS)
 # Refused with KIP-848, where the brokers decide both.
 CLASSIC_DEFAULTS = (
     Default("partition.assignment.strategy", "cooperative-sticky", "a rebalance stops only the partitions that move"),

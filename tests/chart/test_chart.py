@@ -92,7 +92,7 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "replicas of an autoscaler of one's own": ("consumer.replicas=null", "metrics.prometheusRule.enabled=true"),
     "no fixed ids": (JOB, 'adaptSecurityContext="force"'),
     "extension points": (
-        JOB, *(f"{worker}.{setting}" for worker in ("consumer", "producer", "lagExporter") for setting in (
+        JOB, *(f"{worker}.{setting}" for worker in ("consumer", "producer", "lagExporter", "canary") for setting in (
             'serviceAccount={"annotations":{"eks.amazonaws.com/role-arn":"arn:aws:iam::1:role/x"}}',
             'annotations={"reloader.stakater.com/auto":"true"}', 'envFrom=[{"secretRef":{"name":"x"}}]',
             'initContainers=[{"name":"wait","image":"busybox"}]', 'sidecars=[{"name":"proxy","image":"envoy"}]',
@@ -100,7 +100,7 @@ SWITCHES: dict[str, tuple[str, ...]] = {
             'podSecurityContext={"fsGroup":1}', 'securityContext={"readOnlyRootFilesystem":false}',
             'image={"repository":"orders","tag":"7"}',
         )),
-        "lagExporter.enabled=true", 'image.digest="sha256:' + 64 * "0" + '"',
+        "lagExporter.enabled=true", "canary.enabled=true", 'image.digest="sha256:' + 64 * "0" + '"',
         'extraObjects=[{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"{{ .Release.Name }}-more"}}]',
     ),
     "a ServiceAccount that is there": ("consumer.serviceAccount.create=false", 'consumer.serviceAccount.name="theirs"'),
@@ -144,6 +144,13 @@ SWITCHES: dict[str, tuple[str, ...]] = {
         "lagExporter.enabled=true", 'lagExporter.options={"group-filter":"orders-.*","interval":30,"keep":600}',
         "metrics.prometheusRule.enabled=true", "metrics.podMonitor.enabled=true", "networkPolicy.enabled=true",
     ),
+    "canary": (
+        "canary.enabled=true", 'canary.options={"interval":5,"max-latency":10}', "metrics.prometheusRule.enabled=true",
+        "metrics.podMonitor.enabled=true", "networkPolicy.enabled=true",
+        'strimzi.topics={"kafka-workers-canary":{"partitions":5}}',
+    ),
+    "canary only": (*TLS, "canary.enabled=true", "consumer.enabled=false", 'canary.topic="probes"'),
+    "canary that creates its topic": ("canary.enabled=true", "strimzi.topic.create=false"),
     "lag exporter only": (
         *TLS, "lagExporter.enabled=true", "consumer.enabled=false",
         'lagExporter.properties={"client.rack":"a"}',
@@ -324,6 +331,10 @@ def test_helm_lint_finds_nothing(program: str) -> None:
         ('consumers={"pay":{"env":[{"name":"KAFKA_TOPIC"}]}}', "consumers.pay.env: KAFKA_TOPIC is set by the chart"),
         ('strimzi.topics={"teste":{"replicas":1}}', "strimzi.topics.teste.replicas, so nothing could be written"),
         ('lagExporter.options={"group":"x"}', "'group' not allowed"),
+        ('canary.options={"intervall":1}', "'intervall' not allowed"),
+        ('canary.topicConfig={"cleanup.policy":"compact"}', "/canary/topicConfig/cleanup.policy"),
+        ('canary.name="consumer"', "consumer.name and canary.name are the same"),
+        ("canary=null", "missing property 'canary'"),
         ('tracing.environment={"KAFKA_TOPIC":"x"}', "'KAFKA_TOPIC' not allowed"),
         ('tracing.endpoint="otel:4318"', "/tracing/endpoint"),
         (
@@ -386,6 +397,7 @@ OWN = {
         ("consumer", "consume", OWN),
         ("producer", "produce", OWN),
         ("lagExporter", "lag-exporter", OWN - {"topic", "group-id"}),
+        ("canary", "canary", OWN - {"group-id"}),
     ],
 )
 def test_the_schema_knows_just_the_options_of_the_commands(worker: str, command: str, own: set[str]) -> None:
@@ -729,6 +741,44 @@ def test_the_lag_exporter_looks_at_all_unless_told_otherwise_and_is_scraped_as_t
     assert monitor["podMetricsEndpoints"][0]["port"] in {port["name"] for port in container(deployment)["ports"]}
 
 
+def test_the_canary_may_use_its_own_topic_only_and_create_it_where_strimzi_does_not() -> None:
+    own = {("topic", "kafka-workers-canary", operation) for operation in ("Describe", "Read", "Write")}
+    own.add(("group", "kafka-workers-canary", "Describe"))
+    assert rights("canary.enabled=true")["canary"] == own
+    more = {("topic", "kafka-workers-canary", operation) for operation in ("Create", "Alter")}
+    assert rights(*SWITCHES["canary that creates its topic"])["canary"] == own | more
+    assert "canary" not in rights()
+
+
+def test_the_canary_is_one_pod_that_is_recreated_scraped_and_told_whether_strimzi_makes_its_topic() -> None:
+    documents = render(*SWITCHES["canary"])
+    deployment = one(documents, "Deployment", "canary")
+    assert (deployment["spec"]["replicas"], deployment["spec"]["strategy"]) == (1, {"type": "Recreate"})
+    variables = environment(deployment)
+    assert variables["KAFKA_TOPIC"] == "kafka-workers-canary"
+    assert (variables["KAFKA_INTERVAL"], variables["KAFKA_MAX_LATENCY"]) == ("5", "10")
+    assert variables["KAFKA_CREATE"] == "false"
+    assert not variables.keys() & {"KAFKA_GROUP_ID", "KAFKA_TRACING"}
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] > int(variables["KAFKA_SHUTDOWN_TIMEOUT"])
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    for selected in (
+        one(documents, "PodMonitor")["spec"]["selector"]["matchLabels"],
+        one(documents, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+    ):
+        assert selected.items() <= labels.items()
+    topic = one(documents, "KafkaTopic", "kafka-workers-canary")["spec"]
+    assert topic["partitions"] == 5
+    assert topic["config"] == {"min.insync.replicas": 2, "retention.ms": 600000}
+
+    for switch in ("canary only", "canary that creates its topic"):
+        documents = render(*SWITCHES[switch])
+        assert "KAFKA_CREATE" not in environment(one(documents, "Deployment", "canary"))
+        assert not [each for each in documents if each["kind"] == "KafkaTopic"]
+    assert environment(one(render(*SWITCHES["canary only"]), "Deployment", "canary"))["KAFKA_TOPIC"] == "probes"
+    assert not [each for each in render() if "canary" in each["metadata"]["name"]]
+
+
 def test_every_topic_that_is_written_is_created_once() -> None:
     def topics(*settings: str) -> list[str]:
         return [each["spec"]["topicName"] for each in render(*settings) if each["kind"] == "KafkaTopic"]
@@ -1021,7 +1071,7 @@ def test_a_cron_job_has_what_was_asked_for() -> None:
 def test_extension_points_reach_every_worker() -> None:
     documents = render(*SWITCHES["extension points"])
     workloads = [each for each in documents if each["kind"] in ("Deployment", "Job")]
-    assert len(workloads) == 3
+    assert len(workloads) == 4
     for each in workloads:
         assert each["metadata"]["annotations"]["reloader.stakater.com/auto"] == "true"
         pod = each["spec"]["template"]["spec"]

@@ -11,17 +11,17 @@ import pytest
 import yaml
 
 from tests.chart.rendering import CHART, REPOSITORY, one, render
-from workers.monitoring.metrics import CLIENT, CONSUMER, LAG, PRODUCER
+from workers.monitoring.metrics import CANARY, CLIENT, CONSUMER, LAG, PRODUCER
 
+EVERYTHING = (
+    "metrics.prometheusRule.enabled=true", "lagExporter.enabled=true", "producer.enabled=true", "canary.enabled=true",
+)  # fmt: skip
 # Suffixes of the series that Prometheus makes of a histogram and of a summary.
 SUFFIXES = ("_bucket", "_count", "_sum")
 
 
 def rules() -> dict[str, Any]:
-    spec: dict[str, Any] = one(
-        render("metrics.prometheusRule.enabled=true", "lagExporter.enabled=true", "producer.enabled=true"),
-        "PrometheusRule",
-    )["spec"]
+    spec: dict[str, Any] = one(render(*EVERYTHING), "PrometheusRule")["spec"]
     return spec
 
 
@@ -73,11 +73,11 @@ def test_a_pod_that_has_finished_is_no_target_for_ever() -> None:
 
 
 def test_alerts_and_dashboard_ask_for_metrics_that_exist_by_labels_that_they_have() -> None:
-    known = {definition.name: definition for definition in (*PRODUCER, *CONSUMER, *LAG, *CLIENT)}
+    known = {definition.name: definition for definition in (*PRODUCER, *CONSUMER, *LAG, *CANARY, *CLIENT)}
     expressions = [rule["expr"] for group in rules()["groups"] for rule in group["rules"]]
     queries = [*expressions, *queries_of_the_dashboard()]
     for query in queries:
-        names = re.findall(r"\bkafka_(?:producer|consumer|client|group|topic|lag_exporter)_\w+", query)
+        names = re.findall(r"\bkafka_(?:producer|consumer|client|group|topic|lag_exporter|canary)_\w+", query)
         assert names, query
         for name in names:
             base = next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
@@ -112,14 +112,14 @@ def test_every_metric_of_a_worker_is_on_the_dashboard_or_told_why_not() -> None:
         "kafka_client_info", "kafka_consumer_stats_timestamp_seconds", "kafka_producer_last_success_timestamp_seconds",
         "kafka_producer_messages_enqueued_total", "kafka_group_info", "kafka_group_committed_offset",
         "kafka_topic_beginning_offset", "kafka_topic_end_offset", "kafka_lag_exporter_rounds_total",
+        "kafka_canary_sent_total",
     }  # fmt: skip
-    names = {definition.name for definition in (*PRODUCER, *CONSUMER, *LAG, *CLIENT)}
+    names = {definition.name for definition in (*PRODUCER, *CONSUMER, *LAG, *CANARY, *CLIENT)}
     assert {name for name in names if name not in shown} == left_out
 
 
 def test_every_alert_has_its_part_in_the_docs_and_links_to_it_when_told_where_they_are() -> None:
-    settings = ("metrics.prometheusRule.enabled=true", "lagExporter.enabled=true", "producer.enabled=true")
-    told = render(*settings, 'metrics.prometheusRule.runbookUrl="https://docs.example.com/alerts.md"')
+    told = render(*EVERYTHING, 'metrics.prometheusRule.runbookUrl="https://docs.example.com/alerts.md"')
     links = {
         rule["alert"]: rule["annotations"]["runbook_url"]
         for rule in one(told, "PrometheusRule")["spec"]["groups"][0]["rules"]

@@ -39,7 +39,7 @@ def guarded(certificates: Certificates) -> Iterator[Cluster]:
         "super.users": "User:ANONYMOUS",  # the listener without users, for brokers and this test
         **secure(certificates),
     }
-    with Cluster(properties=properties, scram_users=dict.fromkeys((*USERS, "reader"), "secret")) as cluster:
+    with Cluster(properties=properties, scram_users=dict.fromkeys((*USERS, "reader", "canary"), "secret")) as cluster:
         yield cluster
 
 
@@ -135,6 +135,32 @@ def test_the_rights_are_enough_for_everything_and_without_them_that_is_said(
     again = ("dead-letters", "replay", "--topic", "teste.dlq", "--partition", "0", "--again")
     succeeds("consumer", *again)
     succeeds("consumer", "dead-letters", "discard", "--topic", "teste.dlq", "--error", "ValueError")
+
+
+def test_the_canary_creates_its_topic_and_measures_with_the_rights_of_its_user(
+    guarded: Cluster, certificates: Certificates, tmp_path: Path
+) -> None:
+    admin = AdminClient({"bootstrap.servers": guarded.bootstrap_servers, "log_level": 0})
+    processes = Processes(guarded.secure_bootstrap_servers, tmp_path)
+    user = credentials("canary", certificates)
+    refused = processes.run("canary", env=user)
+    assert refused.returncode == 2
+    assert "kafka-workers-canary does not exist and cannot be created" in refused.stderr.splitlines()[-1]
+
+    grant(admin, "canary.enabled=true", "strimzi.topic.create=false")
+    topic = "kafka-workers-canary"
+    # Brokers learn of a right a moment later, each by itself.
+    looks = ("canary", "--no-create", "--timeout", "0.5")
+    eventually(
+        lambda: all("does not exist" in processes.run(*looks, env=user).stderr for _ in "12"),
+        "the brokers know the rights",
+    )
+    canary = processes.start("canary", env=user)
+    eventually(lambda: canary.metric("kafka_canary_availability_ratio") == 1 or not canary.running, "all is available")
+    assert canary.metric("kafka_canary_partitions") == len(admin.list_topics(topic).topics[topic].partitions) == 3
+    assert canary.stop() == 0
+    # No partition is read in a group, and no broker complains of one.
+    assert "AUTHORIZATION" not in canary.stderr
 
 
 def test_what_a_user_of_dead_letters_may_not_do_is_said_and_changes_nothing(

@@ -15,6 +15,7 @@ from workers.cli.context import Context
 from workers.cli.main import cli
 from workers.cli.options import CONNECTION, SECRETS, OffsetTarget, Regex, Time
 from workers.cli.parameters import (
+    CanaryOptions,
     ConnectionOptions,
     ConsumeOptions,
     DiscardOptions,
@@ -35,6 +36,7 @@ KINDS: dict[str, type[Any]] = {
     "consume": ConsumeOptions,
     "lag": LagOptions,
     "lag-exporter": LagExporterOptions,
+    "canary": CanaryOptions,
     "verify": VerifyOptions,
     "replay": ReplayOptions,
     "reset-offsets": ResetOffsetsOptions,

@@ -33,9 +33,12 @@ from workers.cli.options import (
     metrics_options,
     option,
     registry_options,
+    shutdown_timeout_option,
+    summary_option,
     worker_options,
 )
 from workers.cli.parameters import (
+    CanaryOptions,
     ConsumeOptions,
     LagExporterOptions,
     LagOptions,
@@ -311,6 +314,67 @@ def lag_exporter(**parameters: Any) -> None:
     options = build(LagExporterOptions, parameters)
     shutdown = installed_shutdown(0)
     from workers.cli.lag_exporter import lag_exporter as run
+
+    run(options, Context(options.connection), shutdown)
+
+
+@cli.command(cls=Command)
+@option(
+    "--topic", type=TOPIC, default="kafka-workers-canary", show_default=True, help="Topic of its own for the messages."
+)
+@option(
+    "--interval",
+    type=POSITIVE_NUMBER,
+    default=1.0,
+    show_default=True,
+    help="Seconds between two messages to a partition.",
+)
+@option(
+    "--max-latency",
+    type=POSITIVE_NUMBER,
+    default=5.0,
+    show_default=True,
+    help="Seconds within which a message has to be received; else its partition is unavailable.",
+)
+@option(
+    "--lost-after",
+    type=POSITIVE_NUMBER,
+    default=15.0,
+    show_default=True,
+    help="An acknowledged message is lost when it was not received after this many seconds, and a later one was.",
+)
+@option(
+    "--create/--no-create",
+    default=True,
+    show_default=True,
+    help="Create the topic, add a partition for each new broker, and move leaders back; or leave it as it is.",
+)
+@option(
+    "--replication-factor",
+    type=click.IntRange(1, 32767),
+    default=3,
+    show_default=True,
+    help="Replicas of each partition of a new topic; no more than there are brokers.",
+)
+@option(
+    "--min-insync-replicas",
+    type=click.IntRange(1, 32767),
+    default=2,
+    show_default=True,
+    help="min.insync.replicas of a new topic; lowered where there are fewer brokers than replicas.",
+)
+@shutdown_timeout_option
+@summary_option
+@metrics_options
+@connection_options
+def canary(**parameters: Any) -> None:
+    """Probe the brokers all the time: send a message to each partition of a topic, read it back, export the outcome.
+
+    Counts lost and duplicate messages, and measures latency and availability by broker. Exit code 3 when one was lost.
+    """
+    options = build(CanaryOptions, parameters)
+    shutdown = installed_shutdown(options.shutdown_timeout)
+    from workers.cli.canary import canary as run
 
     run(options, Context(options.connection), shutdown)
 

@@ -317,6 +317,22 @@ def metrics_options(command: _Command) -> _Command:
     )  # fmt: skip
 
 
+shutdown_timeout_option = option(
+    "--shutdown-timeout",
+    type=SECONDS,
+    default=25.0,
+    show_default=True,
+    help="Seconds that stopping may take after SIGTERM.",
+)
+summary_option = option(
+    "--summary",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Form of the account at the end.",
+)
+
+
 def worker_options(command: _Command) -> _Command:
     """Add the options that both workers have."""
     command = apply(
@@ -325,10 +341,8 @@ def worker_options(command: _Command) -> _Command:
             option("--no-metrics", is_flag=True, help="Do not listen at all."),
             option("--auth-timeout", type=SECONDS, default=AUTH_TIMEOUT_S, show_default=True,
                    help="Seconds that refused credentials are tried on, as they may be changing; 0 for none."),
-            option("--shutdown-timeout", type=SECONDS, default=25.0, show_default=True,
-                   help="Seconds that stopping may take after SIGTERM."),
-            option("--summary", type=click.Choice(["text", "json"]), default="text", show_default=True,
-                   help="Form of the account at the end."),
+            shutdown_timeout_option,
+            summary_option,
             option("--tracing", is_flag=True,
                    help="Export spans of messages by OpenTelemetry, as its variables OTEL_* say; see docs/tracing.md."),
         ],

@@ -167,6 +167,21 @@ class LagExporterOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CanaryOptions:
+    connection: ConnectionOptions
+    metrics: MetricsOptions
+    topic: str
+    interval: float
+    max_latency: float
+    lost_after: float
+    create: bool
+    replication_factor: int
+    min_insync_replicas: int
+    shutdown_timeout: float
+    summary: Literal["text", "json"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyOptions:
     connection: ConnectionOptions
     topic: str

@@ -4,7 +4,7 @@ The workers count in plain integers. The collectors here read those when Prometh
 pays nothing, and label values that are known in advance are there with 0 from the start.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import confluent_kafka
@@ -19,6 +19,9 @@ from prometheus_client.registry import Collector
 
 from workers import __version__
 from workers.accounting.histogram import LatencyHistogram
+from workers.canary.loop import Canary, Status
+from workers.canary.placement import Placement
+from workers.canary.probes import COUNTS as CANARY_COUNTS
 from workers.consumer.loop import Consumer
 from workers.consumer.status import ConsumerStatus
 from workers.kafka.client import ClientState
@@ -218,6 +221,76 @@ LAG = (
     Definition("kafka_lag_exporter_round_seconds", "gauge", (), "Duration of the last round."),
     Definition("kafka_lag_exporter_rounds_total", "counter", (), "Rounds, complete or not."),
 )
+_BY_LEADER = ("partition", "broker")
+CANARY = (
+    Definition(
+        "kafka_canary_sent_total",
+        "counter",
+        _BY_LEADER,
+        "Messages sent to a partition; broker is its leader at that time, here and below, -1 for none.",
+    ),
+    Definition("kafka_canary_acknowledged_total", "counter", _BY_LEADER, "Messages that every in-sync replica has."),
+    Definition(
+        "kafka_canary_failed_total",
+        "counter",
+        _BY_LEADER,
+        "Messages without an acknowledgement: not in the log, or unknown (the delivery timed out).",
+    ),
+    Definition("kafka_canary_received_total", "counter", _BY_LEADER, "Messages read back, each counted once."),
+    Definition(
+        "kafka_canary_lost_total",
+        "counter",
+        _BY_LEADER,
+        "Acknowledged messages that were not received within --lost-after, though a later one of their partition was.",
+    ),
+    Definition("kafka_canary_recovered_total", "counter", _BY_LEADER, "Lost messages that were received after all."),
+    Definition("kafka_canary_duplicates_total", "counter", _BY_LEADER, "Messages read a second time or more."),
+    Definition(
+        "kafka_canary_produce_latency_seconds",
+        "histogram",
+        _BY_LEADER,
+        "From handing a message to the client to its acknowledgement.",
+    ),
+    Definition(
+        "kafka_canary_end_to_end_latency_seconds",
+        "histogram",
+        _BY_LEADER,
+        "From handing a message to the client to its reception, on one clock.",
+    ),
+    Definition(
+        "kafka_canary_availability_ratio",
+        "gauge",
+        (),
+        "Share of the partitions whose latest message was received within --max-latency. Absent before the first "
+        "result.",
+    ),
+    Definition(
+        "kafka_canary_broker_availability_ratio",
+        "gauge",
+        ("broker",),
+        "The same of the partitions that a broker leads; 0 for a broker that the others do not list. Absent for a "
+        "broker that leads none.",
+    ),
+    Definition("kafka_canary_partitions", "gauge", (), "Partitions of the topic."),
+    Definition(
+        "kafka_canary_uncovered_brokers",
+        "gauge",
+        (),
+        "Live brokers that lead no partition of the topic, so that nothing is measured of them.",
+    ),
+    Definition(
+        "kafka_canary_reconnects_total",
+        "counter",
+        (),
+        "Times the consumer was replaced, as it did not receive acknowledged messages for --lost-after.",
+    ),
+    Definition(
+        "kafka_canary_topic_changes_total",
+        "counter",
+        ("change", "outcome"),
+        "Changes of the topic: create_topic, add_partitions or elect_leaders (preferred ones), success or failure.",
+    ),
+)
 CLIENT = (
     Definition(
         "kafka_client_broker_rtt_seconds",
@@ -239,7 +312,7 @@ CLIENT = (
     ),
     Definition("kafka_client_info", "info", (), "Versions and client id, always 1."),
 )
-_BY_NAME = {definition.name: definition for definition in (*PRODUCER, *CONSUMER, *LAG, *CLIENT)}
+_BY_NAME = {definition.name: definition for definition in (*PRODUCER, *CONSUMER, *LAG, *CANARY, *CLIENT)}
 
 
 def _counter(name: str) -> CounterMetricFamily:
@@ -252,11 +325,11 @@ def _gauge(name: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(name, definition.meaning, labels=definition.labels)
 
 
-def _histogram(name: str, by_topic: Iterable[tuple[str, LatencyHistogram]]) -> HistogramMetricFamily:
+def _histogram(name: str, by_labels: Iterable[tuple[Sequence[str], LatencyHistogram]]) -> HistogramMetricFamily:
     definition = _BY_NAME[name]
     family = HistogramMetricFamily(name, definition.meaning, labels=definition.labels)
-    for topic, latencies in by_topic:
-        family.add_metric([topic], latencies.cumulative(), latencies.total_s)
+    for labels, latencies in by_labels:
+        family.add_metric(labels, latencies.cumulative(), latencies.total_s)
     return family
 
 
@@ -325,7 +398,7 @@ def _deliveries(topics: list[Deliveries]) -> Iterator[Metric]:
         for error, count in list(each.errors.items()):
             failures.add_metric([each.topic, error], count)
     yield from (enqueued, outcomes, failures)
-    yield _histogram("kafka_producer_delivery_latency_seconds", [(each.topic, each.latencies) for each in topics])
+    yield _histogram("kafka_producer_delivery_latency_seconds", [([each.topic], each.latencies) for each in topics])
 
 
 class ConsumerCollector(Collector):
@@ -354,7 +427,7 @@ class ConsumerCollector(Collector):
             reordered.add_metric([topic.name], topic.order.reordered)
         yield from (messages, deleted, missing, duplicates, reordered)
         yield _histogram(
-            "kafka_consumer_end_to_end_latency_seconds", [(topic.name, topic.latencies) for topic in topics]
+            "kafka_consumer_end_to_end_latency_seconds", [([topic.name], topic.latencies) for topic in topics]
         )
         outputs = _counter("kafka_consumer_outputs_total")
         for deliveries in list(status.outputs.values()):
@@ -470,10 +543,60 @@ def _groups(picture: Picture) -> Iterator[Metric]:
     yield from (members, info, uncommitted)
 
 
+class CanaryCollector(Collector):
+    """Reads the canary's account at every scrape."""
+
+    def __init__(self, canary: Canary, placement: Placement, client_id: str) -> None:
+        self._canary = canary
+        self._placement = placement
+        self._client_id = client_id
+
+    def collect(self) -> Iterator[Metric]:
+        # A copy: the loop adds partitions meanwhile.
+        counts = {
+            (str(partition), str(broker)): each
+            for (partition, broker), each in self._canary.probes.counts.copy().items()
+        }
+        for name in CANARY_COUNTS:
+            counter = _counter(f"kafka_canary_{name}_total")
+            for labels, each in counts.items():
+                counter.add_metric(labels, getattr(each, name))
+            yield counter
+        for name in ("produce_latency", "end_to_end_latency"):
+            histograms = ((labels, getattr(each, name)) for labels, each in counts.items())
+            yield _histogram(f"kafka_canary_{name}_seconds", histograms)
+        yield from self._status(self._canary.status)
+        reconnects = _counter("kafka_canary_reconnects_total")
+        reconnects.add_metric([], self._canary.reconnects)
+        yield reconnects
+        changes = _counter("kafka_canary_topic_changes_total")
+        for labels, count in self._placement.changes.items():
+            changes.add_metric(labels, count)
+        yield changes
+        yield from _client(self._canary.client_state, self._client_id)
+
+    def _status(self, status: Status) -> Iterator[Metric]:
+        availability, by_broker = (
+            _gauge("kafka_canary_availability_ratio"),
+            _gauge("kafka_canary_broker_availability_ratio"),
+        )
+        if status.availability is not None:
+            availability.add_metric([], status.availability)
+        for broker, share in status.brokers.items():
+            by_broker.add_metric([str(broker)], share)
+        partitions, uncovered = _gauge("kafka_canary_partitions"), _gauge("kafka_canary_uncovered_brokers")
+        partitions.add_metric([], status.partitions)
+        uncovered.add_metric([], status.uncovered)
+        yield from (availability, by_broker, partitions, uncovered)
+
+
 def markdown() -> str:
     """The tables of docs/metrics.md."""
     parts = []
-    for title, definitions in (("Producer", PRODUCER), ("Consumer", CONSUMER), ("Lag exporter", LAG), ("All", CLIENT)):
+    sections = {
+        "Producer": PRODUCER, "Consumer": CONSUMER, "Lag exporter": LAG, "Canary": CANARY, "All": CLIENT,
+    }  # fmt: skip
+    for title, definitions in sections.items():
         rows = [f"| `{d.name}` | {d.kind} | {', '.join(d.labels) or '-'} | {d.meaning} |" for d in definitions]
         parts.append(
             "\n".join([f"## {title}", "", "| metric | type | labels | meaning |", "| --- | --- | --- | --- |", *rows])

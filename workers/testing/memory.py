@@ -410,6 +410,8 @@ class FakeClient:
             # As librdkafka 2.16 says it: without an offset.
             told = f"detected at offset {position} (leader epoch 0): broker end offset is {truncated_at} (offset leader"
             return self._reset(key, None, f"Partition log truncation {told} epoch 0). Reset to INVALID.")
+        if not log.begin <= position <= log.end and self._own["auto.offset.reset"] == "earliest":
+            position = log.begin
         if not log.begin <= position <= log.end:
             return self._reset(key, position, "fetch failed due to requested offset not available on the broker")
         if self._end_told_at.get(key, 0) > self.polls:
@@ -607,7 +609,7 @@ class FakeClient:
 
 
 class FakeProducer:
-    """Has the part of confluent_kafka.Producer that workers/consumer/outputs.py uses; what is sent is written in
+    """Has the part of confluent_kafka.Producer that outputs and the canary use; what is sent is written in
     `poll`, message by message as `FakeBroker.outcome` says.
     """
 
@@ -638,11 +640,11 @@ class FakeProducer:
         self,
         topic: str,
         value: Any,
-        key: Any,
+        key: Any = None,
         *,
         partition: int,
-        timestamp: int,
-        headers: Any,
+        timestamp: int = 0,
+        headers: Any = None,
         on_delivery: Callable[[KafkaError | None, Message], None],
     ) -> None:
         assert self._called_by is None, "a call of the transaction is under way"

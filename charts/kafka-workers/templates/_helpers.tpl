@@ -41,9 +41,16 @@ of the release's workers, `path` is where the values are, `worker` has them with
 {{- $_ := set $exporter "name" ($exporter.name | default (print $prefix "lag-exporter")) -}}
 {{- /* The new one has made its first round before the old one goes. */}}
 {{- $_ := set $exporter "strategy" (dict "type" "RollingUpdate" "rollingUpdate" (dict "maxSurge" 1 "maxUnavailable" 0)) -}}
+{{- $canary := deepCopy .Values.canary -}}
+{{- $_ := set $canary "name" ($canary.name | default (print $prefix "canary")) -}}
+{{- $_ := set $canary "topics" (list ($canary.topic | default (print ($prefix | default "kafka-workers-") "canary"))) -}}
+{{- /* The old one has received its messages before the new one begins. */}}
+{{- $_ := set $canary "strategy" (dict "type" "Recreate") -}}
+{{- $_ := set $canary "shutdownTimeout" 10 -}}
 {{- concat $all (list
     (dict "kind" "producer" "component" "producer" "path" "producer" "command" "produce" "worker" $producer)
-    (dict "kind" "lag-exporter" "component" "lag-exporter" "path" "lagExporter" "command" "lag-exporter" "worker" $exporter)) | toJson -}}
+    (dict "kind" "lag-exporter" "component" "lag-exporter" "path" "lagExporter" "command" "lag-exporter" "worker" $exporter)
+    (dict "kind" "canary" "component" "canary" "path" "canary" "command" "canary" "worker" $canary)) | toJson -}}
 {{- end }}
 
 {{/* The workers that run, as a JSON list of contexts. */}}
@@ -161,6 +168,11 @@ mechanism, username, password (a Secret), oauth (a map, empty for the other mech
     "oauth" (ternary $sasl.oauth dict (eq $sasl.mechanism "OAUTHBEARER"))
     "region" (ternary $sasl.awsRegion "" (eq $sasl.mechanism "AWS_MSK_IAM")) | toJson -}}
 {{- end -}}
+{{- end }}
+
+{{/* Not empty where Strimzi makes the topics of the workers. */}}
+{{- define "kafka-workers.createsTopics" -}}
+{{- if and .Values.strimzi.enabled .Values.strimzi.topic.create }}yes{{ end -}}
 {{- end }}
 
 {{/* Where the Kafka resource is, and its topics and users with it. */}}
@@ -483,6 +495,10 @@ securityContext: {{- include "kafka-workers.securityContext" (dict "context" . "
 {{- end }}
 {{- if hasKey .worker "shutdownTimeout" }}
 - {name: KAFKA_SHUTDOWN_TIMEOUT, value: {{ include "kafka-workers.text" .worker.shutdownTimeout | quote }}}
+{{- end }}
+{{- if and (eq .kind "canary") (include "kafka-workers.createsTopics" .root) (not (hasKey .worker.options "create")) }}
+# The chart makes its topic; the topic operator would undo other changes.
+- {name: KAFKA_CREATE, value: "false"}
 {{- end }}
 {{- if or (include "kafka-workers.isExactlyOnce" .) (include "kafka-workers.isTraced" .) }}
 - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}

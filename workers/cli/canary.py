@@ -1,0 +1,84 @@
+"""`canary`: probes the brokers with messages of its own, until it is stopped."""
+
+import json
+import logging
+
+import click
+import confluent_kafka
+from confluent_kafka.admin import AdminClient
+
+from workers.canary.loop import CLOSE_TIMEOUT_S, Canary, Options
+from workers.canary.placement import PROPERTIES, Placement, Rules, ensure_topic
+from workers.canary.summary import as_text, summarize
+from workers.cli.context import Context
+from workers.cli.parameters import CanaryOptions
+from workers.config import (
+    CANARY_CONSUMER_DEFAULTS,
+    CANARY_PRODUCER_DEFAULTS,
+    COMMON_DEFAULTS,
+    ClientConfig,
+    Precedence,
+    Setting,
+)
+from workers.errors import ConfigError, ExitCode, WorkerError
+from workers.kafka.client import UNPOLLED, ClientState, create_client, wait_for_topics
+from workers.lifecycle import Shutdown, Stopped, settle_memory
+from workers.monitoring.metrics import CanaryCollector
+
+log = logging.getLogger("workers")
+
+
+def canary(options: CanaryOptions, context: Context, shutdown: Shutdown) -> None:
+    """Run the canary until a signal; raises WorkerError when a message was lost, or as the clients do."""
+    config = context.client_config(CANARY_PRODUCER_DEFAULTS)
+    context.show_config(config)
+    context.set_up_logging()
+    if options.lost_after < options.max_latency:
+        raise ConfigError(
+            f"{context.origin('lost_after')}: a message cannot be lost after {options.lost_after:g} s and in time "
+            f"after {options.max_latency:g} s; give at least --max-latency"
+        )
+    group = Setting("group.id", options.topic, Precedence.DEFAULT, "the topic; no group is joined")
+    consumer_config = context.client_config(CANARY_CONSUMER_DEFAULTS, [group])
+    admin_config = context.client_config(COMMON_DEFAULTS)
+    rules = Rules(options.topic, options.create, options.replication_factor, options.min_insync_replicas)
+    placement = Placement(lambda: create_client(AdminClient, admin_config, {**UNPOLLED, **PROPERTIES}), rules)
+    probing = Options(options.topic, options.interval, options.max_latency, options.lost_after)
+    running = Canary(
+        lambda extra: create_client(confluent_kafka.Producer, config, extra),
+        lambda extra: create_client(confluent_kafka.Consumer, consumer_config, extra),
+        lambda: placement.layout,
+        probing,
+        shutdown,
+    )
+    collector = CanaryCollector(running, placement, config.get("client.id"))
+    with context.serve(options.metrics, collector, running.ready, running.live):
+        try:
+            with shutdown.at_once():
+                _prepare_topic(admin_config, rules, options.connection.timeout)
+        except Stopped:
+            log.info("stopped before the brokers had answered; nothing was sent")
+            return
+        running.start()
+        placement.start()
+        settle_memory()
+        try:
+            running.run()
+        finally:
+            placement.close(CLOSE_TIMEOUT_S)
+            summary = summarize(running, options.topic)
+            click.echo(json.dumps(summary) if options.summary == "json" else as_text(summary))
+            running.close()
+    missing = summary["lost"] - summary["recovered"]
+    if missing:
+        raise WorkerError(f"{missing} of {summary['acknowledged']} acknowledged messages were lost", ExitCode.LOSS)
+
+
+def _prepare_topic(config: ClientConfig, rules: Rules, timeout_s: float | None) -> None:
+    """Wait for the brokers, and for the topic, which is created where that is allowed; raises as `wait_for_topics`."""
+    client_state = ClientState()
+    with create_client(AdminClient, config, client_state.callbacks()) as admin:
+        wait_for_topics(admin, [], config, client_state, timeout_s=timeout_s)
+        if rules.create and ensure_topic(admin, rules):
+            log.info("created topic %s", rules.topic)
+        wait_for_topics(admin, [rules.topic], config, client_state, timeout_s=timeout_s)
