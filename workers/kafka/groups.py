@@ -190,7 +190,9 @@ def list_groups(admin: AdminClient) -> Answers[str, None]:
         listed = admin.list_consumer_groups(request_timeout=REQUEST_TIMEOUT_S).result()
     except KafkaException as raised:
         return Answers({}, frozenset(), {"": raised.args[0]})
-    errors = {str(raised): raised.args[0] for raised in listed.errors}
+    # confluent-kafka 2.16 says that these are KafkaException.
+    failed: list[KafkaError] = listed.errors
+    errors = {str(error): error for error in failed}
     return Answers({each.group_id: None for each in listed.valid}, frozenset(), errors)
 
 
