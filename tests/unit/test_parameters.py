@@ -27,6 +27,7 @@ from workers.cli.parameters import (
     ResetOffsetsOptions,
     ShowDeadLettersOptions,
     ShowOffsetsOptions,
+    TopOptions,
     VerifyOptions,
     build,
 )
@@ -37,6 +38,7 @@ KINDS: dict[str, type[Any]] = {
     "lag": LagOptions,
     "lag-exporter": LagExporterOptions,
     "canary": CanaryOptions,
+    "top": TopOptions,
     "verify": VerifyOptions,
     "replay": ReplayOptions,
     "reset-offsets": ResetOffsetsOptions,

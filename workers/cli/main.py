@@ -24,12 +24,12 @@ from workers.cli.options import (
     GROUP,
     POSITIVE,
     POSITIVE_NUMBER,
-    REGEX,
     SECONDS,
     TOPIC,
     Command,
     connection_options,
     format_option,
+    group_selection_options,
     metrics_options,
     option,
     registry_options,
@@ -43,6 +43,7 @@ from workers.cli.parameters import (
     LagExporterOptions,
     LagOptions,
     ProduceOptions,
+    TopOptions,
     VerifyOptions,
     build,
 )
@@ -290,12 +291,26 @@ def lag(**parameters: Any) -> None:
 
 
 @cli.command(cls=Command)
-@option(
-    "--group-id", "group_ids", type=GROUP, multiple=True, help="Only this group; repeatable.  [default: every group]"
-)
-@option("--group-filter", type=REGEX, help="Only groups whose whole name matches.")
-@option("--topic", "topics", type=TOPIC, multiple=True, help="Only this topic; repeatable.  [default: all of a group]")
-@option("--topic-filter", type=REGEX, help="Only topics whose whole name matches.")
+@group_selection_options
+@option("--interval", type=POSITIVE_NUMBER, default=2.0, show_default=True, help="Seconds between two rounds.")
+@option("--once", is_flag=True, help="Show one round as lines, without rates, which need two.")
+@option("--plain", is_flag=True, help="Lines instead of a live table, as where there is no terminal.")
+@option("--json", "as_json", is_flag=True, help="One JSON document for each round.")
+@connection_options
+def top(**parameters: Any) -> None:
+    """Watch consumer groups: members, lag, rates and health; a live table on a terminal, lines elsewhere.
+
+    Ctrl-C ends it with exit code 0. Rates are messages a second over the last 10 s: IN is written, OUT is committed.
+    """
+    options = build(TopOptions, parameters)
+    shutdown = installed_shutdown(0)
+    from workers.cli.top import top as run
+
+    run(options, Context(options.connection), shutdown)
+
+
+@cli.command(cls=Command)
+@group_selection_options
 @option("--interval", type=POSITIVE_NUMBER, default=15.0, show_default=True, help="Seconds between two rounds.")
 @option(
     "--keep",

@@ -305,6 +305,21 @@ def registry_options(command: _Command) -> _Command:
     )  # fmt: skip
 
 
+def group_selection_options(command: _Command) -> _Command:
+    """Which groups and topics a command looks at."""
+    return apply(
+        command,
+        [
+            option("--group-id", "group_ids", type=GROUP, multiple=True,
+                   help="Only this group; repeatable.  [default: every group]"),
+            option("--group-filter", type=REGEX, help="Only groups whose whole name matches."),
+            option("--topic", "topics", type=TOPIC, multiple=True,
+                   help="Only this topic; repeatable.  [default: all of a group]"),
+            option("--topic-filter", type=REGEX, help="Only topics whose whole name matches."),
+        ],
+    )  # fmt: skip
+
+
 def metrics_options(command: _Command) -> _Command:
     """Where a command that keeps running is looked at."""
     return apply(

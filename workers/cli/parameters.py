@@ -167,6 +167,19 @@ class LagExporterOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TopOptions:
+    connection: ConnectionOptions
+    group_ids: tuple[str, ...]
+    group_filter: re.Pattern[str] | None
+    topics: tuple[str, ...]
+    topic_filter: re.Pattern[str] | None
+    interval: float
+    once: bool
+    plain: bool
+    as_json: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CanaryOptions:
     connection: ConnectionOptions
     metrics: MetricsOptions

@@ -21,7 +21,6 @@ from typing import Any
 from confluent_kafka import KafkaException
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
 from workers.accounting.accounts import read_accounts
@@ -31,6 +30,7 @@ from workers.config import CONSUMER_DEFAULTS, ClientConfig, Precedence, Setting
 from workers.errors import ExitCode, WorkerError
 from workers.kafka.reader import read_topic
 from workers.lifecycle import Shutdown, set_up_logging
+from workers.live import live_table
 from workers.local.cluster import Cluster, free_ports
 
 TOPIC = "teste"
@@ -263,19 +263,19 @@ def _look(
 @contextmanager
 def _view(live: bool) -> Iterator[Callable[[Moment], None]]:
     """A live table on a terminal, a line every second elsewhere."""
-    if not live:
-        shown: Moment | None = None
-
-        def line(moment: Moment) -> None:
-            nonlocal shown
-            if shown is None or moment.at_s - shown.at_s >= 1 or moment.event != shown.event:
-                shown = moment
-                print(_as_line(moment), flush=True)
-
-        yield line
+    if live:
+        with live_table(_as_table) as show:
+            yield show
         return
-    with Live(console=Console(), refresh_per_second=4) as screen:
-        yield lambda moment: screen.update(_as_table(moment))
+    shown: Moment | None = None
+
+    def line(moment: Moment) -> None:
+        nonlocal shown
+        if shown is None or moment.at_s - shown.at_s >= 1 or moment.event != shown.event:
+            shown = moment
+            print(_as_line(moment), flush=True)
+
+    yield line
 
 
 def _as_line(moment: Moment) -> str:
@@ -296,7 +296,7 @@ def _owned(moment: Moment, name: str, separator: str) -> str:
     return separator.join(map(str, sorted(moment.owners[name]))) or f"({moment.assigned[name]})"
 
 
-def _as_table(moment: Moment) -> Table:
+def _as_table(moment: Moment, _console: Console) -> Table:
     table = Table(title=f"{moment.at_s:.0f} s: {moment.event}", min_width=72)
     table.add_column("what")
     table.add_column("state")
