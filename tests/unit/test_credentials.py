@@ -2,11 +2,23 @@
 
 import json
 import ssl
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import trustme
 from confluent_kafka import KafkaError, Producer
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tests.mounted import Secret, pem
 from workers.config import ClientConfig, Precedence, Setting
@@ -206,6 +218,90 @@ def test_a_file_that_is_away_for_a_moment_changes_nothing(tmp_path: Path, clock:
     clock.now += 5
 
     assert watch.refresh(Client()) is False
+
+
+SOON, LATER = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC), datetime(2031, 1, 2, 3, 4, 5, tzinfo=UTC)
+LONG_AGO = datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def authority_until(end: datetime) -> bytes:
+    """The certificate of a CA that ends at `end`; trustme's own all end in the same year."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ca")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(datetime(2019, 1, 1, tzinfo=UTC)).not_valid_after(end)
+    signed = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    return signed.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+@pytest.mark.parametrize("end", [SOON, LONG_AGO])
+def test_the_end_of_the_clients_certificate_is_known_also_when_it_is_over(tmp_path: Path, end: datetime) -> None:
+    issued = trustme.CA().issue_cert("me", not_before=datetime(2019, 1, 1, tzinfo=UTC), not_after=end)
+    certificate, key = tmp_path / "user.crt", tmp_path / "user.key"
+    # With the CA behind it, as a chain.
+    certificate.write_bytes(issued.cert_chain_pems[0].bytes() + authority_until(LATER))
+    key.write_bytes(issued.private_key_pem.bytes())
+    state = ClientState()
+    CredentialsWatch(config(ssl_certificate_location=certificate, ssl_key_location=key), state)
+
+    assert state.certificate_expiries_s == {"certificate": end.timestamp()}
+
+
+def test_the_end_is_known_where_the_key_is_encrypted(tmp_path: Path) -> None:
+    issued = trustme.CA().issue_cert("me", not_after=SOON)
+    certificate, key = tmp_path / "user.crt", tmp_path / "user.key"
+    certificate.write_bytes(issued.cert_chain_pems[0].bytes())
+    plain = load_pem_private_key(issued.private_key_pem.bytes(), None)
+    key.write_bytes(plain.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"horse")))
+    state = ClientState()
+    CredentialsWatch(
+        config(ssl_certificate_location=certificate, ssl_key_location=key, ssl_key_password="horse"), state
+    )
+
+    assert state.certificate_expiries_s == {"certificate": SOON.timestamp()}
+
+
+def test_the_last_of_the_trusted_cas_counts_and_a_renewal_is_noticed(tmp_path: Path, clock: Clock) -> None:
+    secret = Secret(tmp_path / "ca")
+    secret.write({"ca.crt": authority_until(LONG_AGO)})
+    state = ClientState()
+    watch = CredentialsWatch(config(ssl_ca_location=secret.directory), state)
+    assert state.certificate_expiries_s == {"ca": LONG_AGO.timestamp()}
+
+    secret.write({"ca.crt": authority_until(SOON), "ca-old.crt": authority_until(LONG_AGO)})
+    clock.now += 5
+    assert watch.refresh(Client()) is True
+    # The client still has the old one.
+    assert state.certificate_expiries_s == {"ca": LONG_AGO.timestamp()}
+    watch.renewed()
+    assert state.certificate_expiries_s == {"ca": SOON.timestamp()}
+
+
+def test_a_certificate_that_is_not_for_clients_is_named_and_has_no_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "broker")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(LONG_AGO).not_valid_after(SOON)
+    builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+    certificate, key_file = tmp_path / "user.crt", tmp_path / "user.key"
+    certificate.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    key_file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    state = ClientState()
+    CredentialsWatch(config(ssl_certificate_location=certificate, ssl_key_location=key_file), state)
+
+    assert state.certificate_expiries_s == {}
+    assert f"when {certificate} ends is not known, so no alert comes before: unsuitable certificate" in caplog.text
+
+
+def test_without_certificates_there_is_no_end(tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.write_text("horse")
+    state = ClientState()
+    CredentialsWatch(config("sasl_plaintext", password=path, sasl_username="me"), state)
+
+    assert state.certificate_expiries_s == {}
 
 
 def test_only_what_kubelet_mounts_and_renews_counts_as_mounted(tmp_path: Path) -> None:

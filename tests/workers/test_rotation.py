@@ -87,6 +87,9 @@ def rotate(stand: Stand, workers: list[Process], flowing: Callable[[], None]) ->
         for each in workers:
             each.says("cannot be used together")
     eventually(lambda: renewals(workers, "certificate") == 1, "the client's certificate is renewed")
+    for kind in ("ca", "certificate"):
+        expiries = [each.metric("kafka_client_certificate_expiry_timestamp_seconds", kind=kind) for each in workers]
+        assert all(expiry is not None and expiry > time.time() for expiry in expiries)
 
     begins["steady again"] = time.time()
     time.sleep(AGAIN_MS / 1000 + 1)

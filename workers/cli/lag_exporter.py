@@ -9,6 +9,7 @@ from workers.cli.context import Context
 from workers.cli.parameters import LagExporterOptions
 from workers.config import COMMON_DEFAULTS
 from workers.kafka.client import ClientState, create_client, wait_for_topics
+from workers.kafka.credentials import read_credentials, read_expiries
 from workers.lifecycle import Shutdown, Stopped
 from workers.monitoring.group_lag import GroupLag, Selection
 from workers.monitoring.metrics import LagCollector
@@ -25,7 +26,9 @@ def lag_exporter(options: LagExporterOptions, context: Context, shutdown: Shutdo
     context.show_config(config)
     context.set_up_logging()
     client_state = ClientState()
-    admin = create_client(AdminClient, config, client_state.callbacks())
+    credentials = read_credentials(config)
+    client_state.certificate_expiries_s = read_expiries(config, credentials)
+    admin = create_client(AdminClient, config, client_state.callbacks(), credentials)
     selection = Selection(options.group_ids, options.group_filter, options.topics, options.topic_filter)
     group_lag = GroupLag(admin, selection, options.interval, options.keep)
     collector = LagCollector(group_lag, client_state, config.get("client.id"))

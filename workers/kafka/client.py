@@ -92,6 +92,8 @@ class ClientState:
         self.statistics: Statistics | None = None
         self.fatal: WorkerError | None = None
         self.renewals = dict.fromkeys(KINDS, 0)
+        # Of the certificates in use, by kind, in Unix time; replaced as a whole, and read from any thread.
+        self.certificate_expiries_s: dict[str, float] = {}
         self._config = config
         self._auth_timeout_s = auth_timeout_s
         self._refusals: dict[str, Refusal] = {}

@@ -5,6 +5,7 @@ that something changed. librdkafka reads certificates once, when a client is mad
 names that OpenSSL has hashed. So all files are read here, and a client gets what was read.
 """
 
+import contextlib
 import logging
 import re
 import ssl
@@ -32,6 +33,8 @@ CONNECT_TIMEOUT_S = 2.0
 KINDS = ("ca", "certificate", "password")
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _ENDPOINT_CA = "https.ca.location"
+# X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which `ssl` has no name for.
+_NO_CHECK_TIME = ssl.VerifyFlags(0x200000)
 # The names in a directory of CA certificates: a Secret's keys, and those that `openssl rehash` gives.
 _CA_NAMES = re.compile(r".+\.(crt|pem|cer)|[0-9a-f]{8}\.\d+")
 
@@ -122,6 +125,35 @@ def read_credentials(config: ClientConfig) -> Credentials:
     return credentials
 
 
+def read_expiries(config: ClientConfig, credentials: Credentials) -> dict[str, float]:
+    """Return the Unix time at which the certificates of `credentials` end, by kind; without those that nobody can read.
+
+    That of "ca" is the time of the CA that ends last: while a CA is renewed, the old one and the new one are trusted.
+    """
+    expiries = {}
+    if credentials.ca:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(cadata=credentials.ca)
+        ends = [ssl.cert_time_to_seconds(str(each["notAfter"])) for each in context.get_ca_certs()]
+        expiries.update({"ca": float(max(ends))} if ends else {})
+    if credentials.certificate and credentials.key:
+        certificate = config.get("ssl.certificate.location")
+        try:
+            expiries["certificate"] = _client_expiry(
+                certificate,
+                config.get("ssl.key.location"),
+                credentials.key_password or config.get("ssl.key.password"),
+            )
+        except (ssl.SSLError, OSError, ValueError) as error:
+            reason = getattr(error, "verify_message", None) or getattr(error, "reason", None) or str(error)
+            log.warning(
+                "when %s ends is not known, so no alert comes before: %s; check its form and its purpose",
+                certificate,
+                reason,
+            )
+    return expiries
+
+
 def is_mounted(config: ClientConfig, kind: str) -> bool:
     """Return whether kubelet mounts a file that holds credentials of `kind`: it may be a minute and a half behind."""
     names = {
@@ -146,6 +178,7 @@ class CredentialsWatch:
         self._client_state = client_state
         self._looked_at = time.monotonic()
         self._trouble = ""
+        client_state.certificate_expiries_s = read_expiries(config, self.credentials)
 
     def refresh(self, client: Client | None) -> bool:
         """Look at the files when it is time to, and set a changed password on the living client.
@@ -199,6 +232,8 @@ class CredentialsWatch:
         changed = self.credentials.changed_since(self._used)
         if changed:
             self._client_state.on_renewal(changed)
+        if changed not in ([], ["password"]):
+            self._client_state.certificate_expiries_s = read_expiries(self._config, self.credentials)
         self._used = self.credentials
         self._trouble = ""
 
@@ -258,6 +293,30 @@ def _check_pair(config: ClientConfig, password: str) -> None:
         raise ConfigError(
             f"{certificate} and {key} cannot be used together: {reason}; check both, and the key's password"
         ) from None
+
+
+def _client_expiry(certificate: str, key: str, password: str) -> float:
+    """Return the Unix time at which a client's certificate ends; raise SSLError where no server would take it.
+
+    `ssl` decodes the certificate of a peer only. So a client in memory shows this one to a server in memory, which
+    trusts it alone.
+    """
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.verify_mode = ssl.CERT_NONE
+    for context in (server, client):
+        context.set_ciphers("DEFAULT:@SECLEVEL=0")
+        context.load_cert_chain(certificate, key, lambda: password)
+    server.verify_mode = ssl.CERT_REQUIRED
+    server.load_verify_locations(certificate)
+    server.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    listening = server.wrap_bio(to_server, to_client, server_side=True)
+    for side in (client.wrap_bio(to_client, to_server), listening) * 2:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    return float(ssl.cert_time_to_seconds(str((listening.getpeercert() or {})["notAfter"])))
 
 
 def _secret(config: ClientConfig, name: str) -> str:

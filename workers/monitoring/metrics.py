@@ -305,6 +305,13 @@ CLIENT = (
         "Credentials taken up while running, as their files changed: ca, certificate, or password or client secret.",
     ),
     Definition(
+        "kafka_client_certificate_expiry_timestamp_seconds",
+        "gauge",
+        ("kind",),
+        "Unix time at which the certificates in use end: certificate (the client's), ca (of those trusted the one that "
+        "ends last). Of files in PEM, not of a keystore.",
+    ),
+    Definition(
         "kafka_client_refusing_brokers",
         "gauge",
         (),
@@ -345,6 +352,10 @@ def _client(client_state: ClientState, client_id: str) -> Iterator[Metric]:
     for kind, count in client_state.renewals.items():
         renewals.add_metric([kind], count)
     yield renewals
+    expiries = _gauge("kafka_client_certificate_expiry_timestamp_seconds")
+    for kind, expiry_s in client_state.certificate_expiries_s.items():
+        expiries.add_metric([kind], expiry_s)
+    yield expiries
     refusing = _gauge("kafka_client_refusing_brokers")
     refusing.add_metric([], client_state.refusing_brokers)
     yield refusing
