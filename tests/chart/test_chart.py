@@ -93,7 +93,10 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "no fixed ids": (JOB, 'adaptSecurityContext="force"'),
     "extension points": (
         JOB, *(f"{worker}.{setting}" for worker in ("consumer", "producer", "lagExporter", "canary") for setting in (
-            'serviceAccount={"annotations":{"eks.amazonaws.com/role-arn":"arn:aws:iam::1:role/x"}}',
+            'serviceAccount={"annotations":{"eks.amazonaws.com/role-arn":"arn:aws:iam::1:role/x"},"labels":{"team":"a"},'
+            '"automount":true}',
+            'podSpec={"runtimeClassName":"gvisor","schedulerName":"mine","hostUsers":false,"dnsPolicy":"None",'
+            '"dnsConfig":{"nameservers":["10.0.0.1"]},"hostAliases":[{"ip":"10.0.0.2","hostnames":["kafka-1"]}]}',
             'annotations={"reloader.stakater.com/auto":"true"}', 'envFrom=[{"secretRef":{"name":"x"}}]',
             'initContainers=[{"name":"wait","image":"busybox"}]', 'sidecars=[{"name":"proxy","image":"envoy"}]',
             'lifecycle={"preStop":{"sleep":{"seconds":1}}}', "probes.startup.failureThreshold=600",
@@ -137,6 +140,23 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     ),
     "HPA without Strimzi": (*PLAIN, "consumer.hpa.enabled=true", "consumer.hpa.maxReplicas=6"),
     "no disruption budget": ("consumer.podDisruptionBudget.enabled=false",),
+    "a share of the members at a time": (
+        'consumer.podDisruptionBudget.maxUnavailable="25%"',
+        'consumers={"pay":{"podDisruptionBudget":{"maxUnavailable":2}}}',
+    ),
+    "few old ReplicaSets": ("revisionHistoryLimit=0", "lagExporter.enabled=true"),
+    "producers on several nodes": (
+        JOB, "producer.parallelism=2", 'producer.topologySpreadConstraints=[{"maxSkew":1,'
+        '"topologyKey":"topology.kubernetes.io/zone","whenUnsatisfiable":"DoNotSchedule"}]',
+    ),
+    "a scrape with everything": (
+        "metrics.podMonitor.enabled=true", 'metrics.podMonitor.annotations={"a":"b"}',
+        'metrics.podMonitor.podTargetLabels=["team"]',
+        'metrics.podMonitor.endpoint={"scrapeTimeout":"10s","honorLabels":true,'
+        '"relabelings":[{"sourceLabels":["__meta_kubernetes_pod_node_name"],"targetLabel":"node"}],'
+        '"metricRelabelings":[{"action":"drop","sourceLabels":["__name__"],"regex":"kafka_client_info"}]}',
+        "metrics.dashboard.enabled=true", 'metrics.dashboard.annotations={"grafana_folder":"Kafka"}',
+    ),
     "pod monitor": ("metrics.podMonitor.enabled=true", 'metrics.podMonitor.labels={"release":"prometheus"}'),
     "alerts": ("metrics.prometheusRule.enabled=true",),
     "dashboard": ("metrics.dashboard.enabled=true",),
@@ -302,6 +322,14 @@ def test_helm_lint_finds_nothing(program: str) -> None:
         ('consumer.podLabels={"app.kubernetes.io/component":"x"}', "/consumer/podLabels"),
         ('consumers={"pay":{"podLabels":{"app.kubernetes.io/instance":"x"}}}', "/consumers/pay/podLabels"),
         ('metrics.podMonitor.labels={"app.kubernetes.io/instance":"x"}', "/metrics/podMonitor/labels"),
+        ('consumer.podSpec={"containers":[]}', "at '/consumer/podSpec/containers': false schema"),
+        ('lagExporter.podSpec={"serviceAccountName":"x"}', "at '/lagExporter/podSpec/serviceAccountName'"),
+        ('consumers={"pay":{"podSpec":{"tolerations":[]}}}', "at '/consumers/pay/podSpec/tolerations'"),
+        ('metrics.podMonitor.endpoint={"interval":"1m"}', "at '/metrics/podMonitor/endpoint/interval'"),
+        ("consumer.podDisruptionBudget.maxUnavailable=0", "at '/consumer/podDisruptionBudget/maxUnavailable'"),
+        ('consumer.podDisruptionBudget.maxUnavailable="half"', "pattern"),
+        ("revisionHistoryLimit=-1", "at '/revisionHistoryLimit'"),
+        ("metrics.prometheusRule.certificateExpiryDays=null", "missing property 'certificateExpiryDays'"),
         ("consumer=null", "missing property 'consumer'"),
         ("consumer.options=null", "at '/consumer': missing property 'options'"),
         ("strimzi.topic=null", "at '/strimzi': missing property 'topic'"),
@@ -1080,6 +1108,10 @@ def test_extension_points_reach_every_worker() -> None:
         assert (worker["image"], sidecar["name"]) == ("orders:7", "proxy")
         assert worker["envFrom"] == [{"secretRef": {"name": "x"}}]
         assert worker["lifecycle"] == {"preStop": {"sleep": {"seconds": 1}}}
+        assert (pod["runtimeClassName"], pod["schedulerName"], pod["hostUsers"]) == ("gvisor", "mine", False)
+        assert (pod["dnsPolicy"], pod["dnsConfig"]) == ("None", {"nameservers": ["10.0.0.1"]})
+        assert pod["hostAliases"] == [{"ip": "10.0.0.2", "hostnames": ["kafka-1"]}]
+        assert pod["automountServiceAccountToken"] is True
         probe = worker["startupProbe"]
         assert (probe["failureThreshold"], probe["periodSeconds"]) == (600, 1)
         assert (pod["securityContext"]["fsGroup"], pod["securityContext"]["runAsUser"]) == (1, 65532)
@@ -1087,6 +1119,7 @@ def test_extension_points_reach_every_worker() -> None:
         assert (security["readOnlyRootFilesystem"], security["allowPrivilegeEscalation"]) == (False, False)
     for account in by_name(documents, "ServiceAccount").values():
         assert "eks.amazonaws.com/role-arn" in account["metadata"]["annotations"]
+        assert account["metadata"]["labels"]["team"] == "a"
     assert "workers-more" in by_name(documents, "ConfigMap")
 
 
@@ -1094,9 +1127,35 @@ def test_without_extension_points_nothing_is_empty() -> None:
     for each in render(JOB, "lagExporter.enabled=true"):
         if each["kind"] in ("Deployment", "Job"):
             pod = each["spec"]["template"]["spec"]
-            assert "initContainers" not in pod
+            assert not pod.keys() & {"initContainers", "runtimeClassName", "dnsConfig", "hostAliases"}
+            assert pod["automountServiceAccountToken"] is False
             (worker,) = pod["containers"]
             assert not worker.keys() & {"envFrom", "lifecycle"}
+
+
+def test_a_budget_takes_one_member_at_a_time_or_what_it_is_told() -> None:
+    def budgets(*settings: str) -> dict[str, Any]:
+        documents = by_name(render(*settings), "PodDisruptionBudget")
+        return {name: each["spec"]["maxUnavailable"] for name, each in documents.items()}
+
+    assert budgets() == {"consumer": 1}
+    assert budgets(*SWITCHES["a share of the members at a time"]) == {"consumer": "25%", "consumer-pay": 2}
+
+
+def test_old_replica_sets_are_kept_as_kubernetes_does_unless_told_otherwise() -> None:
+    assert "revisionHistoryLimit" not in one(render(), "Deployment")["spec"]
+    limited = by_name(render(*SWITCHES["few old ReplicaSets"]), "Deployment")
+    assert {name: each["spec"]["revisionHistoryLimit"] for name, each in limited.items()} == {
+        "consumer": 0,
+        "lag-exporter": 0,
+    }
+
+
+def test_producers_are_spread_where_asked_for() -> None:
+    job = one(render(*SWITCHES["producers on several nodes"]), "Job")["spec"]["template"]
+    (constraint,) = job["spec"]["topologySpreadConstraints"]
+    assert constraint["topologyKey"] == "topology.kubernetes.io/zone"
+    assert constraint["labelSelector"]["matchLabels"].items() <= job["metadata"]["labels"].items()
 
 
 def test_a_service_account_that_is_there_is_used_and_not_made() -> None:

@@ -72,6 +72,42 @@ def test_a_pod_that_has_finished_is_no_target_for_ever() -> None:
     assert endpoint == {"port": "metrics", "interval": "15s"}
 
 
+def test_a_scrape_has_the_fields_that_are_asked_for() -> None:
+    documents = render(
+        "metrics.podMonitor.enabled=true",
+        'metrics.podMonitor.endpoint={"scrapeTimeout":"10s","relabelings":[{"targetLabel":"a","replacement":"b"}]}',
+        'metrics.podMonitor.podTargetLabels=["team"]',
+        'metrics.podMonitor.annotations={"c":"d"}',
+        "metrics.dashboard.enabled=true",
+        'metrics.dashboard.annotations={"grafana_folder":"Kafka"}',
+    )
+    monitor = one(documents, "PodMonitor")
+    assert monitor["spec"]["podMetricsEndpoints"] == [
+        {
+            "port": "metrics",
+            "interval": "15s",
+            "scrapeTimeout": "10s",
+            "relabelings": [{"targetLabel": "a", "replacement": "b"}],
+        }
+    ]
+    assert (monitor["spec"]["podTargetLabels"], monitor["metadata"]["annotations"]) == (["team"], {"c": "d"})
+    assert one(documents, "ConfigMap")["metadata"]["annotations"] == {"grafana_folder": "Kafka"}
+    plain = one(render("metrics.podMonitor.enabled=true"), "PodMonitor")
+    assert "podTargetLabels" not in plain["spec"]
+    assert "annotations" not in plain["metadata"]
+
+
+def test_the_days_before_a_certificate_ends_can_be_chosen() -> None:
+    rule = one(
+        render("metrics.prometheusRule.enabled=true", "metrics.prometheusRule.certificateExpiryDays=3"),
+        "PrometheusRule",
+    )
+    (expiring,) = [
+        each for each in rule["spec"]["groups"][0]["rules"] if each.get("alert") == "KafkaCertificateExpiring"
+    ]
+    assert expiring["expr"].endswith("- time() < 3 * 86400")
+
+
 def test_alerts_and_dashboard_ask_for_metrics_that_exist_by_labels_that_they_have() -> None:
     known = {definition.name: definition for definition in (*PRODUCER, *CONSUMER, *LAG, *CANARY, *CLIENT)}
     expressions = [rule["expr"] for group in rules()["groups"] for rule in group["rules"]]

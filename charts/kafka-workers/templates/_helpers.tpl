@@ -424,7 +424,7 @@ mechanism, username, password (a Secret), oauth (a map, empty for the other mech
 {{/* Of every pod. No variables from Services: one called kafka-metrics would set KAFKA_METRICS_PORT, which is an option of ours. */}}
 {{- define "kafka-workers.podSecurity" -}}
 enableServiceLinks: false
-automountServiceAccountToken: false
+automountServiceAccountToken: {{ .worker.serviceAccount.automount | default false }}
 securityContext: {{- include "kafka-workers.securityContext" (dict "context" . "name" "podSecurityContext") | nindent 2 }}
 {{- with .root.Values.imagePullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
@@ -564,6 +564,9 @@ spec:
   {{- end }}
   {{- if include "kafka-workers.isJob" . }}
   restartPolicy: Never
+  {{- end }}
+  {{- with .worker.podSpec }}
+  {{- toYaml . | nindent 2 }}
   {{- end }}
   {{- with .worker.initContainers }}
   initContainers: {{- toYaml . | nindent 4 }}
