@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+
+from tests.documents import load_all
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHART = REPOSITORY / "charts" / "kafka-workers"
@@ -32,7 +33,7 @@ def render(*settings: str, program: str = "helm") -> list[dict[str, Any]]:
     """The objects that the chart makes."""
     result = template(*settings, program=program)
     assert result.returncode == 0, result.stderr
-    return [document for document in yaml.safe_load_all(result.stdout) if document]
+    return load_all(result.stdout)
 
 
 def second_release() -> list[str]:

@@ -6,8 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonschema import Draft7Validator
+
+from tests.documents import load
 
 with warnings.catch_warnings():
     # It looks for its schemas in a way that Python deprecates.
@@ -69,12 +70,12 @@ def _definitions() -> dict[tuple[str, str], dict[str, Any]]:
     """The schemas of what is not Kubernetes' own, by apiVersion and kind."""
     found = {}
     for path in SCHEMAS.glob("*-Crd-*.yaml"):
-        definition = yaml.safe_load(path.read_text())["spec"]
+        definition = load(path.read_text())["spec"]
         for version in definition["versions"]:
             name = f"{definition['group']}/{version['name']}", definition["names"]["kind"]
             found[name] = _closed(version["schema"]["openAPIV3Schema"])
             found[name]["properties"]["metadata"] = METADATA
-    for each, spec in yaml.safe_load((SCHEMAS / "others.yaml").read_text()).items():
+    for each, spec in load((SCHEMAS / "others.yaml").read_text()).items():
         api, kind = each.rsplit("/", 1)
         properties = {"apiVersion": {"const": api}, "kind": {"const": kind}, "metadata": METADATA, "spec": spec}
         found[api, kind] = _closed({"type": "object", "required": ["metadata", "spec"], "properties": properties})

@@ -14,6 +14,7 @@ import yaml
 from tests.chart.rendering import CHART, helm, one, render, second_release, template
 from tests.chart.schemas import check, write_for_kubeconform
 from tests.chart.values import table
+from tests.documents import load, load_all
 from workers.cli.main import cli
 
 PLAIN = ("strimzi.enabled=false", 'kafka.bootstrapServers="a:9092,b:9092"')
@@ -453,7 +454,7 @@ def test_the_schema_and_the_values_have_the_same_names() -> None:
             if isinstance(value, dict):
                 compare(part["properties"][name], value, f"{path}.{name}")
 
-    compare(schema, yaml.safe_load((CHART / "values.yaml").read_text()), "")
+    compare(schema, load((CHART / "values.yaml").read_text()), "")
 
 
 def test_the_readme_of_the_chart_has_every_value() -> None:
@@ -868,7 +869,7 @@ def test_a_second_release_as_the_readme_has_it_shares_nothing_with_the_first() -
     def install(name: str, *options: str) -> list[dict[str, Any]]:
         result = helm("template", name, str(CHART), *options, "--kube-version", "1.34.0", *everything)
         assert result.returncode == 0, result.stderr
-        return [document for document in yaml.safe_load_all(result.stdout) if document]
+        return load_all(result.stdout)
 
     first, second = install("workers"), install("second", *second_release())
     names = [{(each["kind"], each["metadata"]["name"]) for each in release} for release in (first, second)]
@@ -964,7 +965,7 @@ def test_a_parent_chart_has_it_twice_under_aliases(program: str, tmp_path: Path)
         options = [word for setting in settings for word in ("--set", setting)]
         rendered = helm("template", "shop", str(tmp_path), "--kube-version", "1.34.0", *options, program=program)
         assert rendered.returncode == 0, rendered.stderr
-        return [document for document in yaml.safe_load_all(rendered.stdout) if document]
+        return load_all(rendered.stdout)
 
     switches = ("metrics.podMonitor", "metrics.prometheusRule", "metrics.dashboard", "networkPolicy")
     on = [f"{alias}.{switch}.enabled=true" for alias in ("orders", "billing") for switch in switches]
@@ -993,7 +994,7 @@ def test_a_network_policy_lets_through_brokers_dns_and_scrapes_only() -> None:
 
 
 def test_the_image_is_the_one_of_the_chart_unless_told_otherwise() -> None:
-    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    version = load((CHART / "Chart.yaml").read_text())["appVersion"]
     assert container(one(render(), "Deployment"))["image"] == f"kafka-workers:{version}"
     assert re.fullmatch(
         r"kafka-workers@sha256:0{64}", container(one(render(*SWITCHES["hooks"]), "Deployment"))["image"]
@@ -1005,7 +1006,7 @@ def test_the_values_of_the_example_run_its_handler_and_no_producer() -> None:
         "template", "orders", str(CHART), "--kube-version", "1.34.0", "--values", "examples/orders/values.yaml"
     )
     assert result.returncode == 0, result.stderr
-    documents = [document for document in yaml.safe_load_all(result.stdout) if document]
+    documents = load_all(result.stdout)
     consumer = one(documents, "Deployment", "consumer")
     assert container(consumer)["image"] == "orders:1"
     assert environment(consumer)["KAFKA_HANDLER"] == "orders:store"
@@ -1017,7 +1018,7 @@ def test_the_values_of_the_example_enrichment_run_it_exactly_once_beside_its_pri
     values = "examples/enrichment/values.yaml"
     result = helm("template", "pricing", str(CHART), "--kube-version", "1.34.0", "--values", values)
     assert result.returncode == 0, result.stderr
-    documents = [document for document in yaml.safe_load_all(result.stdout) if document]
+    documents = load_all(result.stdout)
     for document in documents:
         check(document)
     consumer = one(documents, "Deployment", "consumer")
@@ -1208,7 +1209,7 @@ def test_an_operator_without_the_api_is_named() -> None:
 
 def test_openshift_chooses_the_ids_and_has_its_dns_elsewhere() -> None:
     def seen(*apis: str) -> tuple[set[str], set[int]]:
-        documents = [each for each in yaml.safe_load_all(with_apis(*apis).stdout) if each]
+        documents = load_all(with_apis(*apis).stdout)
         security = one(documents, "Deployment")["spec"]["template"]["spec"]["securityContext"]
         dns = one(documents, "NetworkPolicy")["spec"]["egress"][0]["ports"]
         return set(security) & {"runAsUser", "runAsGroup", "fsGroup"}, {each["port"] for each in dns}

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.chart.rendering import CHART, helm, one
 from tests.chart.schemas import check, check_skaffold
+from tests.documents import load, load_all
 from workers.cli.new import LONGEST, new
 
 
@@ -19,7 +19,7 @@ def project(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def skaffold(project: Path) -> dict[str, Any]:
-    configuration: dict[str, Any] = yaml.safe_load((project / "skaffold.yaml").read_text())
+    configuration: dict[str, Any] = load((project / "skaffold.yaml").read_text())
     return configuration
 
 
@@ -29,7 +29,7 @@ def test_the_chart_makes_of_its_values_what_kubernetes_and_strimzi_take(project:
     values = [word for path in release["valuesFiles"] for word in ("--values", str(project / path))]
     result = helm("template", release["name"], str(CHART), "--kube-version", "1.34.0", *values, program=program)
     assert result.returncode == 0, result.stderr
-    documents = [document for document in yaml.safe_load_all(result.stdout) if document]
+    documents = load_all(result.stdout)
     for document in documents:
         check(document)
 
@@ -48,7 +48,7 @@ def test_every_topic_that_its_handler_writes_to_is_made_and_may_be_written_to(pr
     values = ("--values", str(project / "values.yaml"), "--set", "strimzi.cluster=other")
     result = helm("template", "project", str(CHART), *values)
     assert result.returncode == 0, result.stderr
-    documents = [document for document in yaml.safe_load_all(result.stdout) if document]
+    documents = load_all(result.stdout)
     topics = {each["metadata"]["name"]: each["metadata"] for each in documents if each["kind"] == "KafkaTopic"}
     rights = one(documents, "KafkaUser", "consumer")["spec"]["authorization"]["acls"]
     writable = {each["resource"]["name"] for each in rights if "Write" in each["operations"]}

@@ -9,6 +9,7 @@ import yaml
 
 from tests.chart.rendering import CHART, REPOSITORY, helm
 from tests.chart.schemas import check
+from tests.documents import load, load_all
 
 PAGES = "".join((REPOSITORY / "docs" / name).read_text() for name in ("kubernetes.md", "authentication.md"))
 BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGES, re.DOTALL)
@@ -16,7 +17,7 @@ BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGES, re.DOTALL)
 
 def values_of(block: str) -> dict[str, Any] | None:
     """The chart's values in a block: all of it, or those in an Application of Argo CD or a HelmRelease of Flux."""
-    document: dict[str, Any] = yaml.safe_load(block)
+    document: dict[str, Any] = load(block)
     if block.startswith("# values.yaml"):
         return document
     if document["kind"] == "Application":
@@ -34,7 +35,7 @@ def rendered(values: dict[str, Any], directory: Path, program: str = "helm") -> 
     options = ("--kube-version", "1.34.0", "--namespace", "shop", "--values", str(path))
     result = helm("template", "workers", str(CHART), *options, program=program)
     assert result.returncode == 0, result.stderr
-    return [document for document in yaml.safe_load_all(result.stdout) if document]
+    return load_all(result.stdout)
 
 
 @pytest.mark.parametrize("program", ["helm", "helm4"])

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.chart.rendering import CHART, REPOSITORY, helm, one
 from tests.chart.schemas import check, check_skaffold
+from tests.documents import load, load_all
 
 
 def documents(path: str) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all((REPOSITORY / path).read_text()))
+    return load_all((REPOSITORY / path).read_text())
 
 
 def test_the_kafka_cluster_is_what_strimzi_takes() -> None:
@@ -103,7 +103,7 @@ def test_every_path_and_value_that_skaffold_names_is_there(profile: str, program
     # The chart's schema refuses what it does not know.
     result = helm("template", release["name"], str(CHART), "--kube-version", "1.34.0", *options, program=program)
     assert result.returncode == 0, result.stderr
-    rendered = [each for each in yaml.safe_load_all(result.stdout) if each]
+    rendered = load_all(result.stdout)
     assert (profile != "plain") == any(each["kind"] == "KafkaTopic" for each in rendered)
     container = one(rendered, "Deployment", "producer")["spec"]["template"]["spec"]["containers"][0]
     environment = {each["name"]: each["value"] for each in container["env"]}
@@ -143,7 +143,7 @@ def test_what_skaffold_deploys_fits_two_cores_with_four_consumers() -> None:
     files = [word for path in release["valuesFiles"] for word in ("--values", path)]
     result = helm("template", "workers", str(CHART), *files, "--set", f"consumer.replicas={CONSUMERS}")
     assert result.returncode == 0, result.stderr
-    for document in filter(None, yaml.safe_load_all(result.stdout)):
+    for document in load_all(result.stdout):
         if document["kind"] == "Pod":
             asked["helm test"] = requested(document["spec"])
         elif document["metadata"]["name"] == "producer" and document["kind"] == "Deployment":
@@ -170,7 +170,7 @@ def test_every_port_forward_names_its_namespace(profile: str) -> None:
 
 def test_the_workers_look_for_the_cluster_that_is_there() -> None:
     pool, kafka = documents("k8s/kafka/kafka.yaml")
-    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    values = load((CHART / "values.yaml").read_text())
     (listener,) = kafka["spec"]["kafka"]["listeners"]
     assert kafka["metadata"]["name"] == values["strimzi"]["cluster"] == pool["metadata"]["labels"]["strimzi.io/cluster"]
     assert listener["port"] == values["strimzi"]["port"]

@@ -4,9 +4,8 @@ import json
 import re
 from typing import Any
 
-import yaml
-
 from tests.chart.rendering import CHART
+from tests.documents import load
 
 _ENTRY = re.compile(r"^(?P<indent> *)(?P<name>[\w.]+):")
 
@@ -14,6 +13,7 @@ _ENTRY = re.compile(r"^(?P<indent> *)(?P<name>[\w.]+):")
 def table() -> str:
     """One row for each value that has a `##` comment above it."""
     text = (CHART / "values.yaml").read_text()
+    values = load(text)
     rows = ["| value | meaning | default |", "| --- | --- | --- |"]
     path: list[str] = []
     meaning = ""
@@ -23,7 +23,7 @@ def table() -> str:
         elif entry := _ENTRY.match(line):
             path = [*path[: len(entry["indent"]) // 2], entry["name"]]
             if meaning:
-                default = json.dumps(_at(yaml.safe_load(text), path), separators=(",", ":"))
+                default = json.dumps(_at(values, path), separators=(",", ":"))
                 rows.append(f"| `{'.'.join(path)}` | {meaning} | `{default}` |")
                 meaning = ""
     return "\n".join(rows) + "\n"

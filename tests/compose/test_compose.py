@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import yaml
 
 from tests.compose.engine import (
     IMAGE,
@@ -23,6 +22,7 @@ from tests.compose.engine import (
     published_addresses,
     service_of,
 )
+from tests.documents import load
 from workers.testing.processes import Processes, eventually
 
 pytestmark = pytest.mark.timeout(900)
@@ -212,14 +212,14 @@ def test_prometheus_understands_its_configuration() -> None:
 
 
 def test_grafana_is_told_where_prometheus_and_the_dashboard_are() -> None:
-    services = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]
+    services = load((REPOSITORY / "docker-compose.yml").read_text())["services"]
     grafana = services["grafana"]
     volumes = [volume.split(":") for volume in grafana["volumes"]]
     mounted = {target: REPOSITORY / source for source, target, *_ in volumes}
 
     def provisioned(kind: str) -> Any:
         [path] = mounted[f"/etc/grafana/provisioning/{kind}"].iterdir()
-        [entry] = yaml.safe_load(path.read_text())["providers" if kind == "dashboards" else kind]
+        [entry] = load(path.read_text())["providers" if kind == "dashboards" else kind]
         return entry
 
     url = urlsplit(provisioned("datasources")["url"])

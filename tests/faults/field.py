@@ -12,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import yaml
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from tests.documents import load_all
 from tests.faults.load import ROOT, Load, Setup
 from tests.faults.proxy import Proxy
 from tests.rotating import Rotating
@@ -45,7 +45,7 @@ DRAIN_TIMEOUT_S = 60.0
 
 def shipped_group_properties() -> dict[str, str]:
     """The session settings of KIP-848 groups that k8s/kafka/kafka.yaml gives the brokers."""
-    *_, kafka = yaml.safe_load_all(KAFKA_YAML.read_text())
+    *_, kafka = load_all(KAFKA_YAML.read_text())
     config = kafka["spec"]["kafka"]["config"]
     return {name: str(value) for name, value in config.items() if name.startswith("group.consumer.")}
 

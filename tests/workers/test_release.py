@@ -12,10 +12,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import yaml
 
 import workers
 from tests.chart.rendering import CHART, helm
+from tests.documents import load, load_all
 from workers.cli.main import cli
 
 pytestmark = pytest.mark.timeout(600)
@@ -145,7 +145,7 @@ def test_the_installed_wheel_makes_a_project_whose_tests_pass(installed: Path, t
 
 
 def test_everything_that_is_published_has_one_version() -> None:
-    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    chart = load((CHART / "Chart.yaml").read_text())
     (of_image,) = re.findall(r"^ARG VERSION=(.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     of_readme = re.findall(r"name: kafka-workers, version: ([\d.]+)", (CHART / "README.md").read_text())
     assert of_readme
@@ -158,7 +158,7 @@ def test_the_default_image_of_a_packed_chart_is_the_published_one(tmp_path: Path
     rendered = helm("template", "workers", str(tmp_path / f"kafka-workers-{workers.__version__}.tgz"))
     images = {
         container["image"]
-        for document in yaml.safe_load_all(rendered.stdout)
+        for document in load_all(rendered.stdout)
         if document and document["kind"] == "Deployment"
         for container in document["spec"]["template"]["spec"]["containers"]
     }
