@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import trustme
 from confluent_kafka import Consumer, TopicPartition
+from cryptography import x509
 
 from tests.conftest import PASSWORD
+from tests.mounted import client_pair, pem
 from tests.rotating import LISTENER, Rotating, renewals
 from workers.local.cluster import Cluster
 from workers.testing.processes import Process, Processes, eventually
@@ -228,3 +230,27 @@ def test_consumers_go_on_while_all_their_credentials_are_rotated(
     committed_s = 2.0
     assert [each for each in again if not begins["password"] - committed_s < first[each] < begins["new CA only"]] == []
     check_pauses(pauses)
+
+
+@pytest.mark.parametrize("command", ["lag-exporter", "produce", "consume", "canary"])
+def test_every_worker_says_when_its_certificates_end_also_while_no_broker_answers(command: str, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    (tmp_path / "ca.crt").write_bytes(pem(authority))
+    for name, content in client_pair(authority).items():
+        (tmp_path / name).write_bytes(content)
+    processes = Processes("127.0.0.1:1", tmp_path)
+    try:
+        worker = processes.start(
+            command,
+            env={
+                "KAFKA_SECURITY_PROTOCOL": "ssl",
+                "KAFKA_SSL_CA_LOCATION": str(tmp_path / "ca.crt"),
+                "KAFKA_SSL_CERTIFICATE_LOCATION": str(tmp_path / "user.crt"),
+                "KAFKA_SSL_KEY_LOCATION": str(tmp_path / "user.key"),
+            },
+        )
+        for kind, path in (("ca", "ca.crt"), ("certificate", "user.crt")):
+            ends = x509.load_pem_x509_certificate((tmp_path / path).read_bytes()).not_valid_after_utc
+            assert worker.metric("kafka_client_certificate_expiry_timestamp_seconds", kind=kind) == ends.timestamp()
+    finally:
+        processes.kill_all()

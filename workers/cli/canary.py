@@ -22,6 +22,7 @@ from workers.config import (
 )
 from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.kafka.client import UNPOLLED, ClientState, create_client, wait_for_topics
+from workers.kafka.credentials import Credentials, read_credentials, read_expiries
 from workers.lifecycle import Shutdown, Stopped, settle_memory
 from workers.monitoring.metrics import CanaryCollector
 
@@ -44,13 +45,21 @@ def canary(options: CanaryOptions, context: Context, shutdown: Shutdown) -> None
     rules = Rules(options.topic, options.create, options.replication_factor, options.min_insync_replicas)
     placement = Placement(lambda: create_client(AdminClient, admin_config, {**UNPOLLED, **PROPERTIES}), rules)
     probing = Options(options.topic, options.interval, options.max_latency, options.lost_after)
+
+    def read_files() -> Credentials:
+        """Return what the files hold now, and note when it ends: a client is made anew when the old one is stuck."""
+        credentials = read_credentials(config)
+        running.client_state.certificate_expiries_s = read_expiries(config, credentials)
+        return credentials
+
     running = Canary(
-        lambda extra: create_client(confluent_kafka.Producer, config, extra),
+        lambda extra: create_client(confluent_kafka.Producer, config, extra, read_files()),
         lambda extra: create_client(confluent_kafka.Consumer, consumer_config, extra),
         lambda: placement.layout,
         probing,
         shutdown,
     )
+    read_files()
     collector = CanaryCollector(running, placement, config.get("client.id"))
     with context.serve(options.metrics, collector, running.ready, running.live):
         try:
