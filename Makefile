@@ -51,7 +51,7 @@ docs: $(READY) ## Build the documentation as a site in build/site, with every li
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-docs.txt
 	@rm -rf build/docs build/site
 	@mkdir -p build/docs
-	@tar cf - *.md docs/*.md docs/*.css bench/*.md bench/*.png charts/*/README.md examples/*/* | tar xf - -C build/docs
+	@tar cf - *.md docs/*.md docs/*.css docs/*.svg bench/*.md bench/*.png charts/*/README.md examples/*/* | tar xf - -C build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(READY) ## Format the code

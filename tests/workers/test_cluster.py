@@ -1,5 +1,6 @@
 """The embedded cluster and the demo: they start, show what they promise, and leave nothing behind."""
 
+import html
 import os
 import signal
 import subprocess
@@ -106,9 +107,11 @@ def test_a_broker_that_is_killed_stays_down_when_asked(processes: Processes, own
 
 def test_the_demo_loses_nothing_and_shows_the_idle_member_and_the_killed_broker(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("KAFKA_")}
+    temporary, picture = tmp_path / "tmp", tmp_path / "demo.svg"
+    temporary.mkdir()
     result = subprocess.run(
-        [sys.executable, "-m", "workers", "demo", "--quick"],
-        env={**environment, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=280,
+        [sys.executable, "-m", "workers", "demo", "--quick", "--svg", str(picture)],
+        env={**environment, "TMPDIR": str(temporary)}, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
 
     assert result.returncode == 0, result.stdout + result.stderr
@@ -120,4 +123,19 @@ def test_the_demo_loses_nothing_and_shows_the_idle_member_and_the_killed_broker(
     assert account["consumed"] >= account["acknowledged"] > 5_000
     assert account["missing (acknowledged, not consumed)"] == 0
     assert account["duplicated in the log"] == 0
-    assert not list(tmp_path.iterdir())
+    assert not list(temporary.iterdir())
+    drawn = html.unescape(picture.read_text()).replace("\xa0", " ")
+    assert "down" in drawn
+    assert "idle" in drawn
+    assert all(row in drawn for row in rows)
+    assert "url(" not in drawn.replace("url(#", "")
+
+
+def test_a_picture_that_cannot_be_written_is_said_before_anything_starts(processes: Processes) -> None:
+    answer = processes.run("demo", "--svg", "/nowhere/demo.svg")
+
+    assert answer.returncode == 2
+    assert answer.stderr.splitlines()[-1] == (
+        "kafka-workers demo: --svg: /nowhere/demo.svg cannot be written: No such file or directory; name a file in a "
+        "directory that exists"
+    )

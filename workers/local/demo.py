@@ -27,11 +27,12 @@ from workers.accounting.accounts import read_accounts
 from workers.accounting.stamps import StreamName, decode
 from workers.accounting.verify import Observations, RunReport
 from workers.config import CONSUMER_DEFAULTS, ClientConfig, Precedence, Setting
-from workers.errors import ExitCode, WorkerError
+from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.kafka.reader import read_topic
 from workers.lifecycle import Shutdown, set_up_logging
 from workers.live import live_table
 from workers.local.cluster import Cluster, free_ports
+from workers.local.picture import draw
 
 TOPIC = "teste"
 GROUP = "demo"
@@ -114,9 +115,15 @@ class Worker:
             raise WorkerError(f"{self.name} ended with code {self.process.returncode}: {words[-1]}")
 
 
-def run(*, quick: bool, live: bool, shutdown: Shutdown, say: Callable[[str], None]) -> int:
-    """Runs the demo and returns its exit code: 0 when nothing acknowledged was lost."""
+def run(*, quick: bool, live: bool, picture: Path | None, shutdown: Shutdown, say: Callable[[str], None]) -> int:
+    """Runs the demo and returns its exit code: 0 when nothing acknowledged was lost.
+
+    `picture` is where an SVG is drawn of the table with a broker down and of the account. Raises ConfigError where it
+    cannot be written.
+    """
     plan = QUICK if quick else FULL
+    if picture is not None:
+        _check_writable(picture)
     # The clients of the demo itself complain about the broker that it kills.
     set_up_logging("text", "critical")
     began = time.monotonic()
@@ -136,7 +143,7 @@ def run(*, quick: bool, live: bool, shutdown: Shutdown, say: Callable[[str], Non
         producer = Worker("producer", [*produce, "--summary", "json"], directory, cluster)
         stack.callback(_end, [producer], cluster)
         with _view(live) as show:
-            finished = _watch(cluster, producer, consumers, plan, shutdown, show)
+            finished, broken = _watch(cluster, producer, consumers, plan, shutdown, show)
         if not finished:
             say("stopped; nothing is accounted for")
             return 130
@@ -144,11 +151,23 @@ def run(*, quick: bool, live: bool, shutdown: Shutdown, say: Callable[[str], Non
             consumer.process.terminate()
         for consumer in consumers:
             consumer.process.wait(STOP_TIMEOUT_S)
-        code = _account(cluster, producer, consumers, shutdown)
+        lines, code = _account(cluster, producer, consumers, shutdown)
+        print(*lines, sep="\n")
+        if picture is not None and broken is not None:
+            draw(picture, _as_table(broken), lines)
         say(f"took {time.monotonic() - began:.0f} s")
         for consumer in consumers:
             consumer.check()
         return code
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        path.touch()
+    except OSError as error:
+        raise ConfigError(
+            f"--svg: {path} cannot be written: {error.strerror}; name a file in a directory that exists"
+        ) from None
 
 
 def _wait_for_group(consumers: list[Worker], shutdown: Shutdown) -> None:
@@ -182,8 +201,10 @@ def _watch(
     plan: Plan,
     shutdown: Shutdown,
     show: Callable[[Moment], None],
-) -> bool:
-    """Shows what happens, kills the broker and brings it back, until all is consumed. False when asked to stop."""
+) -> tuple[bool, Moment | None]:
+    """Shows what happens, kills the broker and brings it back, until all is consumed. Returns False when asked to stop,
+    and the last moment with a broker down.
+    """
     admin = cluster.admin()
     victim: int | None = None
     back = False
@@ -192,6 +213,7 @@ def _watch(
     previous: Moment | None = None
     leaders: dict[int, int] = {}
     ended_at: float | None = None
+    broken: Moment | None = None
     while not shutdown.requested:
         for worker in (producer, *consumers):
             worker.check()
@@ -205,6 +227,8 @@ def _watch(
         if started is None and moment.acknowledged:
             started, event = now, "producing"
         show(moment)
+        if not all(moment.brokers.values()):
+            broken = moment
         elapsed_s = now - started if started is not None else 0.0
         if victim is None and elapsed_s >= plan.kill_at_s:
             victim = leaders.get(0, 0)
@@ -220,12 +244,12 @@ def _watch(
             # Its last numbers are in its account: the process may have ended between two looks at its metrics.
             account = json.loads(producer.output.read_text())
             if moment.handled >= account["acknowledged"] and len(moment.owners) == CONSUMERS:
-                return True
+                return True, broken
             if now - ended_at > DRAIN_TIMEOUT_S:
                 raise WorkerError(f"{moment.lag:.0f} messages were not consumed within {DRAIN_TIMEOUT_S:.0f} s")
         previous = moment
         time.sleep(max(0.0, STEP_S - (time.monotonic() - now)))
-    return False
+    return False, broken
 
 
 def _look(
@@ -264,7 +288,7 @@ def _look(
 def _view(live: bool) -> Iterator[Callable[[Moment], None]]:
     """A live table on a terminal, a line every second elsewhere."""
     if live:
-        with live_table(_as_table) as show:
+        with live_table(_drawn) as show:
             yield show
         return
     shown: Moment | None = None
@@ -296,7 +320,11 @@ def _owned(moment: Moment, name: str, separator: str) -> str:
     return separator.join(map(str, sorted(moment.owners[name]))) or f"({moment.assigned[name]})"
 
 
-def _as_table(moment: Moment, _console: Console) -> Table:
+def _drawn(moment: Moment, _console: Console) -> Table:
+    return _as_table(moment)
+
+
+def _as_table(moment: Moment) -> Table:
     table = Table(title=f"{moment.at_s:.0f} s: {moment.event}", min_width=72)
     table.add_column("what")
     table.add_column("state")
@@ -322,8 +350,8 @@ def _as_table(moment: Moment, _console: Console) -> Table:
     return table
 
 
-def _account(cluster: Cluster, producer: Worker, consumers: list[Worker], shutdown: Shutdown) -> int:
-    """Prints the account and returns the exit code that it deserves."""
+def _account(cluster: Cluster, producer: Worker, consumers: list[Worker], shutdown: Shutdown) -> tuple[list[str], int]:
+    """The account, line by line, and the exit code that it deserves."""
     accounts = read_accounts(producer.output.read_text(), str(producer.output), TOPIC)
     settings = [
         Setting("bootstrap.servers", cluster.bootstrap_servers, Precedence.COMMAND_LINE, "the demo's cluster"),
@@ -334,11 +362,8 @@ def _account(cluster: Cluster, producer: Worker, consumers: list[Worker], shutdo
     for consumer in consumers:
         _observe_output(consumer.output, consumed)
     at_consumers = consumed.report(accounts)[0]
-    for line in _account_lines(in_log, at_consumers):
-        print(line)
-    if in_log.lost or at_consumers.lost:
-        return ExitCode.LOSS
-    return ExitCode.OK
+    lost = in_log.lost or at_consumers.lost
+    return _account_lines(in_log, at_consumers), ExitCode.LOSS if lost else ExitCode.OK
 
 
 def _observe_output(path: Path, observations: Observations) -> None:
