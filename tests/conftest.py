@@ -28,17 +28,10 @@ from workers.testing.processes import Processes
 USER, PASSWORD = "worker", "correct-horse"
 
 
-# Folders in the order in which their tests begin, and what the tests of a folder share: the container engine, in which
-# kind has one process's part of the processor time, or brokers that are killed. The engine's tests run beside tests
-# without brokers, for kind's control plane ends when it is starved.
-FOLDERS = {
-    "tests/cluster/": "engine",
-    "tests/compose/": "engine",
-    "tests/unit/": None,
-    "tests/chart/": None,
-    "tests/faults/": "brokers that are killed",
-    "tests/workers/": None,
-}
+# Folders in the order in which their tests begin. Those that are HEAVY run one after the other, beside the others: a
+# container has its part of one process's processor time, and kind's control plane ends when it is starved.
+FOLDERS = ("tests/cluster/", "tests/compose/", "tests/faults/", "tests/unit/", "tests/chart/", "tests/workers/")
+HEAVY = FOLDERS[:3]
 
 
 def folder(nodeid: str) -> str:
@@ -46,15 +39,14 @@ def folder(nodeid: str) -> str:
 
 
 class Files(LoadScopeScheduling):  # type: ignore[misc]  # the plugin has no types
-    """Tests of a file run in one process, one after the other, and so do those that share something."""
+    """Tests of a file run in one process, one after the other, and so do all that are HEAVY."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return FOLDERS[folder(nodeid)] or nodeid.split("::")[0]
+        return "heavy" if folder(nodeid) in HEAVY else nodeid.split("::")[0]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = list(FOLDERS)
-    items.sort(key=lambda item: order.index(folder(item.nodeid)))
+    items.sort(key=lambda item: FOLDERS.index(folder(item.nodeid)))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Files:

@@ -8,14 +8,17 @@ import pytest
 from tests.cluster.kind import IMAGE, KAFKA_CLUSTER, Release, kubectl, output, why_not
 
 
-@pytest.fixture(scope="session")
-def kafka() -> None:
+@pytest.fixture(scope="package")
+def kafka() -> Iterator[None]:
     reason = why_not()
     if reason is not None:
         pytest.skip(reason)
     output("docker", "build", "--tag", IMAGE, ".", timeout_s=600)
     output("kind", "load", "docker-image", IMAGE)
     output("bash", str(KAFKA_CLUSTER), timeout_s=600)
+    yield
+    # The other tests have the processors; the script starts the brokers again.
+    kubectl("scale", "statefulset", "events-brokers", "--replicas=0")
 
 
 @pytest.fixture(scope="module", params=["helm", "helm4"])

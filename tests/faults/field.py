@@ -29,11 +29,13 @@ SETUPS = (
     Setup("kip848", "consumer", "each", "group protocol consumer, a handler of one message"),
     Setup("threads", "classic", "threads", "group protocol classic, `--concurrency 32`, a plain handler in threads",
           by_key=True, produce=KEYED, consume=("--concurrency", "32")),
-    Setup("async", "consumer", "coroutines", "group protocol consumer, `--concurrency 64`, an `async` handler",
-          by_key=True, produce=KEYED, consume=("--concurrency", "64")),
+    Setup("async", "consumer", "outputs",
+          "group protocol consumer, `--concurrency 64`, an `async` handler; its outputs are read and counted",
+          by_key=True, outputs=True, produce=KEYED, consume=("--concurrency", "64")),
     Setup("once", "consumer", "outputs",
           "group protocol consumer, `--exactly-once --concurrency 16`, 60 messages/s; its outputs are read and counted",
-          rate=60, by_key=True, once=True, produce=KEYED, consume=("--exactly-once", "--concurrency", "16")),
+          rate=60, by_key=True, outputs=True, once=True, produce=KEYED,
+          consume=("--exactly-once", "--concurrency", "16")),
 )  # fmt: skip
 KAFKA_YAML = ROOT / "k8s" / "kafka" / "kafka.yaml"
 LOOK_S = 0.1
@@ -215,7 +217,7 @@ class Field:
             stack.callback(self.loads.remove, load)
             load.start()
             yield load
-        for topic in [load.topic, *([load.outputs_topic] if setup.once else [])]:
+        for topic in [load.topic, *([load.outputs_topic] if setup.outputs else [])]:
             finish(self.admin.delete_topics([topic])[topic], KafkaError.UNKNOWN_TOPIC_OR_PART)
 
     def create_topic(self, load: Load) -> None:
@@ -236,7 +238,7 @@ class Field:
         load = Load(setup, processes, self.cluster)
         stack.callback(load.close)
         self.create_topic(load)
-        if setup.once:
+        if setup.outputs:
             self.cluster.create_topic(load.outputs_topic, setup.partitions)
             load.read_outputs()
         return load

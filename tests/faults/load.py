@@ -39,7 +39,8 @@ ORDER_METRICS = ("kafka_consumer_missing_total", "kafka_consumer_duplicates_tota
 class Setup:
     """How the workers of a load are set up. `by_key` says that the order is that of keys, and messages have one.
 
-    `once` says that its handler gives back what it was given, with --exactly-once, and that the books are kept on that.
+    `outputs` says that its handler gives back what it was given, and that the books are kept on that; `once` that none
+    may be there twice, with --exactly-once.
     `replicas` are the brokers of each partition; without them a topic is on every broker. `environment` is that of the
     workers.
     """
@@ -52,6 +53,7 @@ class Setup:
     partitions: int = 3
     members: int = MEMBERS
     by_key: bool = False
+    outputs: bool = False
     once: bool = False
     produce: tuple[str, ...] = ()
     consume: tuple[str, ...] = ()
@@ -312,7 +314,7 @@ class Load:
         committed = self.committed()
         # Later than the commit: a member writes down what it handles before it stores the offset.
         self.look()
-        if self.setup.once:
+        if self.setup.outputs:
             # Outputs that are committed together with the offset may reach their reader a moment later.
             wait_until(lambda: self.caught_up(committed), READER_S)
         with self.lock:
@@ -320,7 +322,7 @@ class Load:
 
     def audit(self) -> None:
         """Count committed offsets that are above the handled messages; skip this while brokers do not answer."""
-        if self.setup.once:
+        if self.setup.outputs:
             # Its reader may be behind for as long as a broker is unreachable.
             return
         committed = self._ask_committed()

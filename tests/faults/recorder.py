@@ -81,22 +81,8 @@ def threads() -> Iterator[Handler]:
 
 
 @lifespan
-def coroutines() -> Iterator[Handler]:
-    """The same for an event loop."""
-    descriptor = _open()
-
-    async def write(message: Message) -> None:
-        _fail_at_times()
-        await asyncio.sleep(random.random() * CALL_S)
-        _write(descriptor, [message])
-
-    yield write
-    os.close(descriptor)
-
-
-@lifespan
 def outputs() -> Iterator[Handler]:
-    """Gives back what the others write down, as a message to the topic with OUTPUTS behind its name."""
+    """For an event loop: gives back what others write down, as a message to the topic with OUTPUTS behind its name."""
     os.close(_open())
 
     async def give_back(message: Message) -> Outgoing:
