@@ -400,6 +400,8 @@ class Bed:
     def __init__(self, partitions: int = 2) -> None:
         self.broker = FakeBroker(canary=partitions)
         self.now = 0.0
+        # Seconds that pass with each look at the clock.
+        self.step = 0.0
         self.layout = Layout(
             frozenset(range(partitions)),
             {number: placed(number, number, (number + 1) % partitions) for number in range(partitions)},
@@ -412,9 +414,13 @@ class Bed:
             lambda: self.layout,
             Options("canary", 1.0, LATENCY_S, LOST_S),
             self.shutdown,
-            lambda: self.now,
+            self.clock,
         )
         self.canary.start()
+
+    def clock(self) -> float:
+        self.now += self.step
+        return self.now
 
     def rounds(self, count: int = 1) -> None:
         for _ in range(count):
@@ -532,6 +538,29 @@ def test_a_stop_waits_for_the_messages_under_way() -> None:
     bed.canary.run()
     bed.canary.close()
     assert (bed.total("acknowledged"), bed.total("received"), bed.canary.probes.outstanding) == (2, 2, 0)
+
+
+def test_a_stop_waits_for_the_acknowledgement_of_a_message_that_was_received_before_it() -> None:
+    bed = Bed()
+    bed.broker.outcome = lambda _: LATER
+    bed.canary.begin_round()
+    bed.canary.serve(0)
+    for partition in (0, 1):
+        bed.canary.probes.receive(partition, 0, bed.now)
+    bed.broker.outcome = lambda _: None
+    bed.shutdown.request()
+    bed.canary.run()
+    assert (bed.total("sent"), bed.total("acknowledged"), bed.total("received")) == (2, 2, 2)
+
+
+def test_messages_that_are_not_acknowledged_in_the_time_to_stop_have_failed() -> None:
+    bed = Bed()
+    bed.broker.outcome = lambda _: LATER
+    bed.canary.begin_round()
+    bed.step = 0.01
+    bed.shutdown.request()
+    bed.canary.run()
+    assert (bed.total("sent"), bed.total("failed"), bed.canary.probes.outstanding) == (2, 2, 0)
 
 
 def test_the_account_and_the_metrics_have_the_same_numbers() -> None:

@@ -29,6 +29,10 @@ SHORT_POLL_S = 0.002
 BATCH_MESSAGES = 500
 STALL_S = 60.0
 CLOSE_TIMEOUT_S = 2.0
+# Of the time to stop; the rest is for ending the clients.
+ACKNOWLEDGED_SHARE = 0.8
+# Reports of messages that were purged need no broker.
+PURGE_S = 2.0
 # A consumer that does not read a partition is replaced no more often than this.
 RECONNECT_INTERVAL_S = 30.0
 # Of the consumer: where an offset does not exist any more, all messages that are left count. It stores no offset, so
@@ -127,9 +131,7 @@ class Canary:
                     # Rounds that took too long are left out, not made up for.
                     following = max(following + self._options.interval_s, self._clock())
                 self.serve(max(0.0, min(POLL_S, following - self._clock())))
-            until = self._clock() + min(self._options.max_latency_s, self._shutdown.remaining_s())
-            while self.probes.outstanding and self._clock() < until:
-                self.serve(POLL_S)
+            self._await_outcomes()
             self.probes.look(self._clock())
         finally:
             self.duration_s = self._clock() - began
@@ -168,6 +170,20 @@ class Canary:
             message = self._consumer.poll(0)
         self.client_state.check()
         self._consumer_state.check()
+
+    def _await_outcomes(self) -> None:
+        """Wait for the messages under way; those that are not acknowledged in the time to stop have failed."""
+        received_until = self._clock() + self._options.max_latency_s
+        acknowledged_until = self._clock() + ACKNOWLEDGED_SHARE * self._shutdown.remaining_s()
+        while (len(self._producer) and self._clock() < acknowledged_until) or (
+            self.probes.outstanding and self._clock() < min(received_until, acknowledged_until)
+        ):
+            self.serve(POLL_S)
+        if len(self._producer):
+            self._producer.purge()
+            purged_until = self._clock() + PURGE_S
+            while len(self._producer) and self._clock() < purged_until:
+                self.serve(SHORT_POLL_S)
 
     def _create_consumer(self) -> confluent_kafka.Consumer:
         return self._connect_consumer({**self._consumer_state.callbacks(), **CONSUMER_PROPERTIES})
