@@ -81,7 +81,7 @@ def test_it_creates_a_topic_that_each_broker_leads_a_partition_of_and_accounts_f
     assert canary.get("/livez") == (200, "ok\n")
     assert canary.metric("kafka_canary_partitions") == 3
     assert canary.metric("kafka_canary_uncovered_brokers") == 0
-    assert {canary.metric(BY_BROKER, broker=each) for each in "012"} == {1}
+    eventually(lambda: {canary.metric(BY_BROKER, broker=each) for each in "012"} == {1}, "each broker is available")
     canary.says("broker 0: available")
     document = account(canary)
     assert document["received"] == document["acknowledged"] == document["sent"] > 8

@@ -26,8 +26,8 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "enrichment"
 PRICES = {"tea": 450, "coffee": 725, "cocoa": 610}
 ORDERS = 600
 # How long the handler waits for the service, and how much longer that takes where it hangs.
-TIMEOUT_S = 0.5
-FAULTS = ("--failing", "0.1", "--hanging", "0.01", "--hang-s", "2")
+TIMEOUT_S = 3.0
+FAULTS = ("--failing", "0.1", "--hanging", "0.01", "--hang-s", "6")
 
 
 @pytest.fixture

@@ -253,7 +253,8 @@ class Consumer:
         self._dead_letters.close(1.0)
         self._parts.watermarks.close(1.0)
         self._parts.committer.stage(self._parts.assignment.partitions.values(), now=True)
-        unfinished = self._parts.outputs.close(1.0)
+        # An abort that is not confirmed fails the stop, and leaving the group takes time too.
+        unfinished = self._parts.outputs.close(max(1.0, self._parts.shutdown.remaining_s() / 2))
         self.trouble = self.trouble or unfinished
         left = call_with_timeout(self._membership.close_client, max(1.0, self._parts.shutdown.remaining_s()))
         if not left and self.trouble is None:
