@@ -193,3 +193,14 @@ def test_the_locks_of_the_extras_hold_what_the_image_has_in_the_same_versions() 
         assert package in lock
         assert f"requirements-{extra}.txt" in dockerfile
         assert f"!requirements-{extra}.txt" in ignored
+
+
+def test_no_file_names_the_host_of_a_package_registry() -> None:
+    names = ("pypi org", "files pythonhosted org", "registry npmjs org", "repo1 maven org", "proxy golang org")
+    hosts = [".".join(name.split()).encode() for name in names]
+    folders = [".github", "bench", "charts", "compose", "docs", "examples", "k8s", "tests", "workers"]
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts]
+    files = [path for path in (*ROOT.glob("*"), *paths) if path.is_file()]
+
+    assert len(files) > 300
+    assert [(path, host) for path in files for host in hosts if host in path.read_bytes()] == []
