@@ -1,12 +1,13 @@
 """Compare the messages in a log with those that were sent."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from workers.accounting.accounts import StreamSent
 from workers.accounting.ranges import Entry, Ranges
 from workers.accounting.stamps import Stamp, StreamName, is_bound
+from workers.columns import aligned
 
 
 class StreamSeen:
@@ -191,10 +192,9 @@ def as_table(reports: list[RunReport], observations: Observations, columns: int 
         failed = _with_present(each.failed, each.failed_present)
         unknown = _with_present(each.unknown, each.unknown_present)
         rows.append((each.run, *numbers, failed, unknown, str(each.duplicated), str(each.reordered), account))
-    lines = _aligned(rows)
+    lines = aligned(rows).splitlines()
     if columns is not None and max(map(len, lines)) > columns:
-        blocks = (_aligned([*zip(titles, row, strict=True)]) for row in rows[1:])
-        lines = "\n\n".join("\n".join(block) for block in blocks).splitlines()
+        lines = "\n\n".join(aligned([*zip(titles, row, strict=True)]) for row in rows[1:]).splitlines()
     lines += [f"lost: stream and sequences {example}" for each in reports for example in each.examples]
     deleted = sum(each.deleted for each in reports)
     if deleted:
@@ -206,11 +206,6 @@ def as_table(reports: list[RunReport], observations: Observations, columns: int 
     if observations.unstamped:
         lines.append(f"{observations.unstamped} messages carry no stamp")
     return "\n".join(lines)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _with_present(count: int, present: int) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from workers.accounting.histogram import LatencyHistogram
 from workers.canary.loop import Canary
 from workers.canary.probes import COUNTS
-from workers.kafka.groups import aligned
+from workers.columns import aligned
 
 _PERCENTILES = (50, 99)
 

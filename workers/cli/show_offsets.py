@@ -7,6 +7,7 @@ import click
 from workers.cli.admin import connected_admin
 from workers.cli.context import Context
 from workers.cli.parameters import ShowOffsetsOptions
+from workers.columns import aligned
 from workers.errors import ConfigError
 from workers.kafka import groups
 from workers.kafka.groups import Group, PartitionKey, PartitionLag
@@ -50,7 +51,7 @@ def as_table(group: Group, lag_s: dict[PartitionKey, float]) -> str:
             )
         )
     members = ", ".join(f"{each.client_id} ({each.host.lstrip('/')})" for each in group.members) or "none"
-    return f"group {group.group_id}: {group.state}, lag {group.total_lag}\n{groups.aligned(rows)}\nmembers: {members}"
+    return f"group {group.group_id}: {group.state}, lag {group.total_lag}\n{aligned(rows)}\nmembers: {members}"
 
 
 def as_document(group: Group, lag_s: dict[PartitionKey, float]) -> dict[str, object]:

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from textwrap import indent
 from typing import Any
 
+from workers.columns import aligned
 from workers.deadletters.stored import StoredDeadLetter
 from workers.deadletters.treated import Record, State
-from workers.kafka.groups import aligned
 from workers.kafka.messages import escaped, json_field
 
 # Of a value that is shown. JSON has all of it.

@@ -8,6 +8,7 @@ from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicP
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from workers.accounting.offset_metadata import OffsetMetadata, encode
+from workers.columns import aligned
 from workers.errors import ConfigError, WorkerError
 from workers.kafka import groups
 from workers.kafka.groups import Committed, PartitionKey
@@ -152,4 +153,4 @@ def as_table(moves: Iterable[Move]) -> str:
         )
         for each in moves
     ]
-    return groups.aligned(rows)
+    return aligned(rows)

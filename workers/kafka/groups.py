@@ -4,7 +4,7 @@ A member's own view is in its metrics; this is the view from outside, also of a 
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
@@ -21,6 +21,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, ConsumerGroupDescription, ListOffsetsResultInfo, OffsetSpec
 
 from workers.accounting.offset_metadata import OffsetMetadata, decode
+from workers.columns import aligned
 from workers.errors import ConfigError, WorkerError
 
 REQUEST_TIMEOUT_S = 10.0
@@ -361,13 +362,6 @@ def as_table(group: Group) -> str:
     members = f"{len(group.members)} member{'' if len(group.members) == 1 else 's'}"
     head = f"group {group.group_id}: {group.state}, {group.protocol} protocol, {members}, lag {group.total_lag}"
     return "\n".join([head, *lines])
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of a table as text, in columns."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join(lines)
 
 
 def _dash(number: int | None) -> str:
