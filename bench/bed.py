@@ -14,7 +14,8 @@ import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException
 
 from bench.measure import TIMEOUT_S, Program, run
-from workers.local.cluster import KAFKA_VERSION, Cluster, finish, kafka_classpath
+from workers.local.cluster import Cluster, finish
+from workers.local.jars import KAFKA_VERSION, kafka_classpath
 
 SIZE = 100
 PYTHON = sys.executable

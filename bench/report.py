@@ -14,7 +14,7 @@ from typing import Any
 import confluent_kafka
 
 from bench.measure import Run, Sample
-from workers.local.cluster import KAFKA_VERSION
+from workers.local.jars import KAFKA_VERSION
 
 Row = dict[str, Any]
 

@@ -34,3 +34,7 @@ class UnencodableError(Exception):
 
 class RegistryAwayError(Exception):
     """The schema registry does not answer, or says that it cannot now; another try may go well."""
+
+
+class ClusterError(WorkerError):
+    """The embedded cluster cannot be started or a broker does not do what was asked; the text says what to do."""

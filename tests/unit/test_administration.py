@@ -9,7 +9,8 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from tests.conftest import Topics
-from workers.local.cluster import Cluster, ClusterError, finish
+from workers.errors import ClusterError
+from workers.local.cluster import Cluster, finish
 
 
 def refused(code: int) -> "Future[Any]":

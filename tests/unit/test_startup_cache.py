@@ -64,7 +64,9 @@ def test_the_cache_of_another_java_or_other_options_is_another_file(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    paths = {cache_path(parts) for parts in (["25.0.2", "a.jar"], ["25.0.3", "a.jar"], ["25.0.2", "-X", "a.jar"])}
+    paths = {
+        cache_path(parts, ".aot") for parts in (["25.0.2", "a.jar"], ["25.0.3", "a.jar"], ["25.0.2", "-X", "a.jar"])
+    }
 
     assert len(paths) == 3
     assert {path.parent for path in paths} == {tmp_path / "kafka-workers"}

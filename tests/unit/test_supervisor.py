@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from workers.errors import ClusterError
 from workers.local import supervisor
-from workers.local.cluster import Broker, Cluster, ClusterError
+from workers.local.cluster import Broker, Cluster
 from workers.local.supervisor import MAX_FAILURES, Supervisor
 from workers.testing.processes import eventually
 

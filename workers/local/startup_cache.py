@@ -13,10 +13,10 @@ from pathlib import Path
 from workers.errors import WorkerError
 
 
-def cache_path(parts: Sequence[str]) -> Path:
-    """Path of the cache that belongs to `parts`: everything that decides whether Java can use it."""
+def cache_path(parts: Sequence[str], suffix: str) -> Path:
+    """Path of the cached file that belongs to `parts`: everything that decides whether it can be used."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "kafka-workers" / f"{hashlib.sha256(os.pathsep.join(parts).encode()).hexdigest()[:16]}.aot"
+    return home / "kafka-workers" / f"{hashlib.sha256(os.pathsep.join(parts).encode()).hexdigest()[:16]}{suffix}"
 
 
 def find_or_make(path: Path, train: Callable[[Path], None], say: Callable[[str], None]) -> Path | None:

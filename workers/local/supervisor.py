@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from workers.local.cluster import START_TIMEOUT_S, Broker, Cluster, ClusterError
+from workers.errors import ClusterError
+from workers.local.cluster import START_TIMEOUT_S, Broker, Cluster
 
 # The others notice after 3 s that a broker is gone; a moment longer shows the new leaders at work.
 RESTART_DELAY_S = 5.0
