@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import workers
-from tests.chart.rendering import CHART, helm
-from tests.documents import load, load_all
+from tests.chart.rendering import CHART
+from tests.documents import load
 from workers.cli.main import cli
 
 pytestmark = pytest.mark.timeout(600)
@@ -150,19 +150,6 @@ def test_everything_that_is_published_has_one_version() -> None:
     of_readme = re.findall(r"name: kafka-workers, version: ([\d.]+)", (CHART / "README.md").read_text())
     assert of_readme
     assert {chart["version"], chart["appVersion"], of_image, *of_readme} == {workers.__version__}
-
-
-def test_the_default_image_of_a_packed_chart_is_the_published_one(tmp_path: Path) -> None:
-    helm("version")
-    run(ROOT / ".ci" / "package-chart", "registry.example.com/someone/kafka-workers", tmp_path)
-    rendered = helm("template", "workers", str(tmp_path / f"kafka-workers-{workers.__version__}.tgz"))
-    images = {
-        container["image"]
-        for document in load_all(rendered.stdout)
-        if document and document["kind"] == "Deployment"
-        for container in document["spec"]["template"]["spec"]["containers"]
-    }
-    assert images == {f"registry.example.com/someone/kafka-workers:{workers.__version__}"}
 
 
 def test_the_notes_of_a_release_are_its_section_of_the_changelog(tmp_path: Path) -> None:
