@@ -106,8 +106,10 @@ class Handled:
             self.redelivered += not self._once
             self.repeated += self._once
             return
-        self._early[partition][offset] = stamp
-        self._advance(partition)
+        # One that was forgiven and handled all the same has missed its turn in the log.
+        if offset >= self.next[partition]:
+            self._early[partition][offset] = stamp
+            self._advance(partition)
         if self._by_key and key == NO_KEY:
             return
         unit = partition, key if self._by_key else b""
@@ -141,6 +143,18 @@ class Handled:
             for partition, end in ends.items()
             for offset in range(self.next[partition], end)
         )
+
+    def breaches(self, acknowledged: Acknowledged) -> list[str]:
+        """The promises that were not kept for the messages of these books, in words; that there are any is one."""
+        wrong = [f"nothing was {name}" for name, count in
+                 (("acknowledged", acknowledged.outcomes["delivered"]), ("handled", self.total))
+                 if not count]  # fmt: skip
+        counts = (
+            ("missing", self.missing(acknowledged, acknowledged.ends())),
+            ("duplicated", self.duplicated),
+            ("reordered", self.reordered),
+        )
+        return wrong + [f"{name} {count}" for name, count in counts if count]
 
     def _was_handled(self, partition: int, offset: int) -> bool:
         return offset < self.next[partition] or offset in self._early[partition]

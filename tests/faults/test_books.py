@@ -62,6 +62,16 @@ def test_what_retention_deleted_is_counted_and_not_waited_for() -> None:
     assert books.missing(acknowledged(5), {0: 5}) == 0
 
 
+def test_messages_that_were_handled_after_retention_deleted_them_are_in_order() -> None:
+    books = handled({"a": [(0, b"x")]})
+
+    books.forgive(0, 4)
+    books.look(Acknowledged(), [("a", [b"0 %d x %b" % (offset, encode(STREAM, offset, 0)) for offset in (1, 4, 5)])])
+    books.forgive(0, 6)
+
+    assert books.breaches(acknowledged(6)) == []
+
+
 def test_other_messages_at_the_offsets_of_a_truncated_log_have_to_be_handled_too() -> None:
     sent = acknowledged(3)
     books = handled({"a": [(0, b"x"), (1, b"x"), (2, b"x")]})
@@ -74,6 +84,19 @@ def test_other_messages_at_the_offsets_of_a_truncated_log_have_to_be_handled_too
     books.look(sent, [("a", [b"0 1 x %b" % encode(STREAM, 1, 0)])])
     assert books.missing(sent, sent.ends()) == 0
     assert (books.redelivered, books.reordered) == (0, 0)
+
+
+def test_books_with_nothing_in_them_are_a_breach() -> None:
+    assert handled().breaches(Acknowledged()) == ["nothing was acknowledged", "nothing was handled"]
+
+
+def test_books_name_every_promise_that_was_not_kept() -> None:
+    assert handled({"a": [(0, b"x"), (1, b"x")]}).breaches(acknowledged(2)) == []
+    assert handled({"a": [(0, b"x")]}).breaches(acknowledged(2)) == ["missing 1"]
+    assert handled({"a": [(1, b"x"), (0, b"x")]}).breaches(acknowledged(2)) == ["reordered 1"]
+    twice = handled({"a": [(0, b"x")]})
+    twice.look(Acknowledged(), [("a", [b"0 1 x %b" % encode(STREAM, 0, 0)])])
+    assert twice.breaches(acknowledged(2)) == ["duplicated 1"]
 
 
 def request(key: int, size: int) -> bytes:
