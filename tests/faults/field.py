@@ -1,11 +1,14 @@
-"""Where faults happen: three brokers, a proxy before them, and the loads; and what happens in one round of a fault."""
+"""Where faults happen: three brokers, a proxy before them, and loads; and what happens in one round of a fault.
+
+Loads are standing ones, which live through all rounds, or those that a fault starts for itself.
+"""
 
 import random
 import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,11 +19,11 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from tests.documents import load_all
-from tests.faults.load import ROOT, Load, Setup
+from tests.faults.load import ROOT, Load, Setup, at_once
 from tests.faults.proxy import Proxy
 from tests.rotating import Rotating
 from workers.local.cluster import Cluster, finish
-from workers.testing.processes import Processes
+from workers.testing.processes import Processes, eventually
 
 # Each fault meets both group protocols, with one call at a time and with many.
 KEYED = ("--source", "tests.faults.keyed:messages", "--stamp")
@@ -54,12 +57,16 @@ def shipped_group_properties() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: `inject` is a generator that injects it, yields, and heals it; `hold_s` is the time between."""
+    """One fault: `inject` is a generator that injects it, yields, and heals it; `hold_s` is the time between.
+
+    One with `own_loads` breaks nothing but loads that it starts itself, and needs no standing ones.
+    """
 
     name: str
     injected: str
     inject: Callable[["Field"], Generator[None]]
     hold_s: float = 3.0
+    own_loads: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,16 +114,17 @@ class Round:
 
 
 class Field:
-    """Starts everything at the beginning of the `with` block; its end ends what still runs."""
+    """Starts the brokers and the proxy at the beginning of the `with` block; its end ends what still runs.
 
-    def __init__(
-        self, directory: Path, say: Callable[[str], None] = lambda _: None, *, setups: Sequence[Setup] = SETUPS
-    ) -> None:
+    `loads` are those that are at work: the standing ones, and those of the fault that is played.
+    """
+
+    def __init__(self, directory: Path, say: Callable[[str], None] = lambda _: None) -> None:
         self.random = random.Random(0)
         self.loads: list[Load] = []
         self.directory = directory
         self._say = say
-        self._setups = setups
+        self._own_loads_accounted = 0
         self._stack = ExitStack()
         self._watching = True
         self._trouble: Exception | None = None
@@ -135,15 +143,7 @@ class Field:
             self.proxy = stack.enter_context(Proxy(self.cluster.proxy_routes))
             self.admin: AdminClient = self.cluster.admin()
             stack.callback(self._stop_watching)
-            for setup in self._setups:
-                self.loads.append(self._load(setup, stack))
             threading.Thread(target=self._watch, name="watcher", daemon=True).start()
-            for load in self.loads:
-                load.scale(load.setup.members)
-            for load in self.loads:
-                load.start()
-            # Not of the load whose topic is deleted: what was committed there is of the topic that was.
-            threading.Thread(target=self._audit, args=(list(self.loads),), name="auditor", daemon=True).start()
             self._stack = stack.pop_all()
         return self
 
@@ -152,18 +152,31 @@ class Field:
     ) -> None:
         self._stack.close()
 
+    def start(self, setups: Sequence[Setup] = SETUPS) -> None:
+        """Starts the standing loads."""
+        loads = self._loads(setups, self._stack)
+        # Not of a fault's own loads: what was committed to a topic that was deleted is of the topic that was.
+        threading.Thread(target=self._audit, args=(loads,), name="auditor", daemon=True).start()
+
     def play(self, fault: Fault) -> list[Round]:
-        """Play one round under load: inject, heal, drain, account. Return the measurements of each load."""
+        """Play one round under load: inject, heal, drain, account. Return the measurements of each standing load.
+
+        Raises AssertionError when nothing was under load: without standing loads, a fault that starts none.
+        """
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        self.wait(CALM_S)
+        accounted = self._own_loads_accounted
+        assert self.loads or fault.own_loads, f"{fault.name}: it starts no loads, and there is no standing one"
+        if self.loads:
+            self.wait(CALM_S)
         before = [_Moment(load) for load in self.loads]
         for load in self.loads:
             load.take_longest_stall_s()
         began = time.monotonic()
-        steps = fault.inject(self)
-        next(steps)
-        self.wait(fault.hold_s)
-        next(steps, None)
+        with closing(fault.inject(self)) as steps:
+            next(steps)
+            self.wait(fault.hold_s)
+            next(steps, None)
+        assert self._own_loads_accounted > accounted or not fault.own_loads, f"{fault.name}: it started no load"
         recovered = self._recovery(began)
         self.until(self.whole, "every replica is in sync again")
         self.until(lambda: all(load.settled() for load in self.loads), "every partition has one owner")
@@ -209,16 +222,18 @@ class Field:
         return all(len(partition.isrs) == len(partition.replicas) and partition.leader >= 0 for partition in partitions)
 
     @contextmanager
-    def another_load(self, setup: Setup) -> Iterator[Load]:
-        """One more load, which lives for one fault."""
+    def own_loads(self, *setups: Setup) -> Iterator[list[Load]]:
+        """Loads that live for one fault. At the end of the `with` block they rest, and their books have to be whole."""
         with ExitStack() as stack:
-            load = self._load(replace(setup, name=f"{setup.name}-{secrets.token_hex(2)}"), stack)
-            self.loads.append(load)
-            stack.callback(self.loads.remove, load)
-            load.start()
-            yield load
-        for topic in [load.topic, *([load.outputs_topic] if setup.outputs else [])]:
-            finish(self.admin.delete_topics([topic])[topic], KafkaError.UNKNOWN_TOPIC_OR_PART)
+            loads = self._loads([replace(each, name=f"{each.name}-{secrets.token_hex(2)}") for each in setups], stack)
+            yield loads
+            at_once(loads, Load.rest)
+            breaches = [breach for load in loads for breach in load.breaches()]
+            assert not breaches, "; ".join(breaches)
+            self._own_loads_accounted += len(loads)
+        topics = [load.topic for load in loads] + [load.outputs_topic for load in loads if load.setup.outputs]
+        for deleted in self.admin.delete_topics(topics).values():
+            finish(deleted, KafkaError.UNKNOWN_TOPIC_OR_PART)
 
     def create_topic(self, load: Load) -> None:
         setup = load.setup
@@ -230,6 +245,19 @@ class Field:
             self.cluster.create_topic(load.topic, setup.partitions, **setup.topic_config)
 
     # Within
+
+    def _loads(self, setups: Sequence[Setup], stack: ExitStack) -> list[Load]:
+        """Starts loads, all at once; they work until the end of `stack`."""
+        loads = [self._load(setup, stack) for setup in setups]
+        for load in loads:
+            load.scale(load.setup.members)
+            self.loads.append(load)
+            stack.callback(self.loads.remove, load)
+        for load in loads:
+            eventually(load.settled, f"{load.group} settles")
+            load.start_producer()
+        self.until(lambda: all(load.acknowledged.outcomes["delivered"] for load in loads), "every topic gets messages")
+        return loads
 
     def _load(self, setup: Setup, stack: ExitStack) -> Load:
         directory = self.directory / f"{setup.name}-{secrets.token_hex(2)}"
@@ -245,9 +273,10 @@ class Field:
 
     def _recovery(self, began: float) -> list["_Recovery"]:
         recoveries = [_Recovery(load, began) for load in self.loads]
-        self.until(lambda: {each.flows() for each in recoveries} == {True}, "every partition takes messages again")
+        # Each is asked at every look, so that each has its own time.
+        self.until(lambda: False not in {each.flows() for each in recoveries}, "every partition takes messages again")
         deadline = time.monotonic() + DRAIN_TIMEOUT_S
-        while {each.drained() for each in recoveries} != {True} and time.monotonic() < deadline:
+        while False in {each.drained() for each in recoveries} and time.monotonic() < deadline:
             self.wait(LOOK_S)
         return recoveries
 

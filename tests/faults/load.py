@@ -6,11 +6,12 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
@@ -19,6 +20,7 @@ from tests.faults.recorder import FILE, HEAP_SUFFIX, HOLD, OUTPUTS
 from workers.local.cluster import Cluster
 from workers.testing.processes import Process, Processes, eventually
 
+T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
 MEMBERS = 2
 # As in the Dockerfile, for memory is measured.
@@ -114,7 +116,7 @@ class Committed:
 
 
 class Load:
-    """One producer and a group of consumers that run until `finish`.
+    """One producer and a group of consumers that run until `final_accounts` or `close`.
 
     The first member and the first producer live as long as the load: faults that kill take others.
     """
@@ -123,6 +125,8 @@ class Load:
         self.setup = setup
         self.topic = f"load-{setup.name}"
         self.group = f"group-{setup.name}"
+        # A fault that adds some says so here.
+        self.partitions = setup.partitions
         self.members: list[Process] = []
         self.retired: list[Process] = []
         self._watched: list[Process] = []
@@ -147,8 +151,11 @@ class Load:
         for process in self._watched:
             self._cluster.forget(process.popen.pid)
         self._reader.close()
-        if self._outputs is not None:
-            self._outputs.close()
+        # Whoever looks has begun before, or finds none.
+        with self.lock:
+            if self._outputs is not None:
+                self._outputs.close()
+            self._outputs = None
 
     def read_outputs(self) -> None:
         """Keeps the books on the topic of the outputs, which has to exist."""
@@ -157,13 +164,6 @@ class Load:
     @property
     def outputs_topic(self) -> str:
         return self.topic + OUTPUTS
-
-    def start(self) -> None:
-        """Starts the group, waits until it has the partitions, and starts the producer."""
-        self.scale(self.setup.members)
-        eventually(self.settled, f"{self.group} settles")
-        self.start_producer()
-        eventually(lambda: self.acknowledged.outcomes["delivered"], f"{self.topic} gets messages")
 
     def start_producer(self) -> None:
         """Starts the producer that lives as long as the load, or a new one after `stop_producer`."""
@@ -269,10 +269,7 @@ class Load:
     def settled(self) -> bool:
         """Whether every partition has an owner among the members."""
         owned = [member.metric("kafka_consumer_assigned_partitions") or 0 for member in self.members]
-        return sum(owned) == self.partitions()
-
-    def partitions(self) -> int:
-        return len(self._cluster.admin().list_topics(self.topic, timeout=10).topics[self.topic].partitions)
+        return sum(owned) == self.partitions
 
     def workers(self) -> list[Process]:
         """The processes that live now."""
@@ -352,22 +349,48 @@ class Load:
             "consumer_allocated_mib": round(int(self._heap_of_first.read_text()) / 2**20, 1),
         }
 
-    def finish(self) -> Account:
-        """Stops the producer, lets the group handle the rest, and asks the commands for their account."""
-        code = self.producer.stop(timeout_s=40)
-        summary = json.loads(self.producer.lines[-1])
+    def rest(self) -> None:
+        """Stops the producer and waits until the group has handled the rest; does nothing to a load that rests."""
+        self._rests = True
+        self.producer.stop(timeout_s=40)
         self.look()
         ends = self.ends()
         eventually(lambda: self.caught_up(ends), f"{self.group} handles the rest")
+
+    def breaches(self) -> list[str]:
+        """The promises that were not kept, in words, as the books have it; for a load at rest."""
+        wrong = []
+        if too_far := self.committed_too_far():
+            wrong.append(f"committed_too_far {too_far}")
+        with self.lock:
+            wrong += self.handled.breaches(self.acknowledged)
+        return [f"{self.setup.name}: {each}" for each in wrong]
+
+    def drain(self) -> None:
+        """Lets the load rest, and waits until the group has committed all of it."""
+        self.rest()
+        ends = self.ends()
+        # The command takes a second of processor time, which the books' own reader does not.
+        eventually(lambda: _reaches(self.committed(), ends), f"{self.group} commits what it has handled")
         eventually(lambda: self._lag() == 0, f"the lag of {self.group} is 0: {self.committed()} of {ends}", 180)
-        members = [member.stop(timeout_s=STOP_TIMEOUT_S) for member in self.members]
+
+    def stop_group(self) -> None:
+        """Stops all members at once."""
+        for member in self.members:
+            member.popen.send_signal(signal.SIGTERM)
+        for member in self.members:
+            member.wait(STOP_TIMEOUT_S)
         self.look()
+
+    def account(self) -> Account:
+        """The account that the commands give of a load whose workers have stopped."""
+        ends = self.ends()
         with self.lock:
             missing, repeated = self.handled.missing(self.acknowledged, ends), self.handled.repeated
         assert self.committed_too_far() == 0
         return Account(
-            self.setup.name, summary, self._verify(), missing, repeated, self.handled.total, self.handled.redelivered,
-            [code, *members],
+            self.setup.name, json.loads(self.producer.lines[-1]), self._verify(), missing, repeated,
+            self.handled.total, self.handled.redelivered, [each.wait() for each in self.workers()],
         )  # fmt: skip
 
     def _start_member(self) -> None:
@@ -408,6 +431,23 @@ class Load:
         answer = self._processes.run("verify", "--topic", self.topic, "--account", str(path), "--json", timeout_s=300)
         assert answer.returncode == 0, answer.stdout + answer.stderr
         return [json.loads(line) for line in answer.stdout.splitlines()]
+
+
+def final_accounts(loads: Sequence[Load]) -> list[Account]:
+    """Ends loads, and returns the account of each. All do each step at once: most of it is waiting for processes."""
+    at_once(loads, Load.drain)
+    at_once(loads, Load.stop_group)
+    return at_once(loads, Load.account)
+
+
+def at_once(loads: Sequence[Load], act: Callable[[Load], T]) -> list[T]:
+    """Calls `act` for every load, each in a thread; raises what the first of them raises."""
+    with ThreadPoolExecutor(len(loads)) as pool:
+        return list(pool.map(act, loads))
+
+
+def _reaches(committed: dict[int, int], ends: dict[int, int]) -> bool:
+    return all(committed.get(partition, 0) >= end for partition, end in ends.items())
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:

@@ -18,6 +18,7 @@ import click
 
 from tests.faults.faults import FAULTS
 from tests.faults.field import SETUPS, Fault, Field, Round
+from tests.faults.load import final_accounts
 
 # In half a soak. The memory of messages under way varies by this much.
 GROWTH_MIB = 1.0
@@ -50,10 +51,10 @@ def main(minutes: float, record: Path, names: tuple[str, ...], seed: int) -> Non
     with tempfile.TemporaryDirectory(prefix="kafka-workers-soak-") as directory, Field(Path(directory), _say) as field:
         field.random.seed(seed)
         try:
+            field.start()
             _play(field, faults, time.monotonic() + minutes * 60, document, record)
             document["breaches"] += _growing(document["rounds"])
-            for load in field.loads:
-                account = load.finish()
+            for account in final_accounts(field.loads):
                 document["breaches"] += account.breaches()
                 document["accounts"].append({**asdict(account), "producer": _without_streams(account.producer)})
         except AssertionError as error:

@@ -1,8 +1,14 @@
 """The instruments of the fault suite see what they are there to see."""
 
 import struct
+from collections.abc import Generator
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
 
 from tests.faults.books import Acknowledged, Handled
+from tests.faults.field import SETUPS, Fault, Field
 from tests.faults.proxy import FETCH_KEY, Requests
 from workers.accounting.stamps import encode, stream_of
 
@@ -97,6 +103,29 @@ def test_books_name_every_promise_that_was_not_kept() -> None:
     twice = handled({"a": [(0, b"x")]})
     twice.look(Acknowledged(), [("a", [b"0 1 x %b" % encode(STREAM, 0, 0)])])
     assert twice.breaches(acknowledged(2)) == ["duplicated 1"]
+
+
+def nothing(_: Field) -> Generator[None]:
+    yield
+
+
+@pytest.mark.parametrize("own_loads", [False, True])
+def test_a_fault_that_meets_no_load_fails(own_loads: bool, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="load"):
+        Field(tmp_path).play(Fault("nothing", "", nothing, 0, own_loads))
+
+
+def test_a_fault_fails_when_the_books_of_its_own_loads_are_not_whole(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    load = Mock()
+    load.breaches.return_value = ["missing 1"]
+    monkeypatch.setattr(Field, "_loads", lambda *_: [load])
+
+    with pytest.raises(AssertionError, match="missing 1"), Field(tmp_path).own_loads(*SETUPS[:1]):
+        load.producer.stop.assert_not_called()
+
+    load.producer.stop.assert_called_once()
 
 
 def request(key: int, size: int) -> bytes:
