@@ -83,13 +83,20 @@ def test_what_does_not_load_is_named_with_its_option(reference: str) -> None:
 
 def test_a_closed_output_is_told_from_a_failing_handler(monkeypatch: pytest.MonkeyPatch) -> None:
     class Closed(io.BytesIO):
-        def write(self, data: object) -> int:  # noqa: ARG002  (the signature of the base class)
-            raise BrokenPipeError
+        broken = True
 
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(Closed()), write_through=True))
+        def write(self, data: Any) -> int:
+            if self.broken:
+                raise BrokenPipeError
+            return len(data)
+
+    closed = Closed()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(closed), write_through=True))
     manager: Any = printer("text")()
     with manager as handler, pytest.raises(OutputClosedError):
         handler(messages(1))
+    # Or Python reports that it could not be flushed when it was thrown away.
+    closed.broken = False
 
 
 def generating() -> Iterator[int]:

@@ -291,7 +291,10 @@ while True:
     time.sleep(0.01)
     if shutdown.requested:
         print("asked", flush=True)
-        time.sleep(30)
+        break
+# A signal just before one long sleep would be handled after it.
+while True:
+    time.sleep(0.01)
 """
 
 
