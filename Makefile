@@ -63,7 +63,7 @@ lock: $(READY) ## Write the hashed lock files anew from pyproject.toml
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header --upgrade pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-annotate --no-header --upgrade --extra local --extra tracing --extra schemas --extra aws --group dev pyproject.toml -o requirements-dev.txt
+	  --no-annotate --no-header --upgrade --extra local --extra tui --extra tracing --extra schemas --extra aws --group dev pyproject.toml -o requirements-dev.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header --upgrade --constraints requirements-dev.txt --extra tracing pyproject.toml -o requirements-tracing.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

@@ -20,7 +20,10 @@ CLOSING_THREAD = "closing"
 WATERMARKS_THREAD = "watermarks"
 TRANSACTION_THREAD = "transaction"
 PLACEMENT_THREAD = "placement"
-LEFT_BEHIND = frozenset({HANDLER_THREAD, CLOSING_THREAD, WATERMARKS_THREAD, TRANSACTION_THREAD, PLACEMENT_THREAD})
+BROWSING_THREAD = "browsing"
+LEFT_BEHIND = frozenset(
+    {HANDLER_THREAD, CLOSING_THREAD, WATERMARKS_THREAD, TRANSACTION_THREAD, PLACEMENT_THREAD, BROWSING_THREAD}
+)
 # Python looks for cycles after this many new objects instead of 700: at 700 it would walk through each batch of
 # messages, which have none, several times while they are alive.
 NEW_OBJECTS_BEFORE_COLLECTION = 50_000

@@ -56,6 +56,7 @@ def test_a_mistake_with_a_secret_is_named_and_the_secret_is_not_printed(
     ("arguments", "begin", "end"),
     [
         (["dead-letters", "lst"], "kafka-workers dead-letters: No such command 'lst'.", "dead-letters --help)"),
+        (["dead-letters", "browse"], "kafka-workers dead-letters browse: Missing", "dead-letters browse --help)"),
         (["offsets", "reset"], "kafka-workers offsets reset: Missing option", "offsets reset --help)"),
         (["completion", "tcsh"], "kafka-workers completion: ", "completion --help)"),
     ],
@@ -66,6 +67,38 @@ def test_a_mistake_names_the_command_and_its_help(arguments: list[str], begin: s
     assert code == 2, errors
     assert errors.startswith(begin)
     assert errors.strip().endswith(end)
+
+
+BROWSE = ["dead-letters", "browse", "--topic", "orders.dlq", *NOWHERE]
+
+
+def test_the_view_needs_a_terminal_and_names_the_commands_that_need_none() -> None:
+    code, errors = run(*BROWSE)
+
+    assert code == 2, errors
+    assert len(errors.splitlines()) == 1, errors
+    assert "needs a terminal" in errors
+    assert "`dead-letters list` and `dead-letters show`" in errors
+
+
+def test_without_textual_the_view_says_how_to_install_it() -> None:
+    code = (
+        "import sys; sys.modules['textual'] = None\n"
+        "for stream in (sys.stdin, sys.stdout, sys.stderr): stream.isatty = lambda: True\n"
+        f"sys.argv = ['kafka-workers', *{BROWSE}]\n"
+        "from workers.cli.main import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("the view needs the extra 'tui': pip install 'kafka-workers[tui]'")
+
+
+def test_only_the_view_imports_textual() -> None:
+    code = "import sys, workers.cli.main, workers.cli.browse, workers.cli.discard; sys.exit('textual' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
 @pytest.mark.parametrize("kind", ["tcp", "udp", "sctp"])

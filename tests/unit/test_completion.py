@@ -49,7 +49,7 @@ def in_bash(line: str, directory: Path, **extra: str) -> list[str]:
     ("line", "offered"),
     [
         ("kafka-workers dead", ["dead-letters"]),
-        ("kafka-workers dead-letters ", ["discard", "list", "replay", "show"]),
+        ("kafka-workers dead-letters ", ["browse", "discard", "list", "replay", "show"]),
         ("kafka-workers offsets ", ["reset", "show"]),
         # Hidden: there is another name for it.
         ("kafka-workers reset", []),

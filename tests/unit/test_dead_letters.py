@@ -45,7 +45,7 @@ def test_of_a_large_value_the_beginning_is_shown_even_where_that_ends_within_a_c
     lines = shown(b"a" + "ü".encode() * 4000)
     assert lines[0] == "  value     8,001 bytes"
     assert lines[1] == "    a" + "ü" * 2047
-    assert lines[2] == "    … 3,905 bytes more; --format json has them"
+    assert lines[2] == "    … 3,905 bytes more; `dead-letters show --format json` has them"
 
 
 def test_whatever_is_in_a_dead_letter_each_line_of_its_text_is_printable() -> None:

@@ -15,6 +15,7 @@ from workers.cli.context import Context
 from workers.cli.main import cli
 from workers.cli.options import CONNECTION, SECRETS, OffsetTarget, Regex, Time
 from workers.cli.parameters import (
+    BrowseDeadLettersOptions,
     CanaryOptions,
     ConnectionOptions,
     ConsumeOptions,
@@ -45,6 +46,7 @@ KINDS: dict[str, type[Any]] = {
     "offsets show": ShowOffsetsOptions,
     "offsets reset": ResetOffsetsOptions,
     "dead-letters list": ListDeadLettersOptions,
+    "dead-letters browse": BrowseDeadLettersOptions,
     "dead-letters show": ShowDeadLettersOptions,
     "dead-letters replay": ReplayOptions,
     "dead-letters discard": DiscardOptions,

@@ -10,6 +10,7 @@ from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Message, Pro
 from confluent_kafka.admin import AdminClient
 
 from tests.conftest import Topics
+from tests.workers.terminal import Terminal
 from tests.workers.test_consume import committed
 from workers.deadletters.headers import dead_letter_headers
 from workers.testing.processes import Processes
@@ -189,6 +190,33 @@ def test_a_dead_letter_of_another_topic_that_is_chosen_waits_and_the_ones_before
     assert letters.state() == "wrww"
 
 
+def test_in_the_view_one_is_discarded_with_its_reason_and_another_one_replayed(letters: Letters) -> None:
+    letters.write(V, K, V)
+    command = ["dead-letters", "browse", "--topic", letters.topic, "--replay-group", letters.group, "--timeout", "10"]
+    with Terminal(command, letters.processes.environment()) as terminal:
+        terminal.sees("3 waiting dead letters (2 ValueError, 1 KeyError)")
+        terminal.press("d", "Discard 1 dead letter")
+        terminal.press("the id is gone\r", "2 waiting dead letters (1 KeyError, 1 ValueError)")
+        # A command treats it before the view does.
+        terminal.press(" ", "1 marked")
+        letters.run("discard", "--letter", "0:1")
+        terminal.press("r", "Send 1 dead letter")
+        terminal.press("\r", "1 waiting dead letter (1 ValueError)")
+        terminal.sees("--letter 0:1: it was discarded already")
+        terminal.press("r", "Send 1 dead letter")
+        terminal.press("\r", "0 waiting dead letters")
+        terminal.press("q", "\x1b[?1049l")
+        assert terminal.wait() == 0
+    # On the screen of before, where it stays.
+    left = terminal.shown[terminal.shown.index(b"\x1b[?1049l") :].decode()
+    assert f"1 dead letters of {letters.topic} discarded, and recorded there" in left
+    assert f"1 dead letters replayed from {letters.topic}" in left
+    assert letters.state() == "ddr"
+    assert letters.sent == ["2"]
+    [document] = letters.documents("show", "--letter", "0:0")
+    assert document["record"]["reason"] == "the id is gone"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -202,6 +230,7 @@ def test_a_dead_letter_of_another_topic_that_is_chosen_waits_and_the_ones_before
         (["replay", "--partition", "7"], ["has no partition 7"]),
         (["discard"], ["--letter", "--all"]),
         (["discard", "--all", "--error", "KeyError"], ["--all goes without a filter"]),
+        (["browse"], ["needs a terminal", "`dead-letters list` and `dead-letters show`"]),
         (["list", "--since", "yesterday"], ["'yesterday' is not a time"]),
         (["list", "--topic", "nowhere.dlq", "--timeout", "1"], ["nowhere.dlq does not exist"]),
     ],

@@ -1,16 +1,13 @@
 """`top` on real brokers: plain, as JSON, and on a terminal."""
 
 import json
-import os
-import pty
 import signal
 import subprocess
 import sys
-from contextlib import suppress
-from threading import Thread
 
+from tests.workers.terminal import Terminal
 from workers.local.cluster import Cluster
-from workers.testing.processes import COMMAND, Processes, eventually
+from workers.testing.processes import Processes, eventually
 
 
 def test_one_round_shows_members_and_lag_as_lines_and_as_json(processes: Processes, topic: str, group: str) -> None:
@@ -61,32 +58,11 @@ def test_on_a_terminal_it_draws_a_table_and_leaves_the_terminal_as_it_was(
 ) -> None:
     processes.produce(topic, "--count", "30")
     assert processes.consume(topic, group, "--max-messages", "30").wait() == 0
-    ours, theirs = pty.openpty()
-    environment = {**processes.environment(), "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
-    process = subprocess.Popen(
-        [*COMMAND, "top", "--group-id", group, "--interval", "0.3"],
-        env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-    )  # fmt: skip
-    os.close(theirs)
-    shown = bytearray()
-
-    def read() -> None:
-        # The end of a terminal whose program has ended is an error.
-        with suppress(OSError):
-            while data := os.read(ours, 65536):
-                shown.extend(data)
-
-    reader = Thread(target=read)
-    reader.start()
-    try:
-        eventually(lambda: shown.count(b"HEALTH") >= 3, "the table is drawn anew")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
-        process.wait()
-        reader.join()
-        os.close(ours)
+    with Terminal(["top", "--group-id", group, "--interval", "0.3"], processes.environment()) as terminal:
+        terminal.sees("HEALTH", times=3)
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.wait() == 0
+    shown = terminal.shown
     assert b"\x1b[?1049h" in shown
     assert group.encode() in shown
     # The screen of before, with the cursor.

@@ -1,4 +1,4 @@
-"""The commands on dead letters: `dead-letters list`, `show`, `replay`, `discard`, and `replay` by its older name."""
+"""The commands on dead letters: `dead-letters list`, `show`, `browse`, `replay`, `discard`, and the older `replay`."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from workers.cli.options import (
     option,
 )
 from workers.cli.parameters import (
+    BrowseDeadLettersOptions,
     DiscardOptions,
     ListDeadLettersOptions,
     ReplayOptions,
@@ -30,12 +31,14 @@ from workers.lifecycle import installed_shutdown
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 DEFAULT_GROUP_ID = "kafka-workers-replay"
 DEFAULT_LIMIT = 100
+# The view holds them in memory.
+BROWSE_LIMIT = 1000
 GROUP_HELP = "Group that remembers what was replayed."
 
 
 @click.group("dead-letters")
 def dead_letters() -> None:
-    """List, show, replay and discard dead letters.
+    """List, show, browse, replay and discard dead letters.
 
     A dead letter is named by its partition and offset in the dead-letter topic, as 0:12. Filters can be combined; a
     repeatable one matches any of its values.
@@ -48,7 +51,7 @@ _replay_group = option(
 )
 
 
-def _selection_options(command: _Command) -> _Command:
+def _filter_options(command: _Command) -> _Command:
     return apply(
         command,
         [
@@ -66,6 +69,15 @@ def _selection_options(command: _Command) -> _Command:
                    help="Only from this offset there; repeatable."),
             option("--partition", "partitions", type=click.IntRange(min=0), multiple=True,
                    help="Only this partition of the dead-letter topic; repeatable."),
+        ],
+    )  # fmt: skip
+
+
+def _selection_options(command: _Command) -> _Command:
+    return apply(
+        command,
+        [
+            _filter_options,
             option("--format", "format_name", type=click.Choice(["text", "json"]), default="text", show_default=True,
                    help="Text for people, or JSON lines."),
         ],
@@ -82,6 +94,13 @@ def _state_option(default: str) -> Callable[[_Command], _Command]:
     )
 
 
+_to_topic = option(
+    "--to-topic",
+    "to_topics",
+    type=TOPIC,
+    multiple=True,
+    help="A topic that dead letters may go back to; repeatable.  [default: X where the dead-letter topic is X.dlq]",
+)
 _dry_run = option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
 _shutdown_timeout = option(
     "--shutdown-timeout",
@@ -97,9 +116,7 @@ def _replay_options(command: _Command) -> _Command:
         command,
         [
             _selection_options,
-            option("--to-topic", "to_topics", type=TOPIC, multiple=True,
-                   help="A topic that dead letters may go back to; repeatable.  "
-                   "[default: X where the dead-letter topic is X.dlq]"),
+            _to_topic,
             option("--skip-other-topics", is_flag=True, help="Pass dead letters of other topics over, for good."),
             option("--max-messages", type=POSITIVE, help="Stop after this many messages."),
             option("--again", is_flag=True, help="Also those that were replayed or discarded already."),
@@ -141,6 +158,26 @@ def show(**parameters: Any) -> None:
     options = build(ShowDeadLettersOptions, parameters)
     shutdown = installed_shutdown(0)
     from workers.cli.show_dead_letters import show_dead_letters as run
+
+    run(options, Context(options.connection), shutdown)
+
+
+@dead_letters.command(cls=Command)
+@_state_option("waiting")
+@option("--limit", type=POSITIVE, default=BROWSE_LIMIT, show_default=True, help="List at most this many, the oldest.")
+@_filter_options
+@_to_topic
+@_replay_group
+@_shutdown_timeout
+@connection_options
+def browse(**parameters: Any) -> None:
+    """Look through dead letters on a full screen, and replay or discard the marked ones.
+
+    It needs a terminal, and the extra `tui`: pip install 'kafka-workers[tui]'.
+    """
+    options = build(BrowseDeadLettersOptions, parameters)
+    shutdown = installed_shutdown(options.shutdown_timeout)
+    from workers.cli.browse import browse as run
 
     run(options, Context(options.connection), shutdown)
 

@@ -36,9 +36,13 @@ def discard(options: DiscardOptions, context: Context, shutdown: Shutdown) -> No
         dry_run=options.dry_run,
         timeout_s=options.connection.timeout,
     )
-    if chosen.format_name == "json":
+    if options.format_name == "json":
         click.echo(json.dumps({"topic": chosen.topic, "changed": not options.dry_run, "discarded": count}))
     elif options.dry_run:
         click.echo(f"{count} dead letters of {chosen.topic} would be discarded; nothing was changed")
     else:
-        click.echo(f"{count} dead letters of {chosen.topic} discarded, and recorded there")
+        click.echo(outcome_of(chosen.topic, count))
+
+
+def outcome_of(topic: str, count: int) -> str:
+    return f"{count} dead letters of {topic} discarded, and recorded there"

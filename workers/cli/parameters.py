@@ -237,22 +237,33 @@ class DeadLetterOptions:
     source_offsets: tuple[int, ...]
     since: datetime | None
     until: datetime | None
-    format_name: Literal["text", "json"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListDeadLettersOptions:
     connection: ConnectionOptions
     dead_letters: DeadLetterOptions
+    format_name: Literal["text", "json"]
     state: Literal["waiting", "replayed", "discarded", "all"]
     by: Literal["error", "message", "source-topic", "key"] | None
     limit: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BrowseDeadLettersOptions:
+    connection: ConnectionOptions
+    dead_letters: DeadLetterOptions
+    state: Literal["waiting", "replayed", "discarded", "all"]
+    limit: int
+    to_topics: tuple[str, ...]
+    shutdown_timeout: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShowDeadLettersOptions:
     connection: ConnectionOptions
     dead_letters: DeadLetterOptions
+    format_name: Literal["text", "json"]
     state: Literal["waiting", "replayed", "discarded", "all"]
     limit: int
 
@@ -261,6 +272,7 @@ class ShowDeadLettersOptions:
 class ReplayOptions:
     connection: ConnectionOptions
     dead_letters: DeadLetterOptions
+    format_name: Literal["text", "json"]
     to_topics: tuple[str, ...]
     skip_other_topics: bool
     max_messages: int | None
@@ -273,6 +285,7 @@ class ReplayOptions:
 class DiscardOptions:
     connection: ConnectionOptions
     dead_letters: DeadLetterOptions
+    format_name: Literal["text", "json"]
     reason: str
     everything: bool
     dry_run: bool

@@ -31,15 +31,21 @@ def replay(options: ReplayOptions, context: Context, shutdown: Shutdown) -> None
     )
     producer_config = context.client_config(PRODUCER_DEFAULTS)
     done = dead_letters.replay(config, producer_config, rules, shutdown, timeout_s=options.connection.timeout)
-    if chosen.format_name == "json":
+    if options.format_name == "json":
         click.echo(json.dumps(_document(rules, done)))
     elif options.dry_run:
         _say_what_would_be(chosen.topic, done)
     else:
-        click.echo(f"{done.sent} dead letters replayed from {chosen.topic}")
+        click.echo(outcome_of(rules, done))
         if done.skipped:
             click.echo(f"{done.skipped} dead letters of other topics passed over")
-    _complain(rules, done)
+    complaints = complaints_about(rules, done, "pass them over with --skip-other-topics")
+    if complaints:
+        raise WorkerError("; ".join(complaints))
+
+
+def outcome_of(rules: dead_letters.Rules, done: dead_letters.Replayed) -> str:
+    return f"{done.sent} dead letters replayed from {rules.topic}"
 
 
 def _document(rules: dead_letters.Rules, done: dead_letters.Replayed) -> dict[str, object]:
@@ -61,8 +67,11 @@ def _say_what_would_be(topic: str, done: dead_letters.Replayed) -> None:
         click.echo(f"{done.skipped} dead letters of other topics would be passed over for good")
 
 
-def _complain(rules: dead_letters.Rules, done: dead_letters.Replayed) -> None:
-    """Raises WorkerError when dead letters were passed over that nobody has named, or were refused."""
+def complaints_about(rules: dead_letters.Rules, done: dead_letters.Replayed, remedy: str) -> list[str]:
+    """Sentences about dead letters that were passed over without being asked for, and about those that were refused.
+
+    `remedy` is the remedy for a refused one, beside --to-topic.
+    """
     complaints = []
     if done.without_origin:
         complaints.append(
@@ -71,11 +80,9 @@ def _complain(rules: dead_letters.Rules, done: dead_letters.Replayed) -> None:
         )
     if done.refused:
         topics, partitions = sorted(set(done.refused.values())), ", ".join(map(str, sorted(done.refused)))
-        remedy = " ".join(f"--to-topic {topic}" for topic in sorted(rules.allowed.union(topics)))
+        allow = " ".join(f"--to-topic {topic}" for topic in sorted(rules.allowed.union(topics)))
         complaints.append(
             f"dead letters of {rules.topic} that say they came from {', '.join(topics)} may not be sent there; they "
-            f"wait, and so do those behind them in partition {partitions}: allow it with {remedy}, or pass them over "
-            "with --skip-other-topics"
+            f"wait, and so do those behind them in partition {partitions}: allow it with {allow}, or {remedy}"
         )
-    if complaints:
-        raise WorkerError("; ".join(complaints))
+    return complaints

@@ -1,6 +1,5 @@
 """`dead-letters list` and `dead-letters show`."""
 
-import heapq
 import json
 from collections.abc import Iterator
 
@@ -10,7 +9,7 @@ from workers.cli.context import Context, terminal_columns
 from workers.cli.dead_letters import DEFAULT_LIMIT
 from workers.cli.parameters import DeadLetterOptions, ListDeadLettersOptions, ShowDeadLettersOptions
 from workers.config import CONSUMER_DEFAULTS, ClientConfig, Setting
-from workers.deadletters.reading import ALL_STATES, DeadLetterTopic, open_topic
+from workers.deadletters.reading import ALL_STATES, DeadLetterTopic, oldest, open_topic
 from workers.deadletters.stored import Place, Selection, StoredDeadLetter
 from workers.deadletters.text import (
     BY,
@@ -28,11 +27,11 @@ from workers.lifecycle import Shutdown
 def list_dead_letters(options: ListDeadLettersOptions, context: Context, shutdown: Shutdown) -> None:
     """Lists or counts dead letters; raises as `open_topic` and `DeadLetterTopic`."""
     selection = selection_of(options.dead_letters)
-    as_json = options.dead_letters.format_name == "json"
+    as_json = options.format_name == "json"
     config = reading_config(options.dead_letters, context)
     topic, group_id, timeout_s = options.dead_letters.topic, options.dead_letters.group_id, options.connection.timeout
     with open_topic(config, topic, group_id, shutdown, timeout_s) as dead_letters:
-        found = _find(dead_letters, selection, options.state)
+        found = dead_letters.find(selection, states_of(options.state))
         if options.by is not None:
             _print_tallies(options.by, found, as_json=as_json)
             return
@@ -42,14 +41,12 @@ def list_dead_letters(options: ListDeadLettersOptions, context: Context, shutdow
                 if number == options.limit:
                     break
             return
-        counted = _Counted(found)
-        limit = options.limit or DEFAULT_LIMIT
-        rows = heapq.nsmallest(limit, counted, key=lambda row: (row[0].timestamp_ms, row[0].place))
+        rows, count = oldest(found, options.limit or DEFAULT_LIMIT)
     if rows:
         click.echo(as_table(rows, show_state=options.state == "all", width=terminal_columns()))
     kind = "" if options.state == "all" else f" {options.state}"
-    more = f"; {len(rows)} are listed, the oldest, --limit lists more" if len(rows) < counted.count else ""
-    click.echo(f"{topic}: {counted.count}{kind} dead letters{more}")
+    more = f"; {len(rows)} are listed, the oldest, --limit lists more" if len(rows) < count else ""
+    click.echo(f"{topic}: {count}{kind} dead letters{more}")
 
 
 def show_dead_letters(options: ShowDeadLettersOptions, context: Context, shutdown: Shutdown) -> None:
@@ -64,12 +61,12 @@ def show_dead_letters(options: ShowDeadLettersOptions, context: Context, shutdow
     topic, group_id, timeout_s = options.dead_letters.topic, options.dead_letters.group_id, options.connection.timeout
     shown = 0
     with open_topic(config, topic, group_id, shutdown, timeout_s) as dead_letters:
-        for letter, state in _find(dead_letters, selection, options.state):
+        for letter, state in dead_letters.find(selection, states_of(options.state)):
             if shown == options.limit:
                 click.echo(f"{topic}: there are more; --limit shows them", err=True)
                 break
             shown += 1
-            if options.dead_letters.format_name == "json":
+            if options.format_name == "json":
                 click.echo(_json_line(dead_letters, letter, state))
             else:
                 record = dead_letters.treated.record_about(letter.place)
@@ -104,27 +101,9 @@ def reading_config(options: DeadLetterOptions, context: Context) -> ClientConfig
     return config
 
 
-def _find(dead_letters: DeadLetterTopic, selection: Selection, state: str) -> Iterator[tuple[StoredDeadLetter, State]]:
-    states = ALL_STATES if state == "all" else frozenset({State(state)})
-    starts = dead_letters.starts(selection, treated=states != {State.WAITING})
-    survey = dead_letters.survey(starts, selection)
-    survey.check()
-    dead_letters.check_named(selection, survey, treated=True)
-    for batch in dead_letters.letters(starts, selection, states):
-        yield from batch
-
-
-class _Counted:
-    """Counts what it passes on."""
-
-    def __init__(self, rows: Iterator[tuple[StoredDeadLetter, State]]) -> None:
-        self.count = 0
-        self._rows = rows
-
-    def __iter__(self) -> Iterator[tuple[StoredDeadLetter, State]]:
-        for row in self._rows:
-            self.count += 1
-            yield row
+def states_of(option: str) -> frozenset[State]:
+    """The states that --state chooses."""
+    return ALL_STATES if option == "all" else frozenset({State(option)})
 
 
 def _print_tallies(by: str, found: Iterator[tuple[StoredDeadLetter, State]], *, as_json: bool) -> None:

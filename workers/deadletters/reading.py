@@ -3,8 +3,10 @@
 It reads twice: what became of a dead letter is in a record behind it.
 """
 
-from collections.abc import Iterator
+import heapq
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import confluent_kafka
 from confluent_kafka import KafkaException, Message, TopicPartition
@@ -89,9 +91,22 @@ class DeadLetterTopic:
                     survey.named.add(letter.place)
         return survey
 
+    def find(self, selection: Selection, states: frozenset[State]) -> "Iterator[Found]":
+        """Read twice: the dead letters in `states` that `selection` matches.
+
+        Raises ConfigError for a topic of other messages, and for a named dead letter that is not there; and as `starts`
+        and `read`.
+        """
+        starts = self.starts(selection, treated=states != {State.WAITING})
+        survey = self.survey(starts, selection)
+        survey.check()
+        self.check_named(selection, survey, treated=True)
+        for batch in self.letters(starts, selection, states):
+            yield from batch
+
     def letters(
         self, starts: dict[int, int], selection: Selection, states: frozenset[State]
-    ) -> Iterator[list[tuple[StoredDeadLetter, State]]]:
+    ) -> "Iterator[list[Found]]":
         """Read for the second time: batches of the dead letters that `selection` matches, with their states."""
         named = set(selection.letters)
         for messages in self.read(starts):
@@ -102,7 +117,7 @@ class DeadLetterTopic:
                     named.discard(letter.place)
                     state = self.treated.state_of(letter.place)
                     if state in states and selection.matches(letter):
-                        batch.append((letter, state))
+                        batch.append(Found(letter, state))
             yield batch
             if selection.letters and not named:
                 return
@@ -126,6 +141,27 @@ class DeadLetterTopic:
                     f"--letter {place}: no dead letter of {self.topic} has this offset; `dead-letters list` shows "
                     "those that are there"
                 )
+
+
+class Found(NamedTuple):
+    """A dead letter with its state."""
+
+    letter: StoredDeadLetter
+    state: State
+
+
+def oldest(found: Iterable[Found], limit: int) -> tuple[list[Found], int]:
+    """The `limit` oldest dead letters, the oldest first, and how many there are in all. Holds no more than these."""
+    count = 0
+
+    def counted() -> Iterator[Found]:
+        nonlocal count
+        for each in found:
+            count += 1
+            yield each
+
+    rows = heapq.nsmallest(limit, counted(), key=lambda each: (each.letter.timestamp_ms, each.letter.place))
+    return rows, count
 
 
 class Survey:

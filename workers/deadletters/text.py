@@ -19,6 +19,7 @@ HEX_COLUMNS = 16
 MAX_SOURCE = 20
 MAX_KEY = 10
 INDENT = "    "
+HEADS: tuple[str, ...] = ("LETTER", "STATE", "SINCE", "SOURCE", "KEY", "ERROR")
 
 
 def time_of(timestamp_ms: int | None) -> str:
@@ -49,14 +50,17 @@ def key_of(letter: StoredDeadLetter) -> str:
     return "-" if key is None else escaped(key).decode()
 
 
+def cells_of(letter: StoredDeadLetter, state: State, *, cut: bool) -> tuple[str, ...]:
+    """A row of a table with the columns HEADS; `cut` leaves room for the error on a terminal of 80 columns."""
+    source, key = source_of(letter), key_of(letter)
+    if cut:
+        source, key = _cut(source, MAX_SOURCE), _cut(key, MAX_KEY)
+    return str(letter.place), state, time_of(letter.timestamp_ms), source, key, error_of(letter)
+
+
 def as_table(rows: Sequence[tuple[StoredDeadLetter, State]], *, show_state: bool, width: int | None) -> str:
     """A line for each, for a terminal of `width` columns, None for no terminal."""
-    lines = [("LETTER", "STATE", "SINCE", "SOURCE", "KEY", "ERROR")]
-    for letter, state in rows:
-        source, key = source_of(letter), key_of(letter)
-        if width is not None:
-            source, key = _cut(source, MAX_SOURCE), _cut(key, MAX_KEY)
-        lines.append((str(letter.place), state, time_of(letter.timestamp_ms), source, key, error_of(letter)))
+    lines = [HEADS, *(cells_of(letter, state, cut=width is not None) for letter, state in rows)]
     return _fitted([line if show_state else (line[0], *line[2:]) for line in lines], width)
 
 
@@ -151,7 +155,7 @@ def as_text(topic: str, letter: StoredDeadLetter, state: State, record: Record |
     shown = value[:MAX_SHOWN_BYTES]
     lines += [f"  value     {len(value):,} bytes", indent(_readable(shown, whole=len(shown) == len(value)), INDENT)]
     if len(shown) < len(value):
-        lines.append(f"{INDENT}… {len(value) - len(shown):,} bytes more; --format json has them")
+        lines.append(f"{INDENT}… {len(value) - len(shown):,} bytes more; `dead-letters show --format json` has them")
     return "\n".join(lines)
 
 
