@@ -7,6 +7,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from threading import Event
 
 import pytest
@@ -289,6 +290,16 @@ def test_an_error_of_our_own_is_not_shown_as_one_of_brokers() -> None:
     view = DeadLetterView(letters, TOPIC, "waiting", Shutdown(1))
     asyncio.run(view.run_async(headless=True))
     assert isinstance(view.fatal, ZeroDivisionError)
+
+
+def test_an_error_in_the_view_fails_the_command(capfd: pytest.CaptureFixture[str]) -> None:
+    letters = Letters("a")
+    view = DeadLetterView(letters, TOPIC, "waiting", Shutdown(1))
+    letters._row = lambda found: Row(found.place, ("too few cells",), "")  # type: ignore[method-assign]
+    view.run = partial(view.run, headless=True)  # type: ignore[method-assign]
+    with pytest.raises(WorkerError, match="the view failed, as above"):
+        view.show()
+    assert "ValueError" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("by", ["key", "signal"])

@@ -177,12 +177,15 @@ class DeadLetterView(App[None]):
     def show(self) -> None:
         """Run until the user leaves or a signal asks for it. Called in the main thread.
 
-        Raises ConfigError when the first reading shows that the topic or a filter cannot be used.
+        Raises ConfigError when the first reading shows that the topic or a filter cannot be used, and WorkerError when
+        the view itself failed, after its traceback.
         """
         with self.logs_in_the_view():
             self.run()
         if self.fatal is not None:
             raise self.fatal
+        if self.return_code:
+            raise WorkerError("the view failed, as above; report it, and use `dead-letters list` and `show` meanwhile")
 
     @contextmanager
     def logs_in_the_view(self) -> Iterator[None]:
