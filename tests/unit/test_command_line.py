@@ -81,6 +81,13 @@ def test_the_view_needs_a_terminal_and_names_the_commands_that_need_none() -> No
     assert "`dead-letters list` and `dead-letters show`" in errors
 
 
+def test_a_mistaken_topic_of_replays_is_named_before_the_view_begins() -> None:
+    code, errors = run(*BROWSE, "--to-topic", "orders.dlq")
+
+    assert code == 2, errors
+    assert "--to-topic orders.dlq: this is the dead-letter topic itself" in errors
+
+
 def test_without_textual_the_view_says_how_to_install_it() -> None:
     code = (
         "import sys; sys.modules['textual'] = None\n"

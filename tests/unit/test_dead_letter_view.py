@@ -11,13 +11,13 @@ from functools import partial
 from threading import Event
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, Message
 from textual.pilot import Pilot
 
 from tests.unit.test_dead_letters import letter
-from workers.deadletters.listing import Listing, Row
+from workers.deadletters.headers import ERROR_MESSAGE
+from workers.deadletters.listing import MAX_CELL, MAX_TEXT, Listing, Row, row_of
 from workers.deadletters.stored import Place, StoredDeadLetter
-from workers.deadletters.text import as_text, cells_of
 from workers.deadletters.treated import Record, State
 from workers.deadletters.view import DeadLetterView
 from workers.errors import ConfigError, WorkerError
@@ -33,8 +33,10 @@ class Letters:
 
     def __init__(self, *texts: str) -> None:
         self.letters = {Place(0, offset): self._letter(offset, text) for offset, text in enumerate(texts)}
-        self.hidden = 0
+        # Of dead letters that are not listed.
+        self.hidden: Counter[str] = Counter()
         self.notes: list[tuple[object, ...]] = []
+        self.reads = 0
         self.read_errors: list[Exception] = []
         self.errors: list[Exception] = []
         # While it is not set, no replay and no discard ends.
@@ -48,14 +50,14 @@ class Letters:
         return found
 
     def read(self) -> Listing:
+        self.reads += 1
         if self.read_errors:
             raise self.read_errors.pop(0)
         errors = Counter(each.error_class for each in self.letters.values())
-        return Listing(tuple(map(self._row, self.letters.values())), errors + Counter(KeyError=self.hidden))
+        return Listing(tuple(map(self._row, self.letters.values())), errors + self.hidden)
 
     def _row(self, found: StoredDeadLetter) -> Row:
-        state = State.WAITING
-        return Row(found.place, cells_of(found, state, cut=True), as_text(TOPIC, found, state, None), "orders")
+        return row_of(TOPIC, found, State.WAITING, None)
 
     def replay(self, places: Collection[Place]) -> str:
         return self._treat("replayed", places)
@@ -103,6 +105,13 @@ class User:
             assert time.monotonic() < until, f"{texts} not on the screen:\n{self.screen}"
             await self._pilot.pause(0.01)
 
+    async def ended(self) -> None:
+        """Wait until the view has ended."""
+        until = time.monotonic() + DEADLINE_S
+        while self.view.is_running:
+            assert time.monotonic() < until, f"the view has not ended:\n{self.screen}"
+            await asyncio.sleep(0.01)
+
 
 def use(
     letters: Letters, scenario: Scenario, *, size: tuple[int, int] = (80, 24), state: str = "waiting"
@@ -147,6 +156,15 @@ def test_text_of_a_letter_is_never_markup() -> None:
     use(Letters("[bold]a[/nonsense]"), scenario)
 
 
+def test_of_a_letter_with_megabytes_of_headers_the_beginning_is_shown_and_the_command_that_has_all_is_named() -> None:
+    message = Message(topic=TOPIC, headers=[(ERROR_MESSAGE, b"no " * 1000), ("trace", b"A" * 1_000_000)])
+    row = row_of(TOPIC, StoredDeadLetter(message), State.WAITING, None)
+    assert max(map(len, row.cells)) == MAX_CELL
+    assert row.text.startswith("dead letter 0:0")
+    assert re.search(r"A\n… 9\d\d,\d\d\d characters more; `dead-letters show` has them$", row.text)
+    assert len(row.text) < MAX_TEXT + 100
+
+
 def test_marked_letters_are_discarded_once_it_is_confirmed_with_the_reason() -> None:
     letters = Letters("a", "b", "c")
 
@@ -176,6 +194,20 @@ def test_without_a_mark_the_letter_at_the_cursor_is_replayed_and_another_key_lea
 
     use(letters, scenario)
     assert letters.notes == [("replayed", ["0:1"])]
+
+
+@pytest.mark.parametrize("question", ["d", "r"])
+def test_ctrl_c_leaves_a_question_and_the_view_and_nothing_is_done(question: str) -> None:
+    letters = Letters("a")
+
+    async def scenario(user: User) -> None:
+        await user.sees("1 waiting")
+        await user.press(question, "ctrl+c")
+        await user.ended()
+
+    view = use(letters, scenario)
+    assert letters.notes == []
+    assert view.outcomes == []
 
 
 @pytest.mark.parametrize(
@@ -302,7 +334,7 @@ def test_an_error_in_the_view_fails_the_command(capfd: pytest.CaptureFixture[str
     assert "ValueError" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("by", ["key", "signal"])
+@pytest.mark.parametrize("by", ["q", "ctrl+c", "ctrl+q", "signal"])
 def test_a_replay_under_way_is_waited_for_at_the_end(by: str) -> None:
     letters = Letters("a")
     letters.answers.clear()
@@ -315,28 +347,25 @@ def test_a_replay_under_way_is_waited_for_at_the_end(by: str) -> None:
             await user.sees("1 waiting")
             await user.press("r", "enter")
             await user.sees("replaying 1 dead letter …")
-            if by == "key":
-                await user.press("q")
-            else:
+            if by == "signal":
                 shutdown.request()
+            else:
+                await user.press(by)
             await user.sees("the view ends with it")
             running.append(view.is_running)
             letters.answers.set()
-            until = time.monotonic() + DEADLINE_S
-            while view.is_running and time.monotonic() < until:
-                await asyncio.sleep(0.01)
-            running.append(view.is_running)
+            await user.ended()
 
     running: list[bool] = []
     asyncio.run(play())
-    assert running == [True, False]
+    assert running == [True]
     assert shutdown.requested
     assert view.outcomes == ["1 replayed"]
 
 
 def test_the_rest_is_counted_where_more_letters_wait_than_are_listed() -> None:
     letters = Letters("a")
-    letters.hidden = 41
+    letters.hidden = Counter(KeyError=41)
 
     async def scenario(user: User) -> None:
         await user.sees("42 waiting dead letters (41 KeyError, 1 ValueError); 1 are listed, the oldest, --limit")
@@ -344,13 +373,53 @@ def test_the_rest_is_counted_where_more_letters_wait_than_are_listed() -> None:
     use(letters, scenario)
 
 
+def test_many_error_classes_leave_room_for_the_other_facts_of_the_first_lines() -> None:
+    letters = Letters("a")
+    letters.hidden = Counter({f"AnErrorClassOfALibrary{number}" * 20: 100 - number for number in range(90)})
+
+    async def scenario(user: User) -> None:
+        await user.sees("(100 AnErrorClass", "1 are listed")
+        await user.press("a")
+        await user.sees("1 marked")
+
+    use(letters, scenario)
+
+
+def test_a_key_that_is_held_reads_no_more_than_once_again() -> None:
+    letters = Letters("a")
+    letters.answers.clear()
+
+    async def scenario(user: User) -> None:
+        await user.sees("1 waiting")
+        reads = letters.reads
+        await user.press("r", "enter", *"ggggg")
+        await user.sees("replaying")
+        letters.answers.set()
+        await user.sees("0 waiting", without="reading")
+        assert letters.reads == reads + 1
+
+    use(letters, scenario)
+
+
+def test_a_search_from_the_full_screen_of_a_letter_shows_the_table() -> None:
+    async def scenario(user: User) -> None:
+        await user.sees("2 waiting")
+        await user.press("enter")
+        await user.sees("key k0", without="LETTER")
+        await user.press("slash", *"pear", "enter")
+        await user.sees("LETTER", "1 of 2 hold the text", "key k1")
+        await user.press("escape")
+        await user.sees("key k1", without="hold the text")
+
+    use(Letters("apple", "pear"), scenario)
+
+
 def test_with_every_state_the_table_says_which() -> None:
     letters = Letters("a")
     record = Record(State.DISCARDED, ((0, 1),), "g", "now", "me", "gone")
 
     def row(found: StoredDeadLetter) -> Row:
-        cells = cells_of(found, State.DISCARDED, cut=True)
-        return Row(found.place, cells, as_text(TOPIC, found, State.DISCARDED, record), "orders")
+        return row_of(TOPIC, found, State.DISCARDED, record)
 
     async def scenario(user: User) -> None:
         await user.sees("1 dead letter (1 ValueError)", "STATE", "discarded", "state discarded now by me: gone")

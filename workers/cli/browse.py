@@ -25,10 +25,14 @@ from workers.lifecycle import Shutdown
 def browse(options: BrowseDeadLettersOptions, context: Context, shutdown: Shutdown) -> None:
     """Show the view until it is left, then print what was done in it.
 
-    Raises ConfigError without a terminal or without textual, and for a topic or a filter that cannot be used.
+    Raises ConfigError without a terminal or without textual, and for a topic or a filter that cannot be used, and
+    WorkerError when the view itself failed.
     """
     config = reading_config(options.dead_letters, context)
     producer_config = context.client_config(PRODUCER_DEFAULTS)
+    topic = options.dead_letters.topic
+    if options.to_topics:
+        allowed_topics(topic, options.to_topics)
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)) or os.environ.get("TERM") == "dumb":
         raise ConfigError(
             "the view needs a terminal for its input and its output; use `dead-letters list` and `dead-letters show`"
@@ -39,7 +43,6 @@ def browse(options: BrowseDeadLettersOptions, context: Context, shutdown: Shutdo
         if (error.name or "").split(".")[0] != "textual":
             raise
         raise ConfigError("the view needs the extra 'tui': pip install 'kafka-workers[tui]'") from None
-    topic = options.dead_letters.topic
     view = DeadLetterView(KafkaDesk(options, config, producer_config, shutdown), topic, options.state, shutdown)
     try:
         view.show()

@@ -2,18 +2,22 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from workers.deadletters.reading import DeadLetterTopic, Found, oldest
-from workers.deadletters.stored import Place, Selection
+from workers.deadletters.stored import Place, Selection, StoredDeadLetter
 from workers.deadletters.text import BY, as_text, cells_of
-from workers.deadletters.treated import State
+from workers.deadletters.treated import Record, State
+
+# Characters of a row. Anybody may have written headers of megabytes, which take a terminal seconds to fold.
+MAX_CELL = 200
+MAX_TEXT = 32_768
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One dead letter: its cells are those of HEADS, `text` is all of it, as `dead-letters show` prints it."""
+    """One dead letter: its cells are those of HEADS, `text` is the output of `dead-letters show`, both cut."""
 
     place: Place
     cells: tuple[str, ...]
@@ -27,11 +31,11 @@ class Listing:
     """The oldest dead letters, and how many there are in all by error class."""
 
     rows: tuple[Row, ...] = ()
-    errors: Counter[str] | None = None
+    errors: Counter[str] = field(default_factory=Counter)
 
     @property
     def count(self) -> int:
-        return self.errors.total() if self.errors is not None else 0
+        return self.errors.total()
 
 
 class Desk(Protocol):
@@ -58,15 +62,13 @@ def listing_of(dead_letters: DeadLetterTopic, selection: Selection, states: froz
             yield each
 
     found, _ = oldest(counted(dead_letters.find(selection, states)), limit)
-    return Listing(tuple(_row(dead_letters, each) for each in found), errors)
+    topic, record_about = dead_letters.topic, dead_letters.treated.record_about
+    return Listing(tuple(row_of(topic, *each, record_about(each.letter.place)) for each in found), errors)
 
 
-def _row(dead_letters: DeadLetterTopic, found: Found) -> Row:
-    letter, state = found
-    record = dead_letters.treated.record_about(letter.place)
-    return Row(
-        letter.place,
-        cells_of(letter, state, cut=True),
-        as_text(dead_letters.topic, letter, state, record),
-        letter.origin.topic if letter.origin is not None else "",
-    )
+def row_of(topic: str, letter: StoredDeadLetter, state: State, record: Record | None) -> Row:
+    text = as_text(topic, letter, state, record)
+    if len(text) > MAX_TEXT:
+        text = f"{text[:MAX_TEXT]}\n… {len(text) - MAX_TEXT:,} characters more; `dead-letters show` has them"
+    cells = tuple(cell[:MAX_CELL] for cell in cells_of(letter, state, cut=True))
+    return Row(letter.place, cells, text, letter.origin.topic if letter.origin is not None else "")

@@ -9,7 +9,6 @@ outcome of each to the view.
 import logging
 import queue
 import threading
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import ClassVar
@@ -31,10 +30,11 @@ from workers.errors import ConfigError, WorkerError
 from workers.lifecycle import BROWSING_THREAD, Shutdown
 
 MARK = "*"
-# Of the error, in the table; the pane has all of it.
-MAX_ERROR = 200
-# Named in a question.
+# At most this many dead letters are named in a question, and error classes in the first line.
 MAX_NAMED = 5
+# Characters of the name of an error class there.
+MAX_CLASS = 30
+READING = "reading"
 SIGNAL_INTERVAL_S = 0.2
 EXPECTED = (ConfigError, WorkerError, KafkaException)
 
@@ -120,8 +120,8 @@ class DeadLetterView(App[None]):
     """
 
     CSS = """
-    #head, #status { height: auto; max-height: 4; }
-    #head { text-style: bold; }
+    #head { height: auto; max-height: 4; text-style: bold; }
+    #status { height: auto; max-height: 8; }
     #panes { height: 1fr; }
     #letters, #pane { scrollbar-size-vertical: 1; scrollbar-size-horizontal: 0; }
     #letters { height: 2fr; background: ansi_default; }
@@ -150,7 +150,9 @@ class DeadLetterView(App[None]):
         Binding("slash", "search", "Search", key_display="/"),
         Binding("g", "read", "Refresh"),
         Binding("escape", "step_back", "Back", show=False),
-        Binding("q,ctrl+c", "leave", "Quit"),
+        Binding("q", "quit", "Quit"),
+        # textual has one for ctrl+q. Both work in a question too.
+        Binding("ctrl+c", "quit", priority=True, show=False),
     ]
 
     def __init__(self, desk: Desk, topic: str, state: str, shutdown: Shutdown) -> None:
@@ -319,12 +321,15 @@ class DeadLetterView(App[None]):
         yield Text(MARK if row.place in self._marked else " ")
         for head, cell in zip(HEADS, row.cells, strict=True):
             if head != "STATE" or self._state == "all":
-                yield Text(cell[:MAX_ERROR], no_wrap=True)
+                yield Text(cell, no_wrap=True)
 
     def _show_head(self) -> None:
         listing = self._listing or Listing()
         kind = "" if self._state == "all" else f" {self._state}"
-        errors = ", ".join(f"{count} {name}" for name, count in (listing.errors or Counter()).most_common())
+        named = listing.errors.most_common(MAX_NAMED)
+        errors = ", ".join(f"{count} {name[:MAX_CLASS]}" for name, count in named)
+        if others := listing.count - sum(count for _, count in named):
+            errors += f", {others} others"
         parts = [f"{self._topic}: {_count(listing.count, f'{kind} dead letter')}{f' ({errors})' if errors else ''}"]
         if len(listing.rows) < listing.count:
             parts.append(f"{len(listing.rows)} are listed, the oldest, --limit lists more")
@@ -426,6 +431,7 @@ class DeadLetterView(App[None]):
         return f"{_count(len(names), 'dead letter')} of {self._topic} ({', '.join(names[:MAX_NAMED])}{more})"
 
     def action_search(self) -> None:
+        self.query_one("#panes", Container).remove_class("-whole")
         search = self.query_one("#search", Input)
         search.display = True
         search.focus()
@@ -451,9 +457,14 @@ class DeadLetterView(App[None]):
         self._table.focus()
 
     def action_read(self) -> None:
-        self._enqueue("reading", self._read)
+        # One that has not begun will do.
+        if self._under_way[1:][-1:] != [READING]:
+            self._enqueue(READING, self._read)
 
-    def action_leave(self) -> None:
+    async def action_quit(self) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
         """Leave at once, or when the replay or the discard under way has ended: within --shutdown-timeout."""
         self._worker_shutdown.request()
         self._leaving = True
@@ -464,7 +475,7 @@ class DeadLetterView(App[None]):
 
     def _leave_on_signal(self) -> None:
         if self._worker_shutdown.requested and not self._leaving:
-            self.action_leave()
+            self._leave()
 
 
 def _reason(error: BaseException | None) -> str:
