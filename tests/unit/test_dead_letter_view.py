@@ -233,7 +233,7 @@ def test_a_failed_replay_is_said_and_the_letters_stay_marked_for_another_try(err
 
     view = use(letters, scenario)
     assert [note[0] for note in letters.notes] == ["replayed", "replayed"]
-    assert view.outcomes == [text, "2 replayed"]
+    assert view.outcomes == [f"replaying 2 dead letters: {text}", "2 replayed"]
 
 
 def test_a_letter_that_somebody_else_treated_loses_its_mark_with_its_line() -> None:

@@ -279,13 +279,13 @@ class DeadLetterView(App[None]):
 
     @on(Treated)
     def _take_outcome(self, message: Treated) -> None:
-        self._under_way.pop(0)
+        doing = self._under_way.pop(0)
         self._treating -= 1
         if message.error is not None and not isinstance(message.error, EXPECTED):
             self._end_with(message.error)
         if message.error is None:
             self._marked.difference_update(message.places)
-        self._outcome = message.outcome or _reason(message.error)
+        self._outcome = message.outcome or f"{doing}: {_reason(message.error)}"
         self.outcomes.append(self._outcome)
         self._say_status()
         if self._leaving and not self._treating:
