@@ -67,6 +67,100 @@ def test_a_member_handles_exactly_as_many_messages_as_it_is_asked_for(
     assert sorted({*handled.offsets, *rest.offsets}) == [*range(300)]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"concurrency": 1},
+        {"concurrency": 50, "order": "none"},
+        {"concurrency": 4, "order": "key"},
+        {"concurrency": 1, "max_rate": 2000.0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("form", ["single", "batch", "async", "async-batch"])
+def test_messages_that_are_tried_again_take_their_place_among_the_last_messages(
+    broker: FakeBroker, group: Group, options: dict[str, Any], form: str
+) -> None:
+    broker.add_partition("t")
+    for partition in range(2):
+        broker.produce(numbers(0, 200), partition=partition, key=lambda value: value[-1:])
+    begun: set[tuple[int, int]] = set()
+    lock = threading.Lock()
+
+    def fail_most(message: Message) -> None:
+        with lock:
+            begun.add((message.partition() or 0, message.offset() or 0))
+        if (message.offset() or 0) % 4:
+            raise ValueError("no")
+
+    def fail_in_a_batch(messages: list[Message]) -> None:
+        with lock:
+            begun.update((message.partition() or 0, message.offset() or 0) for message in messages)
+        for message in messages:
+            fail_most(message)
+
+    async def fail_most_async(message: Message) -> None:
+        fail_most(message)
+
+    async def fail_in_a_batch_async(messages: list[Message]) -> None:
+        fail_in_a_batch(messages)
+
+    handlers: dict[str, Any] = {
+        "single": fail_most,
+        "batch": batch(fail_in_a_batch),
+        "async": fail_most_async,
+        "async-batch": batch(fail_in_a_batch_async),
+    }
+    policy = ErrorPolicy(max_attempts=3, backoff_s=0.02, backoff_max_s=0.04)
+    member = group.member(handlers[form], policy=policy, max_messages=30, batch_size=3, **options).finish()
+
+    assert len(begun) == 30
+    assert member.consumer.status.handled == 30
+
+
+def test_a_batch_that_is_tried_again_as_a_whole_takes_the_places_of_all_its_messages(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.add_partition("t")
+    for partition in range(2):
+        broker.produce(numbers(0, 50), partition=partition)
+    begun: set[tuple[int, int]] = set()
+    calls = 0
+
+    @batch
+    def fail_at_first(messages: list[Message]) -> None:
+        nonlocal calls
+        calls += 1
+        begun.update((message.partition() or 0, message.offset() or 0) for message in messages)
+        if calls <= 6:
+            raise Retry
+
+    group.member(fail_at_first, max_messages=7, batch_size=5).finish()
+
+    assert len(begun) == 7
+
+
+def test_a_member_does_not_spin_while_the_last_messages_wait_for_a_retry(broker: FakeBroker, group: Group) -> None:
+    broker.add_partition("t")
+    broker.produce(numbers(0, 5))
+    broker.produce(numbers(0, 5), partition=1)
+    calls = 0
+
+    def fail_once(_: Message) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise Retry(after_s=1.0)
+
+    member = group.member(Handled(fail_once), max_messages=1).start()
+    group.until(lambda: calls, "it has failed")
+    polls, begun = member.client.polls, time.monotonic()
+    member.finish()
+
+    assert (member.client.polls - polls) / (time.monotonic() - begun) < 150
+    assert calls == 2
+
+
 def test_a_member_that_is_stopped_before_it_has_joined_never_joins(broker: FakeBroker, group: Group) -> None:
     member = group.member(Handled())
     member.shutdown.request()

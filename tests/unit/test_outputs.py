@@ -342,6 +342,31 @@ def test_a_member_handles_no_more_than_it_is_asked_for_while_outputs_are_under_w
     assert len(broker.values("out")) == 123
 
 
+def test_messages_behind_one_whose_output_failed_are_not_replaced_by_others_of_the_last_messages(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.add_partition("t")
+    for partition in range(2):
+        broker.produce(numbers(0, 50), partition=partition)
+    begun: set[tuple[int, int]] = set()
+    refused: list[bytes] = []
+
+    def outcome(message: Message) -> int | None:
+        if message.value() == b"3" and len(refused) < 4:
+            refused.append(b"3")
+            return KafkaError.TOPIC_AUTHORIZATION_FAILED
+        return None
+
+    def note(message: Message) -> Outgoing:
+        begun.add((message.partition() or 0, message.offset() or 0))
+        return forward(message)
+
+    broker.outcome = outcome
+    group.member(note, max_messages=12).finish()
+
+    assert len(begun) == 12
+
+
 def test_waiting_for_brokers_to_acknowledge_is_no_stall(broker: FakeBroker, group: Group) -> None:
     broker.produce(numbers(0, 5))
     broker.outcome = lambda _: LATER

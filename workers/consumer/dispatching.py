@@ -56,17 +56,19 @@ class Dispatcher:
     def dispatch(self) -> None:
         """Give the handler what may be handled now; it works while the loop goes on to receive."""
         works: list[Work] = []
-        room = self._room()
+        room, new = self._room(), self._new()
         only_next = self._parts.outputs.only_next
         size = 1 if only_next else self._work_size()
         held = self._held()
         for _ in range(self._free_slots()):
-            work = self._parts.scheduler.take(size, room, held, only_next=only_next)
+            work = self._parts.scheduler.take(size, room, held, new=new, only_next=only_next)
             if work is None:
                 break
             works.append(work)
             if room is not None:
                 room -= len(work)
+            if new is not None:
+                new -= len(work) - work.repeated
         if works:
             if self._rate_limiter is not None:
                 self._rate_limiter.took(sum(map(len, works)))
@@ -102,17 +104,16 @@ class Dispatcher:
         return max(0, most - len(self._parts.executor.in_flight))
 
     def _room(self) -> int | None:
-        """How many messages may still be begun, None without a limit."""
-        limits = []
-        if self._max_messages is not None:
-            begun = sum(
-                len(work) - work.accounted for work in (*self._parts.executor.in_flight, *self._parts.outputs.works)
-            )
-            handled = self._parts.assignment.handled + len(self._parts.scheduler.dead_letters)
-            limits.append(self._max_messages - handled - begun)
-        if self._rate_limiter is not None:
-            limits.append(self._rate_limiter.allowance())
-        return min(limits, default=None)
+        """How many messages --max-rate lets the handler be given now, None without a limit."""
+        return None if self._rate_limiter is None else self._rate_limiter.allowance()
+
+    def _new(self) -> int | None:
+        """How many messages may be begun beside those that were begun already, None without a limit."""
+        if self._max_messages is None:
+            return None
+        works = (*self._parts.executor.in_flight, *self._parts.outputs.works)
+        at_work = sum(len(work) - work.accounted for work in works)
+        return self._max_messages - self._parts.assignment.handled - at_work - self._parts.scheduler.begun
 
     # Queries of other parts
 
@@ -123,8 +124,9 @@ class Dispatcher:
 
     @property
     def may_begin(self) -> bool:
-        """Whether the limit lets another message be begun."""
-        return self._room() != 0
+        """Whether the limits let the handler be given another message, or one again."""
+        new = self._new()
+        return self._room() != 0 and (new is None or new > 0 or self._parts.scheduler.may_repeat)
 
     @property
     def next_s(self) -> float:

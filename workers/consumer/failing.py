@@ -63,6 +63,8 @@ class FailedMessages:
             shard.attempts = max(shard.attempts, work.earlier_attempts)
             shard.backoff_step += 1
             shard.attempts += not isinstance(error, Retry)
+            given = len(part) if self._parts.executor.batch else max(1, work.given - work.handled)
+            self._parts.scheduler.note_failed(shard, given)
             handled = self._parts.assignment.handled
             withheld = not self._breaker.allows(handled)
             decision = decide(

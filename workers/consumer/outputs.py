@@ -109,7 +109,7 @@ class Outputs:
             del self._sendings[work]
             failed = next((answer for answer in work.answers if answer.error is not None), None)
             if failed is not None:
-                work.handled, work.error = failed.place, failed.error
+                work.given, work.handled, work.error = work.handled, failed.place, failed.error
             work.answers.clear()
         return over
 

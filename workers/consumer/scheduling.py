@@ -36,12 +36,14 @@ class Partition(Protocol):
 class Shard:
     """Messages of one partition that are handled one after the other, and what became of the first of them.
 
-    Invariant: `queue` has what was not handled yet, without what is in the hands of the handler (`in_work`).
+    Invariant: `queue` has what was not handled yet, without the `in_work` messages in the hands of the handler. The
+    first `begun` of both together were given to the handler before, in a call that failed.
     """
 
     __slots__ = (
         "attempts",
         "backoff_step",
+        "begun",
         "dead_letter",
         "error",
         "in_work",
@@ -56,7 +58,8 @@ class Shard:
         self.partition = partition
         self.key = key
         self.queue: deque[Received] = deque()
-        self.in_work = False
+        self.in_work = 0
+        self.begun = 0
         # How often the first message failed: calls that count, and all calls.
         self.attempts = 0
         self.backoff_step = 0
@@ -112,6 +115,7 @@ class Work:
         "earlier_attempts",
         "error",
         "finished",
+        "given",
         "handled",
         "interrupted",
         "output_bytes",
@@ -120,6 +124,7 @@ class Work:
         "parts",
         "progress_at",
         "received",
+        "repeated",
         "shards",
     )
 
@@ -134,6 +139,10 @@ class Work:
         self.answers: deque[Answer] = deque()
         self.output_messages = self.output_bytes = 0
         self.accounted = 0
+        # Where an output has failed: how many messages the handler had been given, `handled` and those behind it.
+        self.given = 0
+        # How many of its messages were begun before, in a call that failed.
+        self.repeated = 0
         # How often its first message that was not handled has failed in transactions that were aborted.
         self.earlier_attempts = 0
         self.error: Exception | None = None
@@ -169,6 +178,8 @@ class Scheduler:
         self._numbers = itertools.count()
         # Shards whose first message is to become a dead letter.
         self.dead_letters: list[Shard] = []
+        # Shards with messages that were begun before.
+        self._begun: set[Shard] = set()
 
     # Adding and removing messages
 
@@ -195,6 +206,7 @@ class Scheduler:
         heapq.heapify(self._retries)
         gone = [shard for shard in self.dead_letters if shard.partition is partition]
         self.dead_letters = [shard for shard in self.dead_letters if shard.partition is not partition]
+        self._begun = {shard for shard in self._begun if shard.partition is not partition}
         return gone
 
     def cut(self, partition: Partition, keep: int) -> Received | None:
@@ -217,9 +229,11 @@ class Scheduler:
         room: int | None = None,
         held: Collection[tuple[str, int]] = (),
         *,
+        new: int | None = None,
         only_next: bool = False,
     ) -> Work | None:
-        """The next work, of at most `batch_size` messages and `room` (None is without a limit); None when none may run.
+        """The next work, of at most `batch_size` messages and `room`, of which `new` were not begun before (None is
+        without a limit); None when none may run.
 
         Nothing is taken of partitions in `held`; with `only_next`, only messages at the low-water marks. Its shards are
         at work until `release`.
@@ -229,8 +243,9 @@ class Scheduler:
         self._wake()
         if not self._turns:
             return None
-        if only_next:
-            if not self._turn_to_next(held):
+        only_begun = new is not None and new <= 0
+        if only_next or only_begun:
+            if not self._turn_to(held, only_next=only_next, only_begun=only_begun):
                 return None
         elif held:
             free = next((each for each in self._turns if each.key not in held), None)
@@ -243,16 +258,26 @@ class Scheduler:
         limit = batch_size if room is None else min(batch_size, room)
         chosen: list[Shard] = []
         parts: list[Received] = []
+        repeated = 0
         while shards and limit > 0:
-            if chosen and shards[0].isolating:
-                break
-            shard = shards.popleft()
+            shard = shards[0]
             alone = bool(shard.isolating)
+            if chosen and alone:
+                break
             most = 1 if alone else limit
             if self.order != "partition" and not self.batches:
                 most = min(most, MESSAGES_OF_A_KEY)
+            if new is not None:
+                most = min(most, shard.begun + new)
+                if most <= 0:
+                    break
+            shards.popleft()
             part = shard.take(most)
-            shard.in_work = True
+            shard.in_work = len(part)
+            if shard.begun:
+                repeated += min(shard.begun, len(part))
+            if new is not None:
+                new -= max(0, len(part) - shard.begun)
             chosen.append(shard)
             parts.append(part)
             limit -= len(part)
@@ -262,15 +287,24 @@ class Scheduler:
             self._turns.append(partition)
         else:
             del self._runnable[partition]
-        return Work(partition, chosen, parts)
+        work = Work(partition, chosen, parts)
+        work.repeated = repeated
+        return work
 
-    def _turn_to_next(self, held: Collection[tuple[str, int]]) -> bool:
-        """Make a shard the next one whose first message is at the low-water mark; return whether there is one."""
+    def _turn_to(self, held: Collection[tuple[str, int]], *, only_next: bool, only_begun: bool) -> bool:
+        """Make a shard the next one whose first message is at the low-water mark, was begun before, or both; return
+        whether there is one.
+        """
+        if only_begun and not self._begun:
+            return False
+        # A shard that is the whole partition has no work: its first message comes next, behind a gap too.
+        at_mark = only_next and self.order != "partition"
         for partition in self._turns:
             shards = self._runnable[partition]
             for shard in [] if partition.key in held else shards:
-                # A shard that is the whole partition has no work: its first message comes next, behind a gap too.
-                if self.order == "partition" or shard.queue[0].offset(0) == partition.next_offset:
+                if (shard.begun or not only_begun) and (
+                    not at_mark or shard.queue[0].offset(0) == partition.next_offset
+                ):
                     self._turns.remove(partition)
                     self._turns.appendleft(partition)
                     shards.remove(shard)
@@ -281,11 +315,13 @@ class Scheduler:
     def release(self, work: Work) -> None:
         """Put back what a finished work has not handled. Its shards run again with `resume`, or are blocked."""
         for shard, part in zip(work.shards, work.parts, strict=True):
-            shard.in_work = False
+            shard.in_work = 0
             done = min(len(part), work.handled) if len(work.shards) == 1 else (len(part) if work.handled else 0)
             if done:
                 shard.forget_failures()
                 shard.isolating = max(0, shard.isolating - done)
+                if shard.begun:
+                    self._mark_begun(shard, shard.begun - done)
             if done < len(part):
                 shard.queue.appendleft(part.part(done) if done else part)
 
@@ -295,6 +331,10 @@ class Scheduler:
             self._run(shard)
         elif shard.key is not None:
             self._shards.get(shard.partition, {}).pop(shard.key, None)
+
+    def note_failed(self, shard: Shard, messages: int) -> None:
+        """The first `messages` of a shard that was released were given to the handler, and the first has failed."""
+        self._mark_begun(shard, max(shard.begun, messages))
 
     def block(self, shard: Shard, until: float) -> None:
         """Let a shard that was released run at `until` (time.monotonic), not before."""
@@ -313,6 +353,7 @@ class Scheduler:
         shard.error = shard.dead_letter = None
         shard.forget_failures()
         shard.isolating = max(0, shard.isolating - 1)
+        self._mark_begun(shard, shard.begun - 1)
         self.resume(shard)
         return first
 
@@ -327,6 +368,17 @@ class Scheduler:
         """Whether a work could be taken now."""
         self._wake()
         return bool(self._turns)
+
+    @property
+    def begun(self) -> int:
+        """How many messages were begun, are not done, and are not at work now."""
+        return sum(max(0, shard.begun - shard.in_work) for shard in self._begun)
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether a message that was begun before could be taken now."""
+        now = time.monotonic()
+        return any(not shard.in_work and shard.error is None and shard.retry_at <= now for shard in self._begun)
 
     def waiting_shards(self) -> int:
         """How many shards could run now."""
@@ -353,6 +405,13 @@ class Scheduler:
         if shard is None:
             shard = shards[key] = Shard(partition, key)
         return shard
+
+    def _mark_begun(self, shard: Shard, messages: int) -> None:
+        shard.begun = max(0, messages)
+        if shard.begun:
+            self._begun.add(shard)
+        else:
+            self._begun.discard(shard)
 
     def _append(self, shard: Shard, received: Received) -> None:
         was_empty = not shard.queue

@@ -461,7 +461,7 @@ class Transaction:
                 return
 
     def _fail(self, work: Work, place: int, failure: _Failure) -> None:
-        work.handled, work.error = place, failure.error
+        work.given, work.handled, work.error = work.handled, place, failure.error
         work.earlier_attempts = failure.attempts - 1
         while work.answers and work.answers[-1].place >= place:
             work.answers.pop()
