@@ -44,13 +44,21 @@ def store() -> Iterator[Callable[[list[Message]], None]]:
 
     @batch
     def handle(messages: list[Message]) -> None:
-        rows = [((message.key() or b"").decode(), _total(message)) for message in messages]
+        rows = [(_number(message), _total(message)) for message in messages]
         # One transaction for the batch. By key, so that an order that is delivered again changes nothing.
         with database:
             database.executemany(UPSERT, rows)
 
     yield handle
     database.close()
+
+
+def _number(message: Message) -> str:
+    """Return the number of an order, its key; without one, orders would overwrite each other."""
+    key = message.key()
+    if not key:
+        raise Reject("an order without a key")
+    return key.decode()
 
 
 def _total(message: Message) -> float:

@@ -72,10 +72,10 @@ def test_a_message_that_is_no_order_becomes_a_dead_letter(
 ) -> None:
     topic = topics.create(partitions=1)
     topics.create_named(f"{topic}.dlq")
-    lines = b'1:{"total": 1}\n2:no order\n3:{"total": 3}\n'
+    lines = b'1:{"total": 1}\n2:no order\n3:{"total": 3}\n:{"total": 4}\n'
     processes.produce(topic, "--input", "-", "--key-separator", ":", stdin=lines)
-    consumer = consume(processes, topic, group, env, "--max-messages", "3")
+    consumer = consume(processes, topic, group, env, "--max-messages", "4")
 
     assert consumer.wait() == 0, consumer.stderr
     assert sorted(stored(env["ORDERS_DATABASE"])) == [("1", 1.0), ("3", 3.0)]
-    assert json.loads(consumer.stderr.splitlines()[-1])["topics"][topic]["dead_lettered"] == 1
+    assert json.loads(consumer.stderr.splitlines()[-1])["topics"][topic]["dead_lettered"] == 2
