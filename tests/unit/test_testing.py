@@ -688,3 +688,25 @@ def test_a_kill_during_a_call_comes_before_its_result_counts(call_s: str, printe
         env={**os.environ, VARIABLE: "during:9"}, capture_output=True, text=True, timeout=50,
     )  # fmt: skip
     assert (ended.returncode, ended.stdout) == (-signal.SIGKILL, printed)
+
+
+def test_pytest_shows_a_fault_without_the_code_that_found_it(tmp_path: Path) -> None:
+    test = tmp_path / "test_mine.py"
+    test.write_text(
+        "from workers.testing import Effects, check, handle, message\n"
+        "rows = []\n"
+        "def appends(message): rows.append(message.value())\n"
+        "def loses(message): pass\n"
+        "def broken(): raise OSError('the database is away')\n"
+        "def test_check(): check(appends, [message('1')], Effects(lambda: [*rows], rows.clear))\n"
+        "def test_read(): check(appends, [message('1')], Effects(broken, rows.clear))\n"
+        "def test_misuse(): handle(appends, [message('1')], timeout_s=-1)\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, str(test)]
+    said = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path).stdout
+
+    assert "3 failed" in said
+    assert "came again from offset 0 on have changed what was done" in said
+    assert "OSError: the database is away" in said
+    assert "timeout_s" in said
+    assert [line for line in said.splitlines() if "workers/testing/" in line] == []

@@ -24,6 +24,9 @@ from workers.testing.blocking import LoopWatch
 from workers.testing.calls import content_of
 from workers.testing.handling import AT_ONCE, TIMEOUT_S, Trial, require_messages, require_seconds, topic_of
 
+# pytest shows no frames of this module: a fault is the handler's, and stands in the error's message.
+__tracebackhide__ = True
+
 Outage: TypeAlias = Callable[[], AbstractContextManager[object]]
 # The messages are cut into eight parts, and the member is killed between each two.
 CRASHES = 8

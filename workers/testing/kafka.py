@@ -24,6 +24,9 @@ from workers.local.cluster import Cluster
 from workers.testing.killing import VARIABLE, chosen
 from workers.testing.processes import DEADLINE_S, Process, Processes, eventually
 
+# pytest shows no frames of this module: a fault is the handler's, and stands in the error's message.
+__tracebackhide__ = True
+
 # A killed member is missed after a second, not after ten; KIP-848 leaves that to the brokers.
 QUICK = ("--property", "session.timeout.ms=1000", "--property", "heartbeat.interval.ms=300")
 FLUSH_S = 60.0

@@ -17,6 +17,9 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+# pytest shows no frames of this module: a fault is the handler's, and stands in the error's message.
+__tracebackhide__ = True
+
 COMMAND = [sys.executable, "-m", "workers"]
 # Nothing waits so long on a quiet machine; on a busy one it is no reason to fail.
 DEADLINE_S = 120.0
