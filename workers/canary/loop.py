@@ -17,7 +17,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from workers.accounting.stamps import encode, new_run, stream_of
 from workers.canary.placement import Layout
 from workers.canary.probes import Probes
-from workers.kafka.client import ClientState, poll_producer
+from workers.kafka.client import BESIDE_A_CONSUMER, ClientState, poll_producer
 from workers.kafka.messages import stamp_of
 from workers.lifecycle import Shutdown, call_with_timeout
 
@@ -103,7 +103,7 @@ class Canary:
 
     def start(self) -> None:
         """Create the clients; raises ConfigError. Statistics of clients that nobody polls would pile up before."""
-        self._producer = self._connect_producer(self.client_state.callbacks())
+        self._producer = self._connect_producer({**self.client_state.callbacks(), **BESIDE_A_CONSUMER})
         self._consumer = self._create_consumer()
 
     def ready(self) -> str | None:

@@ -19,7 +19,7 @@ from workers.consumer.scheduling import Partition, Work
 from workers.deadletters.writer import TOO_LARGE
 from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.handlers import Retry
-from workers.kafka.client import ClientState, create_client, poll_producer
+from workers.kafka.client import BESIDE_A_CONSUMER, ClientState, create_client, poll_producer
 from workers.kafka.credentials import CredentialsWatch
 from workers.lifecycle import call_with_timeout
 from workers.producer.deliveries import DeliveriesByTopic, outcome_of
@@ -173,7 +173,7 @@ class Outputs:
         self._watch.renewed()
 
     def _make_client(self) -> Any:
-        return self._connect(self._client_state.callbacks())
+        return self._connect({**self._client_state.callbacks(), **BESIDE_A_CONSUMER})
 
     def _send_what_fits(self) -> None:
         if not self._queue or self._renewal_due:

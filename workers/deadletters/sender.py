@@ -12,7 +12,7 @@ from workers.deadletters.headers import own_headers
 from workers.deadletters.stored import Origin
 from workers.deadletters.treated import Record
 from workers.deadletters.writer import ANY_SIZE
-from workers.kafka.client import ClientState, create_client, poll_producer
+from workers.kafka.client import BESIDE_A_CONSUMER, ClientState, create_client, poll_producer
 from workers.lifecycle import Shutdown, call_with_timeout
 
 CLOSE_TIMEOUT_S = 2.0
@@ -24,7 +24,9 @@ class Sender:
 
     def __init__(self, config: ClientConfig, shutdown: Shutdown) -> None:
         self._client_state = ClientState()
-        self._client = create_client(confluent_kafka.Producer, config, {**self._client_state.callbacks(), **ANY_SIZE})
+        self._client = create_client(
+            confluent_kafka.Producer, config, {**self._client_state.callbacks(), **BESIDE_A_CONSUMER, **ANY_SIZE}
+        )
         self._shutdown = shutdown
 
     def send(self, dead_letters: Sequence[tuple[Message, Origin | None]]) -> list[str | None]:

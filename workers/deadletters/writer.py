@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, Message
 from workers.config import ClientConfig
 from workers.deadletters.headers import SUFFIX, dead_letter_headers
 from workers.errors import ConfigError, WorkerError
-from workers.kafka.client import ClientState, create_client, poll_producer
+from workers.kafka.client import BESIDE_A_CONSUMER, ClientState, create_client, poll_producer
 from workers.kafka.credentials import CredentialsWatch
 from workers.lifecycle import call_with_timeout
 
@@ -110,7 +110,7 @@ class DeadLetters:
         self._watch.renewed()
 
     def _create_client(self) -> confluent_kafka.Producer:
-        extra = {**self._client_state.callbacks(), **ANY_SIZE}
+        extra = {**self._client_state.callbacks(), **BESIDE_A_CONSUMER, **ANY_SIZE}
         return create_client(confluent_kafka.Producer, self._config, extra, self._watch.credentials)
 
     def close(self, timeout_s: float) -> None:

@@ -5,6 +5,7 @@ notes and decides, because an exception raised in a callback gets lost or surfac
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,26 @@ MAX_REMEMBERED = 1000
 REFUSAL_AGE_S = 75.0
 
 
+# A coordinator that has just been elected: librdkafka asks again by itself.
+_LOADING = r"^GETPID .*: Coordinator load in progress\b"
+# Whoever consumes has a producer too, and what is given is for both.
+_FOR_THE_PRODUCER = r"^CONFWARN .* is a producer property and will be ignored by this consumer instance"
+_FOR_THE_CONSUMER = r"^CONFWARN .* is a consumer property and will be ignored by this producer instance"
+
+
+class Normal(logging.Filter):
+    """Make lines of librdkafka that match one of `patterns` lines of level DEBUG: they tell of nothing wrong."""
+
+    def __init__(self, *patterns: str) -> None:
+        super().__init__()
+        self._pattern = re.compile("|".join(patterns))
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno > logging.DEBUG and self._pattern.search(record.getMessage()):
+            record.levelno, record.levelname = logging.DEBUG, logging.getLevelName(logging.DEBUG)
+        return record.levelno > logging.DEBUG or LIBRDKAFKA.isEnabledFor(logging.DEBUG)
+
+
 class Repeats(logging.Filter):
     """Pass the same line of librdkafka once in REPEAT_S; it logs an unreachable broker at every attempt."""
 
@@ -52,9 +73,12 @@ class Repeats(logging.Filter):
 
 
 LIBRDKAFKA = logging.getLogger("librdkafka")
-
-
-LIBRDKAFKA.addFilter(Repeats())
+# Of a producer beside a consumer.
+_BESIDE = LIBRDKAFKA.getChild("producer")
+BESIDE_A_CONSUMER = {"logger": _BESIDE}
+for _logger, _patterns in ((LIBRDKAFKA, [_LOADING, _FOR_THE_PRODUCER]), (_BESIDE, [_LOADING, _FOR_THE_CONSUMER])):
+    _logger.addFilter(Normal(*_patterns))
+    _logger.addFilter(Repeats())
 
 
 _Client = TypeVar("_Client", Consumer, Producer, AdminClient)

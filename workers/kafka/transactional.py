@@ -24,7 +24,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from workers.config import ClientConfig
 from workers.errors import ExitCode, WorkerError
-from workers.kafka.client import ClientState, create_client
+from workers.kafka.client import BESIDE_A_CONSUMER, ClientState, create_client
 from workers.kafka.credentials import CredentialsWatch
 from workers.lifecycle import TRANSACTION_THREAD, Shutdown, call_in_thread, call_with_timeout
 
@@ -310,6 +310,7 @@ class TransactionalProducer:
         self._made += 1
         own = {
             **self._client_state.callbacks(),
+            **BESIDE_A_CONSUMER,
             **self._properties,
             "error_cb": partial(self.note, self._on_error, self._made),
             "stats_cb": partial(self.note, self._client_state.on_statistics),
