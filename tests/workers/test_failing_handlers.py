@@ -481,15 +481,34 @@ def test_a_dead_letter_that_cannot_be_written_skips_nothing(
     put(processes, topic, "poison", "b")
     consumer = processes.consume(
         topic, group, "--handler", "mine:reject", "--max-messages", "2", "--retry-backoff-max", "1",
-        "--dead-letter-topic", f"{topic}.elsewhere", "--property", "topic.metadata.propagation.max.ms=1000",
+        "--property", "topic.metadata.propagation.max.ms=1000",
     )  # fmt: skip
     consumer.says("not written to the dead-letter topic")
+    (said, *_) = [line for line in consumer.stderr.splitlines() if "not written to the dead-letter topic" in line]
+    assert "the topic does not exist; create it" in said
     assert "b" not in notes.lines
-    topics.create_named(f"{topic}.elsewhere")
+    topics.create_named(f"{topic}.dlq")
 
     assert consumer.wait() == 0, consumer.stderr
     assert notes.lines == ["poison", "b"]
-    assert len(dead_letters(bootstrap_servers, f"{topic}.elsewhere", 1)) == 1
+    assert len(dead_letters(bootstrap_servers, f"{topic}.dlq", 1)) == 1
+
+
+def test_a_named_dead_letter_topic_is_waited_for_at_the_start_and_its_absence_is_an_error(
+    processes: Processes, topics: Topics, group: str, notes: Notes
+) -> None:
+    topic = topics.create(partitions=1)
+    put(processes, topic, "a")
+    options = ["--handler", "mine:reject", "--max-messages", "1", "--dead-letter-topic", f"{topic}.elsewhere"]
+    result = processes.run("consume", "--topic", topic, "--group-id", group, *options, "--timeout", "1")
+    assert result.returncode == 2
+    assert f"--dead-letter-topic: {topic}.elsewhere does not exist" in result.stderr.splitlines()[-1]
+    assert notes.lines == []
+
+    consumer = processes.consume(topic, group, *options, "--timeout", "60")
+    consumer.says(f"{topic}.elsewhere does not exist")
+    topics.create_named(f"{topic}.elsewhere")
+    assert consumer.wait() == 0, consumer.stderr
 
 
 def test_a_retry_that_was_asked_for_is_not_counted(
@@ -673,7 +692,7 @@ def test_a_replay_ends_though_all_that_it_sends_is_rejected_again(
     )
 
 
-def test_a_letter_that_does_not_say_where_it_came_from_is_passed_over_and_said(
+def test_an_invalid_line_says_what_it_is_and_waits_until_it_is_discarded(
     processes: Processes, topics: Topics, group: str, notes: Notes
 ) -> None:
     topic = topics.create()

@@ -39,7 +39,7 @@ from workers.consumer.transactions import Transaction
 from workers.deadletters.writer import DeadLetters
 from workers.errors import WorkerError
 from workers.handlers import Lifespan, Middleware
-from workers.kafka.client import ClientState, create_client, wait_for_topics
+from workers.kafka.client import ClientState, create_client, topics_are_created, wait_for_topics
 from workers.kafka.credentials import CredentialsWatch
 from workers.kafka.watermarks import Watermarks
 from workers.lifecycle import Shutdown, call_with_timeout
@@ -145,7 +145,7 @@ class Consumer:
             refresh=self._membership.refreshed,
         )
         if self._policy.on_error != "stop" and not self._parts.shutdown.requested:
-            self._dead_letters.check(self._parts.client, self._topics)
+            self._check_dead_letters(timeout_s)
         self._parts.executor.start(self._parts.shutdown)
         self._parts.scheduler.batches = self._parts.executor.batch
         if isinstance(self._parts.outputs, Transaction):
@@ -171,6 +171,25 @@ class Consumer:
             raise WorkerError(f"the Kafka client cannot go on: {error.args[0].str()}") from None
         finally:
             self._leave()
+
+    def _check_dead_letters(self, timeout_s: float | None) -> None:
+        """Say which dead-letter topics are not there; raise ConfigError where the user has named it and brokers create
+        none, once it was waited for as for any topic.
+        """
+        client, dead_letters = self._parts.client, self._dead_letters
+        for name in dead_letters.missing(client, self._topics):
+            if name == dead_letters.named and topics_are_created(self._config) is False:
+                wait_for_topics(
+                    client,
+                    [name],
+                    self._config,
+                    self.client_state,
+                    timeout_s=timeout_s,
+                    shutdown=self._parts.shutdown,
+                    option="--dead-letter-topic",
+                )
+            else:
+                log.warning("there is no dead-letter topic %s (or no right to it); create it, or see --on-error", name)
 
     # Queries from other threads
 

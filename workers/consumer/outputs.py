@@ -19,7 +19,7 @@ from workers.consumer.scheduling import Partition, Work
 from workers.deadletters.writer import TOO_LARGE
 from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.handlers import Retry
-from workers.kafka.client import BESIDE_A_CONSUMER, ClientState, create_client, poll_producer
+from workers.kafka.client import BESIDE_A_CONSUMER, ClientState, create_client, poll_producer, reason_of
 from workers.kafka.credentials import CredentialsWatch
 from workers.lifecycle import call_with_timeout
 from workers.producer.deliveries import DeliveriesByTopic, outcome_of
@@ -245,19 +245,11 @@ def produce(client: Any, output: Output, on_delivery: Callable[[KafkaError | Non
     )
 
 
-_REASONS = {
-    KafkaError._UNKNOWN_TOPIC: "the topic does not exist; create it, or correct the name",
-    KafkaError.UNKNOWN_TOPIC_OR_PART: "the topic does not exist; create it, or correct the name",
-    KafkaError._UNKNOWN_PARTITION: "the topic has no such partition; correct it",
-    KafkaError.TOPIC_AUTHORIZATION_FAILED: "the user has no right to write to the topic; grant it, or correct the name",
-}
-
-
 def failure_of(error: KafkaError, output: Output) -> Exception:
     """The error of the message whose output this is. Where the output may be in the log all the same, brokers were
     unreachable, which is not the message's fault: such an attempt is not counted.
     """
-    reason = _REASONS.get(error.code(), error.str())
+    reason = reason_of(error)
     if error.code() in TOO_LARGE:
         reason = (
             f"{output.size} bytes are too large; raise message.max.bytes (--property) and the topic's "

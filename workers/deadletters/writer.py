@@ -2,7 +2,6 @@
 it.
 """
 
-import logging
 from collections.abc import Iterable
 
 import confluent_kafka
@@ -11,11 +10,10 @@ from confluent_kafka import KafkaError, KafkaException, Message
 from workers.config import ClientConfig
 from workers.deadletters.headers import SUFFIX, dead_letter_headers
 from workers.errors import ConfigError, WorkerError
-from workers.kafka.client import BESIDE_A_CONSUMER, ClientState, create_client, poll_producer
+from workers.kafka.client import BESIDE_A_CONSUMER, ClientState, create_client, poll_producer, reason_of
 from workers.kafka.credentials import CredentialsWatch
 from workers.lifecycle import call_with_timeout
 
-log = logging.getLogger(__name__)
 # A dead letter is larger than its message. How large it may be is the topic's business, not the client's.
 ANY_SIZE = {"message.max.bytes": "1000000000"}
 CHECK_TIMEOUT_S = 2.0
@@ -32,7 +30,7 @@ class DeadLetter:
 
     def on_delivery(self, error: KafkaError | None, _message: Message) -> None:
         if error is not None:
-            self.error = error.str()
+            self.error = reason_of(error)
             self.too_large = error.code() in TOO_LARGE
         self.delivered = error is None
 
@@ -57,15 +55,22 @@ class DeadLetters:
     def _name(self, topic: str) -> str:
         return self._topic or topic + SUFFIX
 
-    def check(self, client: confluent_kafka.Consumer, topics: Iterable[str]) -> None:
-        """Says which dead-letter topics are not there: a message that needs one would wait for it."""
-        for name in set(map(self._name, topics)):
+    @property
+    def named(self) -> str | None:
+        """The topic that the user has named for all dead letters, None where each topic has its own."""
+        return self._topic
+
+    def missing(self, client: confluent_kafka.Consumer, topics: Iterable[str]) -> list[str]:
+        """The dead-letter topics of `topics` that are not there, without those that brokers tell nothing of."""
+        missing = []
+        for name in sorted(set(map(self._name, topics))):
             try:
                 found = client.list_topics(name, timeout=CHECK_TIMEOUT_S).topics[name]
             except KafkaException:
                 continue
             if not found.partitions:
-                log.warning("there is no dead-letter topic %s (or no right to it); create it, or see --on-error", name)
+                missing.append(name)
+        return missing
 
     def send(self, message: Message, error: BaseException, attempts: int) -> DeadLetter:
         """Hands the message to the client; look at the dead letter after later calls of `poll`."""

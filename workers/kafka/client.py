@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
-from confluent_kafka.admin import AdminClient, TopicMetadata
+from confluent_kafka.admin import AdminClient, ConfigResource, TopicMetadata
 
 from workers.config import ClientConfig
 from workers.errors import ConfigError, ExitCode, WorkerError
@@ -25,6 +25,8 @@ log = logging.getLogger("workers")
 # How long a topic may be missing at the start when no --timeout is given: a KafkaTopic that was just applied takes
 # seconds.
 TOPIC_GRACE_S = 10.0
+# How long each question may take whose answer is not needed.
+ASK_TIMEOUT_S = 2.0
 # The same complaint again only after this long.
 REPEAT_S = 10.0
 # Lines of librdkafka; some have numbers in them that do not come again.
@@ -80,6 +82,14 @@ for _logger, _patterns in ((LIBRDKAFKA, [_LOADING, _FOR_THE_PRODUCER]), (_BESIDE
     _logger.addFilter(Normal(*_patterns))
     _logger.addFilter(Repeats())
 
+
+# Why a message was not written, where the user can mend it.
+_REASONS = {
+    KafkaError._UNKNOWN_TOPIC: "the topic does not exist; create it, or correct the name",
+    KafkaError.UNKNOWN_TOPIC_OR_PART: "the topic does not exist; create it, or correct the name",
+    KafkaError._UNKNOWN_PARTITION: "the topic has no such partition; correct it",
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "the user has no right to write to the topic; grant it, or correct the name",
+}
 
 _Client = TypeVar("_Client", Consumer, Producer, AdminClient)
 
@@ -301,10 +311,12 @@ def wait_for_topics(
     timeout_s: float | None,
     shutdown: Shutdown | None = None,
     refresh: Callable[[], Consumer | Producer | AdminClient] | None = None,
+    option: str = "--topic",
 ) -> dict[str, int]:
     """The number of partitions of each topic, as soon as brokers answer; says so while they do not.
 
     `refresh` is called before each try and returns the client to use, which may be another when credentials changed.
+    `option` is the option that named the topics, for the error.
     Raises WorkerError when `timeout_s` is over (None waits for ever) and ConfigError when the brokers answer that a
     topic does not exist or is not ours to see. Returns an empty dictionary when a stop was asked for meanwhile.
     """
@@ -323,7 +335,7 @@ def wait_for_topics(
             if not client_state.refusing_brokers:
                 client_state.say("waiting", f"no answer from {servers} yet, still trying: {error.args[0].str()}")
         wrong, remedy = _complaint(found or {})
-        mistake = ConfigError(f"--topic: {wrong} at {servers}; {remedy}")
+        mistake = ConfigError(f"{option}: {wrong} at {servers}; {remedy}")
         try:
             _poll(client)
             client_state.check()
@@ -344,6 +356,24 @@ def wait_for_topics(
             )
         time.sleep(0.2)
     return {}
+
+
+def topics_are_created(config: ClientConfig) -> bool | None:
+    """Whether brokers create a topic that is written to; None where they do not say, as without the right to ask."""
+    admin = create_client(AdminClient, config, UNPOLLED)
+    try:
+        brokers = admin.list_topics(timeout=ASK_TIMEOUT_S).brokers
+        resource = ConfigResource(ConfigResource.Type.BROKER, str(next(iter(brokers))))
+        (answer,) = admin.describe_configs([resource], request_timeout=ASK_TIMEOUT_S).values()
+        value: str = answer.result(ASK_TIMEOUT_S)["auto.create.topics.enable"].value
+    except (KafkaException, TimeoutError, KeyError, StopIteration):
+        return None
+    return value == "true"
+
+
+def reason_of(error: KafkaError) -> str:
+    """Why a message was not written, with the remedy where it is known."""
+    return _REASONS.get(error.code(), error.str())
 
 
 def poll_producer(client: Producer, client_state: ClientState, timeout_s: float) -> None:

@@ -850,7 +850,8 @@ class FakeDeadLetters(DeadLetters):
     def topic_for(self, message: Message) -> str:
         return f"{message.topic()}{SUFFIX}"
 
-    def check(self, client: Any, topics: Iterable[str]) -> None: ...
+    def missing(self, client: Any, topics: Iterable[str]) -> list[str]:  # noqa: ARG002  (the interface)
+        return []
 
     def send(self, message: Message, error: BaseException, attempts: int) -> DeadLetter:
         self.sent.append(
