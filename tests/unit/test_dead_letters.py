@@ -1,11 +1,18 @@
 """Dead letters as a person and a machine get them, whatever is in them."""
 
 import json
+from typing import Any
 
 import pytest
 from confluent_kafka import Message
 
-from workers.deadletters.headers import ERROR_MESSAGE, ORIGINAL_PARTITION, ORIGINAL_TOPIC, dead_letter_headers
+from workers.deadletters.headers import (
+    ERROR_MESSAGE,
+    ORIGINAL_PARTITION,
+    ORIGINAL_TOPIC,
+    dead_letter_headers,
+    invalid_line_headers,
+)
 from workers.deadletters.stored import Origin, Place, Selection, StoredDeadLetter
 from workers.deadletters.text import as_document, as_table, as_text, time_of
 from workers.deadletters.treated import Record, State
@@ -89,6 +96,20 @@ def test_a_message_that_says_nothing_or_nonsense_is_shown_all_the_same() -> None
         assert "source    -" in as_text("t", each, State.WAITING, None)
         assert as_document("t", each, State.WAITING, None)["source"] is None
     assert StoredDeadLetter(Message(topic="t", headers=[(ERROR_MESSAGE, b"no JSON")])).has_story
+
+
+@pytest.mark.parametrize(
+    "headers", [[(ERROR_MESSAGE, b"no JSON")], invalid_line_headers("no JSON")], ids=["old", "new"]
+)
+def test_a_line_that_could_not_be_produced_says_so(headers: list[Any]) -> None:
+    line = StoredDeadLetter(Message(topic="t", value=b"x", headers=headers))
+    assert (line.has_story, line.error_class, line.origin) == (True, "InvalidLine", None)
+    assert Selection(errors=frozenset({"InvalidLine"})).matches(line)
+    shown = as_text("t", line, State.WAITING, None)
+    assert "source    a line that `produce` could not send; mend it and produce it again" in shown
+    assert "attempts" not in shown
+    assert "a line" in as_table([(line, State.WAITING)], show_state=False, width=None)
+    assert as_document("t", line, State.WAITING, None)["error"]["class"] == "InvalidLine"
 
 
 def test_an_origin_without_a_partition_leaves_that_open() -> None:

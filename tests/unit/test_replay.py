@@ -3,13 +3,20 @@ notes.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import confluent_kafka
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from workers.deadletters.headers import ERROR_CLASS, ORIGINAL_PARTITION, ORIGINAL_TOPIC, TREATED
+from workers.deadletters.headers import (
+    ERROR_CLASS,
+    ERROR_MESSAGE,
+    ORIGINAL_PARTITION,
+    ORIGINAL_TOPIC,
+    TREATED,
+    invalid_line_headers,
+)
 from workers.deadletters.replay import Replayed, Replayer, Rules, allowed_topics, commit
 from workers.deadletters.sender import Sender
 from workers.deadletters.stored import EVERYTHING, Origin, Place, Selection
@@ -168,6 +175,20 @@ def test_a_letter_that_names_no_topic_is_passed_over_and_counted(name: str | Non
     assert scene.reader.committed == {0: 2}
     assert (scene.done.sent, scene.done.without_origin) == (1, 1)
     assert [record[:3] for record in scene.records] == [(0, State.DISCARDED, ((0, 1),))]
+
+
+@pytest.mark.parametrize(
+    "headers", [[(ERROR_MESSAGE, b"no JSON")], invalid_line_headers("no JSON")], ids=["old", "new"]
+)
+def test_a_line_that_could_not_be_produced_waits_and_those_behind_it_are_sent(headers: list[Any]) -> None:
+    scene = Scene()
+    line = Message(topic=LETTERS, partition=0, offset=1, value=b"no JSON", headers=headers)
+    scene.replay(letter(0), line, letter(2))
+
+    assert scene.sender.sent == [("orders", b"0"), ("orders", b"2")]
+    assert scene.reader.committed == {0: 1}
+    assert (scene.done.sent, scene.done.without_origin, scene.done.invalid_lines) == (2, 0, 1)
+    assert [record[:3] for record in scene.records] == [(0, State.REPLAYED, ((2, 3),))]
 
 
 def test_a_limit_counts_what_was_sent_or_passed_over_and_commits_no_more() -> None:

@@ -706,5 +706,9 @@ def test_an_invalid_line_says_what_it_is_and_waits_until_it_is_discarded(
 
     assert result.returncode == 1
     assert "1 dead letters replayed" in result.stdout
-    assert f"2 messages of {letters} do not say which topic they came from" in result.stderr.splitlines()[-1]
-    assert processes.run("replay", "--topic", letters).returncode == 0
+    assert f"2 dead letters of {letters} are lines that `produce` could not send" in result.stderr.splitlines()[-1]
+    listed = processes.run("dead-letters", "list", "--topic", letters)
+    assert listed.stdout.count("a line  -    InvalidLine: standard input line ") == 2
+    assert processes.run("dead-letters", "discard", "--topic", letters, "--error", "InvalidLine").returncode == 0
+    last = processes.run("replay", "--topic", letters)
+    assert (last.returncode, last.stdout) == (0, f"0 dead letters replayed from {letters}\n")

@@ -9,7 +9,7 @@ from workers.cli.parameters import ReplayOptions
 from workers.cli.show_dead_letters import reading_config, selection_of
 from workers.config import PRODUCER_DEFAULTS
 from workers.deadletters import replay as dead_letters
-from workers.deadletters.headers import ORIGINAL_TOPIC
+from workers.deadletters.headers import INVALID_LINE, ORIGINAL_TOPIC
 from workers.errors import WorkerError
 from workers.lifecycle import Shutdown
 
@@ -56,6 +56,7 @@ def _document(rules: dead_letters.Rules, done: dead_letters.Replayed) -> dict[st
         "to": dict(done.by_topic),
         "skipped": done.skipped,
         "without_origin": done.without_origin,
+        "invalid_lines": done.invalid_lines,
         "refused": {str(partition): topic for partition, topic in done.refused.items()},
     }
 
@@ -77,6 +78,12 @@ def complaints_about(rules: dead_letters.Rules, done: dead_letters.Replayed, rem
         complaints.append(
             f"{done.without_origin} messages of {rules.topic} do not say which topic they came from (header "
             f"{ORIGINAL_TOPIC}); they {'would be' if rules.dry_run else 'were'} passed over, and recorded as discarded"
+        )
+    if done.invalid_lines:
+        complaints.append(
+            f"{done.invalid_lines} dead letters of {rules.topic} are lines that `produce` could not send, so they wait"
+            f"; mend them, send them with `produce --input`, and take them out with `dead-letters discard --error "
+            f"{INVALID_LINE}`"
         )
     if done.refused:
         topics, partitions = sorted(set(done.refused.values())), ", ".join(map(str, sorted(done.refused)))

@@ -22,6 +22,8 @@ ERROR_TRACEBACK = PREFIX + "error-traceback"
 ATTEMPTS = PREFIX + "attempts"
 # Not of a dead letter: the header of a record that says which dead letters were replayed or discarded.
 TREATED = PREFIX + "treated"
+# The error class of a line that `produce` could not send: it has never been in a topic, so it has no origin.
+INVALID_LINE = "InvalidLine"
 MAX_MESSAGE_CHARACTERS = 1000
 # The end of a traceback says where the error was raised.
 MAX_TRACEBACK_CHARACTERS = 4000
@@ -45,6 +47,14 @@ def dead_letter_headers(message: Message, group_id: str, error: BaseException, a
     # An error may quote half of a surrogate pair, which UTF-8 cannot hold.
     told = [(name, str(value).encode(errors="backslashreplace")) for name, value in story.items()]
     return [*own_headers(message), *told]
+
+
+def invalid_line_headers(reason: str) -> list[Header]:
+    """The story of a line of `produce --on-invalid dead-letter`, which names its file and number in `reason`."""
+    return [
+        (ERROR_CLASS, INVALID_LINE.encode()),
+        (ERROR_MESSAGE, reason.encode(errors="backslashreplace")[:MAX_MESSAGE_CHARACTERS]),
+    ]
 
 
 def remember_traceback(error: BaseException) -> None:

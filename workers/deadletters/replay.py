@@ -43,6 +43,8 @@ class Replayed:
     sent: int = 0
     # Passed over: they do not say where they came from.
     without_origin: int = 0
+    # Lines that `produce` could not send, which go on to wait.
+    invalid_lines: int = 0
     # Passed over: they came from topics that are not allowed, and this was asked for.
     skipped: int = 0
     # The topic of the first dead letter, in each partition, that came from one that is not allowed.
@@ -223,7 +225,12 @@ class Replayer:
         if not (waits or self._rules.again):
             return Choice(message)
         origin = letter.origin
-        if not self._rules.selection.matches(letter):
+        chosen = self._rules.selection.matches(letter)
+        if chosen and waits and letter.is_invalid_line:
+            # It is no message of any topic, and waits until somebody has mended it and sent it.
+            self._done.invalid_lines += 1
+            chosen = False
+        if not chosen:
             if waits:
                 self._held.add(partition)
             return None if waits else Choice(message)

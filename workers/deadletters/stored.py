@@ -57,6 +57,11 @@ class StoredDeadLetter:
         return headers.ORIGINAL_TOPIC in self._story or headers.ERROR_MESSAGE in self._story
 
     @property
+    def is_invalid_line(self) -> bool:
+        """Whether it is a line that `produce` could not send; those of earlier versions have no error class."""
+        return headers.ORIGINAL_TOPIC not in self._story and headers.ERROR_MESSAGE in self._story
+
+    @property
     def own_headers(self) -> Headers:
         return [(name, value) for name, value in self._all_headers if not name.startswith(headers.PREFIX)]
 
@@ -90,7 +95,7 @@ class StoredDeadLetter:
 
     @property
     def error_class(self) -> str:
-        return self._text(headers.ERROR_CLASS)
+        return self._text(headers.ERROR_CLASS) or (headers.INVALID_LINE if self.is_invalid_line else "")
 
     @property
     def error_message(self) -> str:

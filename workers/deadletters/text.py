@@ -33,10 +33,10 @@ def time_of(timestamp_ms: int | None) -> str:
 
 
 def source_of(letter: StoredDeadLetter) -> str:
-    """TOPIC[PARTITION]@OFFSET, as far as it is known."""
+    """TOPIC[PARTITION]@OFFSET, as far as it is known; "a line" for one that `produce` could not send."""
     origin = letter.origin
     if origin is None:
-        return "-"
+        return "a line" if letter.is_invalid_line else "-"
     partition = "?" if origin.partition < 0 else origin.partition
     return f"{origin.topic}[{partition}]@{'?' if letter.origin_offset is None else letter.origin_offset}"
 
@@ -128,14 +128,14 @@ def tallies_as_table(by: str, tallies: Iterable[tuple[str, Tally]], width: int |
 def as_text(topic: str, letter: StoredDeadLetter, state: State, record: Record | None) -> str:
     """All of one dead letter."""
     origin = letter.origin
+    source = source_of(letter) + (f", written {time_of(letter.origin_timestamp_ms)}" if origin else "")
+    attempts = f"{one_line(letter.group) or '-'}, after {'?' if letter.attempts is None else letter.attempts} attempts"
+    line = letter.is_invalid_line
     facts = [
         ("state", _state(state, record)),
         ("since", time_of(letter.timestamp_ms)),
-        ("source", source_of(letter) + (f", written {time_of(letter.origin_timestamp_ms)}" if origin else "")),
-        (
-            "group",
-            f"{one_line(letter.group) or '-'}, after {'?' if letter.attempts is None else letter.attempts} attempts",
-        ),
+        ("source", "a line that `produce` could not send; mend it and produce it again" if line else source),
+        *([] if line else [("group", attempts)]),
         ("error", error_of(letter)),
         ("key", key_of(letter)),
     ]

@@ -16,7 +16,7 @@ from confluent_kafka import KafkaError, KafkaException, Message
 
 from workers.accounting.accounts import StreamSent
 from workers.config import ClientConfig
-from workers.deadletters.headers import ERROR_MESSAGE
+from workers.deadletters.headers import invalid_line_headers
 from workers.errors import ConfigError, WorkerError
 from workers.kafka.client import ClientState, create_client, poll_producer, wait_for_topics
 from workers.kafka.credentials import CredentialsWatch
@@ -255,7 +255,7 @@ class Producer:
         topic, on_delivery = self._route(record)
         headers = record.get("headers", [])
         if "invalid" in record:
-            headers = [*headers, (ERROR_MESSAGE, record["invalid"].encode())]
+            headers = [*headers, *invalid_line_headers(record["invalid"])]
         try:
             self._client.produce(
                 topic,
