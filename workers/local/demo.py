@@ -263,10 +263,7 @@ def _look(
 ) -> Moment:
     """One moment, read from the workers' metrics."""
     moment = Moment(at_s, event, {broker.node_id: broker.running for broker in cluster.brokers}, leaders)
-    deliveries = producer.metrics().get("kafka_producer_deliveries_total", [])
-    moment.acknowledged = sum(value for labels, value in deliveries if labels["outcome"] == "success")
-    if not deliveries and previous is not None:
-        moment.acknowledged = previous.acknowledged
+    # The consumers first: what they have handled by then, the producer has sent.
     for consumer in consumers:
         samples = consumer.metrics()
         moment.handled += sum(
@@ -278,6 +275,10 @@ def _look(
         if samples:
             moment.owners[consumer.name] = {int(labels["partition"]): value for labels, value in lags}
             moment.assigned[consumer.name] = int(samples["kafka_consumer_assigned_partitions"][0][1])
+    deliveries = producer.metrics().get("kafka_producer_deliveries_total", [])
+    moment.acknowledged = sum(value for labels, value in deliveries if labels["outcome"] == "success")
+    if not deliveries and previous is not None:
+        moment.acknowledged = previous.acknowledged
     if previous is not None and at_s > previous.at_s:
         moment.produce_rate = (moment.acknowledged - previous.acknowledged) / (at_s - previous.at_s)
         moment.consume_rate = (moment.handled - previous.handled) / (at_s - previous.at_s)
