@@ -1,9 +1,11 @@
 """A member of a group, under any behaviour of its brokers and its handler; all on a client in memory."""
 
 import asyncio
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -811,6 +813,19 @@ def test_a_member_does_not_spin_while_a_dead_letter_waits(
     member.finish()
 
     assert 1 < rate < 150
+
+
+def test_the_log_names_the_remedy_for_a_connection_of_sqlite3_that_threads_share(
+    broker: FakeBroker, group: Group, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.produce(numbers(0, 1))
+    with closing(sqlite3.connect(":memory:")) as database:
+        policy = ErrorPolicy(max_attempts=2, backoff_s=0.01)
+        group.member(lambda _: database.execute("select 1"), policy=policy, max_messages=1).finish()
+
+    said = [each.getMessage() for each in caplog.records if "ProgrammingError" in each.getMessage()]
+    assert len(said) == 2
+    assert all("@lifespan(per_thread=True)" in each for each in said)
 
 
 def test_a_dead_letter_can_tell_of_any_error() -> None:

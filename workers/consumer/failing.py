@@ -25,6 +25,14 @@ log = logging.getLogger(__name__)
 DEAD_LETTERS_TIMEOUT_S = 5.0
 
 
+def described(error: BaseException) -> str:
+    """An error in one line for the log, with the remedy for one that a new user meets: sqlite3 among threads."""
+    text = named(error)
+    if "can only be used in that same thread" not in text:
+        return text
+    return f"{text}; open it in each thread, in a lifespan marked with @lifespan(per_thread=True)"
+
+
 class FailedMessages:
     """Messages that wait for a retry or for their dead letter, of which the scheduler keeps the shards."""
 
@@ -97,17 +105,20 @@ class FailedMessages:
                     where,
                     shard.backoff_step,
                     decision.pause_s,
-                    named(error),
+                    described(error),
                 )
                 self._block(state, shard, decision.pause_s)
             elif isinstance(decision, SendDeadLetter):
-                log.warning("%s: to the dead-letter topic after %d attempts: %s", where, shard.attempts, named(error))
+                log.warning(
+                    "%s: to the dead-letter topic after %d attempts: %s", where, shard.attempts, described(error)
+                )
                 self._breaker.note(handled)
                 self._parts.scheduler.condemn(shard, error)
                 self._send(state, shard)
             else:
                 raise WorkerError(
-                    f"stopping as --on-error says: handler failed at {where}, attempt {shard.attempts}: {named(error)}"
+                    f"stopping as --on-error says: handler failed at {where}, attempt {shard.attempts}: "
+                    f"{described(error)}"
                 )
         if isolated:
             log.info("%s: a batch of %d failed (%s), trying its messages one by one", state, messages, named(error))
