@@ -325,6 +325,25 @@ def test_a_commit_whose_answer_does_not_come_counts_for_the_limit_of_messages(br
     assert broker.values("out") == numbers(0, 30)
 
 
+@pytest.mark.parametrize("options", [{}, BY_KEY], ids=["one call", "by key"])
+def test_messages_that_are_tried_again_take_their_place_among_the_last_messages(
+    broker: FakeBroker, group: Group, options: dict[str, Any]
+) -> None:
+    broker.add_partition("t")
+    for partition in range(2):
+        broker.produce(numbers(0, 100), partition=partition, key=key_of_ten)
+    begun: set[tuple[int, int]] = set()
+
+    def fail_most(message: Message) -> Outgoing:
+        begun.add((message.partition() or 0, message.offset() or 0))
+        if (message.offset() or 0) % 4:
+            raise ValueError("no")
+        return forward(message)
+
+    group.member(fail_most, **ONCE, max_messages=30, **options).finish()
+    assert len(begun) == 30
+
+
 def test_a_coordinator_that_is_not_there_yet_is_waited_for(broker: FakeBroker, group: Group) -> None:
     broker.produce(numbers(0, 10))
     # librdkafka gives the last error when the time is up, and does not say that asking again may help.
