@@ -116,6 +116,12 @@ class Group(click.ParamType[str]):
 
     name = "text"
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        name = str(value)
+        if not name.strip():
+            self.fail("a consumer group needs a name; give one, or leave the option out.", param, ctx)
+        return name
+
     def shell_complete(self, ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
         from workers.cli.completion import groups
 
