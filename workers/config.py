@@ -155,6 +155,13 @@ _PROMISED = {
     "delivery.report.only.error": ("false",),
 }
 _STATISTICS = "statistics.interval.ms"
+SERVERS = "bootstrap.servers"
+# HOST, HOST:PORT or PROTOCOL://HOST:PORT, with IPv6 in brackets, or bare where no port follows.
+# Source: rd_kafka_broker_name_parse in librdkafka's rdkafka_broker.c.
+_SERVER = re.compile(
+    r"(?:[a-z_]+://)?(?:(?:[^\s\[\]:/@]+|\[[0-9a-f:.]+(?:%[^\s\[\]:/@]+)?\])(?::(?P<port>[0-9]{1,5}))?|[0-9a-f]*:[0-9a-f:.]*:[0-9a-f.]*)",
+    re.IGNORECASE,
+)
 _NOT_SUPPORTED = {
     "transactional.id": "transactions by a property (see consume --exactly-once)",
     "enable.partition.eof": "end-of-partition events",
@@ -170,6 +177,11 @@ class ClientConfig:
         for setting in chosen.values():
             _check_text(setting)
             _check_promise(setting)
+            if setting.name == "group.id" and not setting.value.strip():
+                # The binding (2.16) would abort the process.
+                raise ConfigError(f"{setting.origin}: group.id is empty; give the group a name, or leave it out")
+            if setting.name == SERVERS:
+                _check_servers(setting)
         self.settings: Mapping[str, Setting] = chosen
 
     def get(self, name: str, default: str = "") -> str:
@@ -214,6 +226,26 @@ def _check_text(setting: Setting) -> None:
     except UnicodeEncodeError:
         # Python puts half of a surrogate pair for such a byte of the environment.
         raise ConfigError(f"{setting.origin}: {setting.name} is not UTF-8 text; write it as UTF-8") from None
+
+
+def servers_of(setting: Setting) -> list[str]:
+    """The brokers in a value of bootstrap.servers, as librdkafka takes it apart."""
+    return [text for each in setting.value.split(",") if (text := each.strip())]
+
+
+def _check_servers(setting: Setting) -> None:
+    servers = servers_of(setting)
+    if not servers:
+        raise ConfigError(f"{setting.origin}: {SERVERS} names no broker; give HOST:PORT, several with commas between")
+    for server in servers:
+        found = _SERVER.fullmatch(server)
+        # librdkafka (2.16) takes a port modulo 65536.
+        if found is None or not 1 <= int(found["port"] or 9092) <= 65535:
+            shown = "a broker (not shown, it may hold a password)" if "@" in server else repr(server)
+            raise ConfigError(
+                f"{setting.origin}: {shown} is not HOST:PORT with a port from 1 to 65535; write IPv6 as [::1]:9092, "
+                "and several brokers with commas between"
+            )
 
 
 def _check_promise(setting: Setting) -> None:

@@ -212,3 +212,43 @@ def test_librdkafka_takes_every_default(kind: str, defaults: tuple[object, ...])
 
     assert defaults
     client.close()
+
+
+@pytest.mark.parametrize(
+    "servers",
+    [
+        "localhost", "localhost:9092", "kafka_1:1", "a:65535, b ,c:9092,", "10.0.0.1:9092", "[::1]:9092",
+        "[fe80::1%eth0]", "::1", "PLAINTEXT://kafka:9092", "plaintext://[::1]:9092", "bücher.example:9092",
+    ],
+)  # fmt: skip
+def test_brokers_that_librdkafka_takes_are_taken(servers: str) -> None:
+    made = config(Setting("bootstrap.servers", servers, Precedence.COMMAND_LINE, "--bootstrap-servers"))
+
+    assert made.get("bootstrap.servers") == servers
+
+
+@pytest.mark.parametrize(
+    "servers",
+    [
+        "localhost:99999", "localhost:0", "localhost:-1", "localhost:", "localhost:abc", "localhost:٣", ":9092", "",
+        " , ", "http://a b", "a b", "a:1 b:2", "localhost:1:2", "[::1", "[::1]9092", "a:9092,b:99999",
+    ],
+)  # fmt: skip
+def test_brokers_that_cannot_be_are_refused(servers: str) -> None:
+    """For 99999 librdkafka would connect to port 34463, and wait for ever for most of the others."""
+    with pytest.raises(ConfigError, match=r"^--bootstrap-servers: .*HOST:PORT"):
+        config(Setting("bootstrap.servers", servers, Precedence.COMMAND_LINE, "--bootstrap-servers"))
+
+
+def test_a_broker_with_a_password_is_refused_and_not_shown() -> None:
+    with pytest.raises(ConfigError, match="not shown") as raised:
+        config(Setting("bootstrap.servers", "me:hunter2@kafka:9092", Precedence.COMMAND_LINE, "--bootstrap-servers"))
+
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["group.id=", "group.id=  "])
+def test_an_empty_group_is_refused(text: str) -> None:
+    """The binding aborts the process for one."""
+    with pytest.raises(ConfigError, match=r"^--property: group\.id is empty; give the group a name"):
+        config(parse_property(text, Precedence.COMMAND_LINE, "--property"))

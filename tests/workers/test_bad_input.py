@@ -231,7 +231,7 @@ def test_show_config_says_where_each_value_comes_from_and_hides_secrets(processe
     path = processes.write("client.properties", "linger.ms=50\nsasl.password=from-the-file\nbatch.size=9999\n")
     result = processes.run(
         "produce", "--show-config", "--properties-file", str(path), "--property", "linger.ms=7", "--rate", "5",
-        env={"KAFKA_SASL_PASSWORD": "hunter2", "KAFKA_CLIENT_ID": "from-env"},
+        env={"KAFKA_SASL_PASSWORD": "hunter2", "KAFKA_CLIENT_ID": "from-env", "KAFKA_SECURITY_PROTOCOL": "sasl_ssl"},
     )  # fmt: skip
 
     assert result.returncode == 0, result.stderr

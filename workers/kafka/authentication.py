@@ -7,7 +7,7 @@ mechanism of Kafka: MSK takes OAUTHBEARER with a signed request as the token (se
 import os
 import re
 
-from workers.config import ClientConfig, Precedence, Setting
+from workers.config import SERVERS, ClientConfig, Precedence, Setting, servers_of
 from workers.errors import ConfigError
 
 OAUTHBEARER, AWS_MSK_IAM = "OAUTHBEARER", "AWS_MSK_IAM"
@@ -17,6 +17,9 @@ CLIENT_SECRET = "sasl.oauthbearer.client.secret"  # noqa: S105
 _CLIENT_ID = "sasl.oauthbearer.client.id"
 _METHOD = "sasl.oauthbearer.method"
 _OIDC = (TOKEN_URL, _CLIENT_ID, CLIENT_SECRET, "sasl.oauthbearer.scope", "sasl.oauthbearer.extensions")
+_PROTOCOLS = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")
+_TLS = ("ssl.ca.location", "ssl.certificate.location", "ssl.key.location", "ssl.key.password")
+_SASL = ("sasl.mechanism", "sasl.username", "sasl.password")
 # Other ways to a token that librdkafka has, all by properties.
 _OTHER_WAYS = (_METHOD, "enable.sasl.oauthbearer.unsecure.jwt")
 
@@ -26,18 +29,46 @@ def complete(config: ClientConfig) -> list[Setting]:
 
     Raises ConfigError for settings that do not fit together, with the place of one and the remedy.
     """
+    protocol = config.get("security.protocol", "plaintext").lower()
+    _check_prefixes(config, protocol)
     mechanism = config.settings.get("sasl.mechanism")
     by_token = mechanism is not None and mechanism.value in (OAUTHBEARER, AWS_MSK_IAM)
     if mechanism is None or not by_token:
         _refuse(config, _OIDC, "only SASL mechanism OAUTHBEARER has it; add --sasl-mechanism OAUTHBEARER")
         _refuse(config, (REGION,), "only SASL mechanism AWS_MSK_IAM has it; add --sasl-mechanism AWS_MSK_IAM")
+        _check_effect(config, protocol)
         return []
     where = f"{mechanism.origin}: {mechanism.value}"
-    protocol = config.get("security.protocol", "plaintext").lower()
     if protocol != "sasl_ssl" and (protocol != "sasl_plaintext" or mechanism.value == AWS_MSK_IAM):
         raise ConfigError(f"{where} cannot be used with security protocol {protocol}; use --security-protocol sasl_ssl")
+    _check_effect(config, protocol)
     _refuse(config, ("sasl.username", "sasl.password"), f"{mechanism.value} authenticates with a token")
     return _msk(config, where) if mechanism.value == AWS_MSK_IAM else _oidc(config, where)
+
+
+def _check_prefixes(config: ClientConfig, protocol: str) -> None:
+    """Raises ConfigError for a broker as SSL://HOST:PORT that the security protocol would have librdkafka pass over."""
+    setting = config.settings.get(SERVERS)
+    for server in servers_of(setting) if setting is not None else ():
+        prefix, separator, _ = server.lower().partition("://")
+        if setting is not None and separator and prefix != protocol:
+            remedy = f"use --security-protocol {prefix}, or leave" if prefix in _PROTOCOLS else "leave"
+            raise ConfigError(
+                f"{setting.origin}: a broker begins with {prefix}://, and the security protocol is {protocol}; "
+                f"{remedy} {prefix}:// out"
+            )
+
+
+def _check_effect(config: ClientConfig, protocol: str) -> None:
+    """Raises ConfigError for what the security protocol does not use: the user would believe in TLS, or in SASL."""
+    if protocol not in _PROTOCOLS:
+        return
+    with_tls = "sasl_ssl" if protocol == "sasl_plaintext" or "sasl.mechanism" in config.settings else "ssl"
+    with_sasl = "sasl_ssl" if protocol == "ssl" or _TLS[0] in config.settings else "sasl_plaintext"
+    if not protocol.endswith("ssl"):
+        _refuse(config, _TLS, f"security protocol {protocol} has no TLS; use --security-protocol {with_tls}")
+    if not protocol.startswith("sasl"):
+        _refuse(config, _SASL, f"security protocol {protocol} has no SASL; use --security-protocol {with_sasl}")
 
 
 def _msk(config: ClientConfig, where: str) -> list[Setting]:
