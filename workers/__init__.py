@@ -4,8 +4,12 @@ User code imports from here: `Outgoing` and `Delivery` for a message source; `Me
 `lifespan` for a handler; `Handler`, `is_async` and `is_batch` for a middleware.
 """
 
-from workers.handlers import Handler, Message, Reject, Retry, batch, is_async, is_batch, lifespan
-from workers.sources import Delivery, Outgoing
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from workers.handlers import Handler, Message, Reject, Retry, batch, is_async, is_batch, lifespan
+    from workers.sources import Delivery, Outgoing
 
 __version__ = "0.1.0"
 
@@ -22,3 +26,12 @@ __all__ = [
     "is_batch",
     "lifespan",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for. The command handles Ctrl-C before it imports the client, which takes long."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "workers.sources" if name in ("Delivery", "Outgoing") else "workers.handlers"
+    found = globals()[name] = getattr(importlib.import_module(module), name)
+    return found

@@ -3,8 +3,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import click
 import pytest
+
+from workers.cli.main import cli
+
+COMMAND = [sys.executable, "-m", "workers"]
 
 # Nothing listens there, and the wait for it is short: a mistake that is not found ends in another error.
 NOWHERE = ["--bootstrap-servers", "127.0.0.1:1", "--timeout", "0.5"]
@@ -14,7 +20,7 @@ def run(*arguments: str, **environment: str) -> tuple[int, str]:
     """Exit code, and what is on standard error."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("KAFKA_")}
     result = subprocess.run(
-        [sys.executable, "-m", "workers", *arguments],
+        [*COMMAND, *arguments],
         env={**clean, **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -153,3 +159,70 @@ def test_the_command_line_wins_over_a_variable_that_a_service_has_set() -> None:
     code, errors = run("produce", *NOWHERE, "--metrics-port", "0", KAFKA_METRICS_PORT="tcp://10.0.0.1:8000")
 
     assert code == 1, errors
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["consume", "--no-metrics", "--group-id"],
+        ["lag", "--group-id"],
+        ["top", "--once", "--group-id"],
+        ["lag-exporter", "--group-id"],
+        ["offsets", "show", "--group-id"],
+        ["offsets", "reset", "--to", "end", "--group-id"],
+        ["replay", "--topic", "teste.dlq", "--group-id"],
+        *(
+            ["dead-letters", each, "--topic", "t.dlq", "--replay-group"]
+            for each in ("list", "show", "replay", "discard")
+        ),
+    ],
+)
+def test_an_empty_group_is_wrong_usage(arguments: list[str]) -> None:
+    """It aborted the process in the binding, or the brokers refused it."""
+    with pytest.raises(click.BadParameter, match="a consumer group needs a name; give one") as raised:
+        cli.main([*arguments, ""], standalone_mode=False)
+
+    assert raised.value.param is not None
+    assert arguments[-1] in raised.value.param.opts
+
+
+@pytest.mark.parametrize("module", ["click", "confluent_kafka", "workers.cli.main"])
+def test_an_interrupt_while_the_command_is_imported_ends_it_without_a_traceback(module: str, tmp_path: Path) -> None:
+    """It had 15 to 25 lines in the first second."""
+    interrupting = (
+        "import importlib.abc, os, runpy, signal, sys\n"
+        "class Interrupting(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "sys.argv = ['kafka-workers', 'verify', '--show-config']\n"
+        "runpy.run_module('workers', run_name='__main__')"
+    )
+    result = subprocess.run([sys.executable, "-c", interrupting], capture_output=True, text=True, timeout=60)
+
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "descriptor", "code", "says"),
+    [
+        ("produce --input - --no-metrics", 0, 2, "--input -: standard input is closed"),
+        ("verify --account -", 0, 2, "--account -: standard input is closed"),
+        ("consume --no-metrics", 1, 2, "standard output is closed; send it to /dev/null"),
+        ("verify", 1, 2, "standard output is closed"),
+        ("lag", 1, 2, "standard output is closed"),
+        ("lag --watch", 2, 1, ""),
+        ("verify", 2, 1, ""),
+    ],
+)
+def test_a_stream_that_is_closed_is_said_in_one_line(arguments: str, descriptor: int, code: int, says: str) -> None:
+    result = subprocess.run(
+        ["sh", "-c", f'"$@" {descriptor}>&-', "sh", *COMMAND, *arguments.split(), *NOWHERE],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+    assert result.returncode == code, result.stderr
+    assert says in result.stderr
+    assert len(result.stderr.splitlines()) == (1 if says else 0), result.stderr
+    assert result.stdout == ""

@@ -5,6 +5,7 @@ A command imports its modules when it runs: `--help` and a worker's start pay on
 
 import itertools
 import os
+import signal
 import sys
 import threading
 import time
@@ -525,6 +526,9 @@ def main() -> None:
     command = " ".join(["kafka-workers", *_command_words(sys.argv[1:])])
     code: int = ExitCode.OK
     try:
+        # From here on an interrupt is an exception, until the command handles signals itself.
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         cli.main(prog_name="kafka-workers", standalone_mode=False)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else ExitCode.FAILED

@@ -50,5 +50,7 @@ def _accounts(options: VerifyOptions) -> dict[bytes, StreamSent] | None:
     if options.account is None:
         return None
     if options.account == "-":
+        if sys.stdin is None:
+            raise ConfigError("--account -: standard input is closed; connect the output of produce to it")
         return read_accounts(sys.stdin.read(), "standard input", options.topic)
     return read_accounts(read_text(Path(options.account)), options.account, options.topic)

@@ -146,6 +146,8 @@ def read_file(path: str, line_format: LineFormat) -> LineReader:
     cannot be read or line N of it is not what the format asks for.
     """
     if path == "-":
+        if sys.stdin is None:
+            raise ConfigError("--input -: standard input is closed; connect a file or a pipe to it")
         return LineReader(sys.stdin.buffer, "standard input", line_format)
     try:
         stream = Path(path).open("rb")  # noqa: SIM115  (read until the process ends)
