@@ -101,3 +101,14 @@ def test_an_account_of_impossible_counts_is_refused(entry: list[int]) -> None:
     stream = {"stream": SPREAD.decode(), "sent": 10, "failed": [entry], "unknown": []}
     with pytest.raises(ConfigError, match="not an account"):
         read_accounts(json.dumps({"topic": "t", "run": "run", "streams": [stream]}), "file", "t")
+
+
+def test_an_account_whose_total_is_not_that_of_its_streams_is_refused() -> None:
+    """It was edited, or is of two runs: what it says of losses is not to be believed."""
+    streams = [
+        {"stream": stream_of("run", 0, number).decode(), "sent": 10, "failed": [], "unknown": []} for number in range(3)
+    ]
+    account = {"topic": "t", "run": "run", "streams": streams}
+    assert len(read_accounts(json.dumps({**account, "sent": 30}), "file", "t")) == 3
+    with pytest.raises(ConfigError, match=r"file line 1: .* contradicts itself: 31 sent in all, and 30 in its streams"):
+        read_accounts(json.dumps({**account, "sent": 31}), "file", "t")

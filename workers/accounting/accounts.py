@@ -44,7 +44,14 @@ def read_accounts(text: str, origin: str, topic: str) -> dict[bytes, StreamSent]
                 raise ConfigError(
                     f"{origin} line {number}: the account of topic {document['topic']}, and --topic is {topic}"
                 )
-            for entry in document["streams"]:
+            streams = document["streams"]
+            # Without --stamp there are none.
+            if streams and document.get("sent") not in (None, total := sum(entry["sent"] for entry in streams)):
+                raise ConfigError(
+                    f"{origin} line {number}: the account contradicts itself: {document['sent']} sent in all, and "
+                    f"{total} in its streams; use the account as `produce --summary json` wrote it"
+                )
+            for entry in streams:
                 stream = entry["stream"].encode()
                 StreamName.of(stream)
                 if stream in sent:
