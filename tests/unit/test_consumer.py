@@ -17,7 +17,7 @@ from workers.accounting.offset_metadata import OffsetMetadata, decode, encode
 from workers.consumer.failures import ErrorPolicy
 from workers.consumer.status import PartitionStatus
 from workers.deadletters.headers import dead_letter_headers, remember_traceback
-from workers.errors import WorkerError
+from workers.errors import ExitCode, WorkerError
 from workers.handlers import Reject, Retry, batch
 from workers.kafka.credentials import CredentialsWatch
 from workers.testing.memory import FakeBroker, FakeClient, FakeDeadLetters
@@ -170,6 +170,44 @@ def test_a_member_that_is_stopped_before_it_has_joined_never_joins(broker: FakeB
 
     assert member.client.joins == 0
     assert member.client.closed
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (KafkaError.INVALID_SESSION_TIMEOUT, r"session\.timeout\.ms=1: .*group\.min\.session\.timeout\.ms"),
+        (KafkaError.INVALID_GROUP_ID, r"group\.id=g: .*another name"),
+    ],
+)
+def test_a_setting_that_brokers_refuse_ends_a_member_that_has_never_joined(
+    broker: FakeBroker, group: Group, code: int, says: str
+) -> None:
+    """It repeated the error until it was killed."""
+    broker.refuses_members = code
+    member = group.member(Handled(), properties={"session.timeout.ms": "1"})
+    with pytest.raises(WorkerError, match=says) as raised:
+        member.finish()
+
+    assert raised.value.code == ExitCode.USAGE
+    assert member.client.closed
+
+
+def test_a_setting_that_brokers_refuse_later_is_tried_on_with(broker: FakeBroker, group: Group) -> None:
+    """A coordinator with other bounds may move again, as while brokers are changed one after the other."""
+    handled = Handled()
+    broker.produce(numbers(0, 3))
+    member = group.member(handled).start()
+    group.until(lambda: broker.offset() == 3, "all are committed")
+    broker.refuses_members = KafkaError.INVALID_SESSION_TIMEOUT
+    broker.lose(("t", 0))
+    polls = member.client.polls
+    group.until(lambda: member.client.polls > polls + 5, "it goes on to poll")
+    broker.produce(numbers(3, 5))
+    broker.refuses_members = None
+    broker.elsewhere.clear()
+    group.until(lambda: broker.offset() == 5, "it goes on")
+
+    assert handled.values == numbers(0, 5)
 
 
 def test_a_consumer_is_not_idle_while_a_partition_waits(broker: FakeBroker, group: Group) -> None:

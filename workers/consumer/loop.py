@@ -123,10 +123,10 @@ class Consumer:
         self._dispatcher = dispatcher = Dispatcher(
             parts, self._flow, self._failed, batch_size=batch_size, max_messages=max_messages, max_rate=max_rate
         )
-        self._receiver = Receiver(parts, self._flow, dispatcher)
         self._membership = Membership(
             parts, config, topics, credentials, connect=lambda: make(own), account=dispatcher.account
         )
+        self._receiver = Receiver(parts, self._flow, dispatcher, self._membership.check_refusal)
         if isinstance(outputs, Transaction):
             outputs.attach(lambda: parts.client, parts.assignment, self._membership.rewind, shutdown)
         self._observer = Observer(parts, self._membership)

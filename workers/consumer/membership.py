@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from confluent_kafka import OFFSET_END, OFFSET_INVALID, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_END, OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
 
 from workers.config import ClientConfig
 from workers.consumer.assignment import PartitionState, names
@@ -13,7 +13,7 @@ from workers.consumer.committing import StoredOffsets
 from workers.consumer.parts import Parts
 from workers.consumer.scheduling import Work
 from workers.consumer.transactions import Transaction
-from workers.errors import ConfigError, WorkerError
+from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.kafka.credentials import CredentialsWatch
 from workers.kafka.statistics import Statistics
 from workers.lifecycle import call_with_timeout
@@ -32,6 +32,14 @@ LEAVE_S = 5.0
 # those of which it is known: retention overtakes many at a time, and brokers say so one after the other.
 TOGETHER_S = 0.5
 TOGETHER_KNOWN_S = 10.0
+# Errors of brokers that no other try changes: the property that they refuse, and the remedy.
+REFUSED_SETTINGS = {
+    KafkaError.INVALID_SESSION_TIMEOUT: (
+        "session.timeout.ms",
+        "give one between the brokers' group.min.session.timeout.ms and group.max.session.timeout.ms",
+    ),
+    KafkaError.INVALID_GROUP_ID: ("group.id", "give the group another name"),
+}
 
 
 class Membership:
@@ -78,6 +86,18 @@ class Membership:
         if statistics.coordinator_up and not self.joined:
             # A KIP-848 member that never owned a partition stays in the join state "init".
             self.joined = statistics.group_steady or self._broker_assigns
+
+    def check_refusal(self, error: KafkaError) -> None:
+        """Raises WorkerError, as for a wrong configuration, when brokers refuse a setting of a member that has never
+        joined. One that has was taken with it: a coordinator with other bounds may move again.
+        """
+        if self.rebalances["assign"] or error.code() not in REFUSED_SETTINGS:
+            return
+        name, remedy = REFUSED_SETTINGS[error.code()]
+        setting = self._config.settings.get(name)
+        where = "" if setting is None else f"{setting.origin}: "
+        value = self._config.get(name, "its default")
+        raise WorkerError(f"{where}{name}={value}: the brokers refuse it: {error.str()}; {remedy}", ExitCode.USAGE)
 
     def rejoin(self) -> None:
         """Join again with the same client: the group does not know this member any more."""

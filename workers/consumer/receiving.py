@@ -1,6 +1,7 @@
 """Takes from the client what has arrived: messages for the scheduler, and events. Called by the loop's thread."""
 
 import time
+from collections.abc import Callable
 
 from confluent_kafka import KafkaError, Message
 
@@ -19,8 +20,11 @@ DEAD_LETTER_POLL_S = 0.01
 class Receiver:
     """`idle_since` (time.monotonic) is when the last message arrived, or nothing could."""
 
-    def __init__(self, parts: Parts, flow: FlowControl, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self, parts: Parts, flow: FlowControl, dispatcher: Dispatcher, check_refusal: Callable[[KafkaError], None]
+    ) -> None:
         self.idle_since = 0.0
+        self._check_refusal = check_refusal
         self._parts = parts
         self._flow = flow
         self._dispatcher = dispatcher
@@ -89,4 +93,5 @@ class Receiver:
             if state is not None:
                 self._parts.starts.need(state, error)
         else:
+            self._check_refusal(error)
             self._parts.client_state.on_error(error)

@@ -92,6 +92,8 @@ class FakeBroker:
         self.hung: dict[Key, str] = {}
         self.answers = True
         self.refuses_commits: int | None = None
+        # The error with which the group takes no member.
+        self.refuses_members: int | None = None
         # The outcome of an output: None writes it, a number is its error, LATER leaves it under way.
         self.outcome: Callable[[Message], int | None] = lambda _: None
         self.producers: list[FakeProducer] = []
@@ -282,6 +284,8 @@ class FakeClient:
         self._answers: list[tuple[KafkaError | None, list[TopicPartition]]] = []
         self._leaving = False
         self._losing = False
+        # The poll in which it was last told that the group takes no member.
+        self._refused_at = 0
         self._committed_at = self._told_at = 0.0
 
     # The group
@@ -386,6 +390,10 @@ class FakeClient:
         self.paused -= {(each.topic, each.partition) for each in places}
 
     def _next(self) -> Message | None:
+        refusal = self._broker.refuses_members
+        if refusal is not None and self._topics and self._refused_at != self.polls:
+            self._refused_at = self.polls
+            return _event((self._topics[0], 0), refusal, OFFSET_INVALID)
         with self._broker.lock:
             keys = [*self._assigned]
             first = self.polls % max(1, len(keys))
@@ -565,7 +573,7 @@ class FakeClient:
                 for key in broker.logs
                 if key[0] in self._topics and key not in broker.owners and key not in broker.elsewhere
             ]
-            if self.dead or not broker.answers:
+            if self.dead or not broker.answers or broker.refuses_members is not None:
                 return
             broker.owners |= dict.fromkeys(free, self)
         if free:
