@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from workers.accounting.stamps import encode, stream_of
+from workers.canary import ownership
 from workers.canary import probes as probes_module
 from workers.canary.loop import RECONNECT_INTERVAL_S, Canary, Options
+from workers.canary.ownership import check_ownership
 from workers.canary.placement import (
     ADD,
     CREATE,
@@ -29,6 +32,7 @@ from workers.canary.placement import (
 )
 from workers.canary.probes import Counts, Probes
 from workers.canary.summary import as_text, summarize
+from workers.errors import ConfigError
 from workers.kafka.groups import Answers
 from workers.lifecycle import Shutdown
 from workers.monitoring.metrics import CanaryCollector
@@ -582,3 +586,40 @@ def test_the_account_and_the_metrics_have_the_same_numbers() -> None:
     assert registry.get_sample_value("kafka_canary_broker_availability_ratio", {"broker": "1"}) == 1
     refused = {"change": ELECT, "outcome": "failure"}
     assert registry.get_sample_value("kafka_canary_topic_changes_total", refused) == 0
+
+
+PROBE = encode(stream_of("another", 0, 0), 7, 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "allowed"),
+    [
+        ([], True),
+        ([PROBE], True),
+        ([b"an order", *[PROBE] * 3], True),
+        ([b"an order"], False),
+        ([PROBE, b"an order"], False),
+        ([None], False),
+        # A test message of `produce`.
+        ([PROBE + b" ~~~~"], False),
+    ],
+)
+def test_a_topic_whose_last_messages_are_no_probes_is_refused(values: list[bytes | None], allowed: bool) -> None:
+    """The canary wrote into whatever topic it was given."""
+    broker = FakeBroker(orders=2)
+    broker.produce(values, topic="orders", partition=1)
+    client = broker.connect({"auto.offset.reset": "earliest", "stats_cb": lambda _: None})
+    with nullcontext() if allowed else pytest.raises(ConfigError, match=r"^--topic: orders\[1\] .* a topic of its own"):
+        check_ownership(client, "orders", 2)
+
+
+def test_a_partition_that_does_not_answer_holds_up_the_canary_for_a_bounded_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ownership, "LOOK_S", 0.1)
+    broker = FakeBroker(canary=2)
+    broker.produce([PROBE], topic="canary", partition=1)
+    broker.hung["canary", 1] = "never"
+    check_ownership(broker.connect({"auto.offset.reset": "earliest", "stats_cb": lambda _: None}), "canary", 2)
+
+    assert "canary: whether partitions 1 hold only probes is not known" in caplog.text

@@ -226,3 +226,34 @@ def test_a_stream_that_is_closed_is_said_in_one_line(arguments: str, descriptor:
     assert says in result.stderr
     assert len(result.stderr.splitlines()) == (1 if says else 0), result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("lag --watch hunter2", "--watch takes no value; leave out the word after it (not shown"),
+        ("produse", "No such command 'produse'"),
+        ("produse", "(see kafka-workers --help)"),
+        ("produce --count abc", "'abc' is not a whole number from 1 on."),
+        ("produce --producer-index 10000", "'10000' is not a whole number from 0 to 9999."),
+        ("consume --topc t", "kafka-workers consume: No such option"),
+        ("consume --metrics 1", "; see kafka-workers consume --help)"),
+        ("cluster --create-topic", "cannot be a topic"),
+        ("canary --no-metrics --metrics-port x", "'x' is not a whole number from 0 to 65535."),
+        ("canary --metrics-host nosuch.invalid", "--metrics-host: cannot listen on nosuch.invalid: "),
+        ("lag --security-protocol ssl", "and that it speaks TLS there (--security-protocol)"),
+        (
+            "consume --property max.poll.interval.ms=1",
+            "kafka-workers consume: --property: max.poll.interval.ms=1 cannot be used: ",
+        ),
+    ],
+)
+def test_a_mistake_is_said_with_its_own_name(arguments: str, says: str) -> None:
+    words = arguments.split()
+    with_place = words[0] in ("lag", "consume", "canary")
+    code, errors = run(*words, *(["a b"] if words[0] == "cluster" else []), *(NOWHERE if with_place else []))
+
+    assert code == (1 if "ssl" in words else 2), errors
+    assert says in errors.splitlines()[-1]
+    assert "hunter2" not in errors
+    assert ") (" not in errors

@@ -213,3 +213,15 @@ def test_bad_input_and_brokers_that_do_not_answer_are_said_in_one_line(processes
     eventually(lambda: waits.get("/readyz")[0] == 503, "not ready")
     assert waits.get("/livez")[0] == 200
     assert waits.stop() == 0
+
+
+def test_a_topic_of_others_is_refused_and_its_own_is_taken_again(processes: Processes, topic: str, name: str) -> None:
+    processes.produce(topic, "--count", "30")
+    refused = processes.run("canary", "--topic", topic, "--no-metrics")
+    assert refused.returncode == 2, refused.stderr
+    assert "has messages that are no probes of the canary" in refused.stderr.splitlines()[-1]
+
+    assert start(processes, name).stop() == 0
+    again = start(processes, name)
+    assert again.stop() == 0
+    assert "is not known" not in again.stderr

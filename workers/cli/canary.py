@@ -8,6 +8,7 @@ import confluent_kafka
 from confluent_kafka.admin import AdminClient
 
 from workers.canary.loop import CLOSE_TIMEOUT_S, Canary, Options
+from workers.canary.ownership import check_ownership
 from workers.canary.placement import PROPERTIES, Placement, Rules, ensure_topic
 from workers.canary.summary import as_text, summarize
 from workers.cli.context import Context
@@ -23,7 +24,7 @@ from workers.config import (
 from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.kafka.client import UNPOLLED, ClientState, create_client, wait_for_topics
 from workers.kafka.credentials import Credentials, read_credentials, read_expiries
-from workers.lifecycle import Shutdown, Stopped, settle_memory
+from workers.lifecycle import Shutdown, Stopped, call_with_timeout, settle_memory
 from workers.monitoring.metrics import CanaryCollector
 
 log = logging.getLogger("workers")
@@ -61,10 +62,13 @@ def canary(options: CanaryOptions, context: Context, shutdown: Shutdown) -> None
     )
     read_files()
     collector = CanaryCollector(running, placement, config.get("client.id"))
-    with context.serve(options.metrics, collector, running.ready, running.live):
+    metrics = None if options.no_metrics else options.metrics
+    with context.serve(metrics, collector, running.ready, running.live):
         try:
             with shutdown.at_once():
-                _prepare_topic(admin_config, rules, options.connection.timeout)
+                partitions = _prepare_topic(admin_config, rules, options.connection.timeout)
+                if partitions:
+                    _check_ownership(consumer_config, options.topic, partitions)
         except Stopped:
             log.info("stopped before the brokers had answered; nothing was sent")
             return
@@ -83,11 +87,25 @@ def canary(options: CanaryOptions, context: Context, shutdown: Shutdown) -> None
         raise WorkerError(f"{missing} of {summary['acknowledged']} acknowledged messages were lost", ExitCode.LOSS)
 
 
-def _prepare_topic(config: ClientConfig, rules: Rules, timeout_s: float | None) -> None:
-    """Wait for the brokers, and for the topic, which is created where that is allowed; raises as `wait_for_topics`."""
+def _check_ownership(config: ClientConfig, topic: str, partitions: int) -> None:
+    """Raises as `check_ownership`."""
+    client = create_client(confluent_kafka.Consumer, config, {**UNPOLLED, "enable.partition.eof": True})
+    try:
+        check_ownership(client, topic, partitions)
+    finally:
+        call_with_timeout(client.close, CLOSE_TIMEOUT_S)
+
+
+def _prepare_topic(config: ClientConfig, rules: Rules, timeout_s: float | None) -> int:
+    """Wait for the brokers, and for the topic, which is created where that is allowed; raises as `wait_for_topics`.
+
+    Returns the number of partitions of a topic that was there before, and 0 for a new one.
+    """
     client_state = ClientState()
     with create_client(AdminClient, config, client_state.callbacks()) as admin:
         wait_for_topics(admin, [], config, client_state, timeout_s=timeout_s)
-        if rules.create and ensure_topic(admin, rules):
+        created = rules.create and ensure_topic(admin, rules)
+        if created:
             log.info("created topic %s", rules.topic)
-        wait_for_topics(admin, [rules.topic], config, client_state, timeout_s=timeout_s)
+        found = wait_for_topics(admin, [rules.topic], config, client_state, timeout_s=timeout_s)
+        return 0 if created else found[rules.topic]

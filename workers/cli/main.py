@@ -28,10 +28,12 @@ from workers.cli.options import (
     SECONDS,
     TOPIC,
     Command,
+    Whole,
     connection_options,
     format_option,
     group_selection_options,
     metrics_options,
+    no_metrics_option,
     option,
     registry_options,
     shutdown_timeout_option,
@@ -71,9 +73,7 @@ def cli() -> None:
 @option("--topic", type=TOPIC, default="teste", show_default=True, help="Topic to write to.")
 @option("--count", type=POSITIVE, help=f"Messages to send.  [default: {DEFAULT_COUNT}, or all of the input]")
 @option("--rate", type=POSITIVE_NUMBER, help="Messages per second.  [default: as fast as it goes]")
-@option(
-    "--size", type=click.IntRange(57, 100_000_000), help=f"Bytes of a test message's value.  [default: {DEFAULT_SIZE}]"
-)
+@option("--size", type=Whole(57, 100_000_000), help=f"Bytes of a test message's value.  [default: {DEFAULT_SIZE}]")
 @option("--duration", type=POSITIVE_NUMBER, help="Stop after this many seconds.")
 @option("--forever", is_flag=True, help="Send until stopped.")
 @option("--input", "input_path", metavar="FILE|-", help="Send the lines of a file, or of standard input.")
@@ -99,7 +99,7 @@ def cli() -> None:
 @option("--run", "run_name", help="Name of this run in the stamps.  [default: a new one]")
 @option(
     "--producer-index",
-    type=click.IntRange(0, 9999),
+    type=Whole(0, 9999),
     default=None,
     help="Number of this producer in the stamps.  [default: JOB_COMPLETION_INDEX, or 0]",
 )
@@ -215,7 +215,7 @@ def produce(**parameters: Any) -> None:
 )
 @option(
     "--concurrency",
-    type=click.IntRange(1, 1000),
+    type=Whole(1, 1000),
     default=1,
     show_default=True,
     help="Calls of the handler at once: threads, or for an async handler calls in its event loop.",
@@ -228,14 +228,14 @@ def produce(**parameters: Any) -> None:
 )
 @option(
     "--batch-size",
-    type=click.IntRange(1, 2000),
+    type=Whole(1, 2000),
     default=2000,
     show_default=True,
     help="Messages in a batch at most; a slow handler gets fewer.",
 )
 @option(
     "--max-offset-distance",
-    type=click.IntRange(min=100),
+    type=Whole(min=100),
     default=10_000,
     show_default=True,
     help="Messages of a partition that may be ahead of the first one that is not done.",
@@ -280,7 +280,7 @@ def consume(**parameters: Any) -> None:
 @option("--watch", is_flag=True, help="Show it again every --interval seconds until stopped.")
 @option("--interval", type=POSITIVE_NUMBER, default=2.0, show_default=True, help="Seconds between two looks.")
 @option("--json", "as_json", is_flag=True, help="One JSON document for each look.")
-@option("--max-lag", type=click.IntRange(min=0), help="Exit 1 when the group is further behind, in messages.")
+@option("--max-lag", type=Whole(min=0), help="Exit 1 when the group is further behind, in messages.")
 @connection_options
 def lag(**parameters: Any) -> None:
     """Show a consumer group as the brokers see it: members, their partitions, lag, idle members."""
@@ -367,20 +367,21 @@ def lag_exporter(**parameters: Any) -> None:
 )
 @option(
     "--replication-factor",
-    type=click.IntRange(1, 32767),
+    type=Whole(1, 32767),
     default=3,
     show_default=True,
     help="Replicas of each partition of a new topic; no more than there are brokers.",
 )
 @option(
     "--min-insync-replicas",
-    type=click.IntRange(1, 32767),
+    type=Whole(1, 32767),
     default=2,
     show_default=True,
     help="min.insync.replicas of a new topic; lowered where there are fewer brokers than replicas.",
 )
 @shutdown_timeout_option
 @summary_option
+@no_metrics_option
 @metrics_options
 @connection_options
 def canary(**parameters: Any) -> None:
@@ -424,10 +425,11 @@ cli.add_command(reset_offsets, "reset-offsets")
 
 
 @cli.command(cls=Command)
-@option("--brokers", type=click.IntRange(1, 9), default=3, show_default=True, help="How many brokers.")
+@option("--brokers", type=Whole(1, 9), default=3, show_default=True, help="How many brokers.")
 @option(
     "--create-topic",
     "topics",
+    type=TOPIC,
     multiple=True,
     default=["teste", "teste.dlq"],
     show_default=True,
@@ -437,7 +439,7 @@ cli.add_command(reset_offsets, "reset-offsets")
 @option(
     "--heap",
     "heap_mb",
-    type=click.IntRange(min=128),
+    type=Whole(min=128),
     default=256,
     show_default=True,
     help="Java heap of a broker, MiB.",
@@ -536,7 +538,10 @@ def main() -> None:
         click.echo(error.format_message())
         code = ExitCode.USAGE
     except click.ClickException as error:
-        code = _complain(command, f"{error.format_message()} (see {command} --help)", ExitCode.USAGE)
+        text = error.format_message()
+        # Click has its suggestions in brackets already.
+        text, opening = (text[:-1], "; ") if text.endswith(")") else (text, " (")
+        code = _complain(command, f"{text}{opening}see {command} --help)", ExitCode.USAGE)
     except ConfigError as error:
         code = _complain(command, str(error), ExitCode.USAGE)
     except WorkerError as error:
@@ -556,6 +561,8 @@ def _command_words(arguments: Sequence[str]) -> Sequence[str]:
     """The words that name the command: one, or two for one that a group has."""
     words = [*itertools.takewhile(lambda word: not word.startswith("-"), arguments)]
     group = cli.commands.get(words[0]) if words else None
+    if group is None:
+        return []
     return words[: 2 if isinstance(group, click.Group) and set(words[1:2]) & group.commands.keys() else 1]
 
 

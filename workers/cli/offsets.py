@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from workers.cli.context import Context
-from workers.cli.options import GROUP, OFFSET_TARGET, TOPIC, Command, connection_options, option
+from workers.cli.options import GROUP, OFFSET_TARGET, TOPIC, Command, Whole, connection_options, option
 from workers.cli.parameters import ResetOffsetsOptions, ShowOffsetsOptions, build
 from workers.lifecycle import installed_shutdown
 
@@ -40,7 +40,7 @@ def show(**parameters: Any) -> None:
 @option(
     "--topic", "topics", type=TOPIC, multiple=True, help="Only this topic; repeatable.  [default: all of the group]"
 )
-@option("--partition", "partitions", type=click.IntRange(min=0), multiple=True, help="Only this one; repeatable.")
+@option("--partition", "partitions", type=Whole(min=0), multiple=True, help="Only this one; repeatable.")
 @option("--to", type=OFFSET_TARGET, required=True, help="Where the group begins: a time as 2026-11-24T12:00:00Z.")
 @option("--yes", is_flag=True, help="Do it.  [default: show what it would skip and repeat]")
 @option("--json", "as_json", is_flag=True, help="One JSON document.")

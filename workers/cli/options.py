@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,13 +60,21 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.allow_extra_args = True
+        flag = self._flag_with_a_value(ctx, args)
         rest = super().parse_args(ctx, args)
         if rest and not ctx.resilient_parsing:
+            if flag is not None and len(rest) == 1:
+                ctx.fail(f"{flag} takes no value; leave out the word after it (not shown, it may hold a secret)")
             ctx.fail(
                 f"{len(rest)} of the words belong to no option (not shown, they may hold a secret); put a value with "
                 "spaces into quotation marks"
             )
         return rest
+
+    def _flag_with_a_value(self, ctx: click.Context, args: list[str]) -> str | None:
+        """The flag that a word without an option follows, if one does."""
+        flags = {name for each in self.get_params(ctx) if getattr(each, "is_flag", False) for name in each.opts}
+        return next((name for name, word in pairwise(args) if name in flags and not word.startswith("-")), None)
 
 
 def option(*arguments: Any, **attributes: Any) -> Callable[[_Command], _Command]:
@@ -79,7 +88,20 @@ def apply(command: _Command, options: Sequence[Callable[[_Command], _Command]]) 
     return command
 
 
-POSITIVE = click.IntRange(min=1)
+class Whole(click.IntRange):
+    """A range of whole numbers, whose errors say so."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return int(super().convert(value, param, ctx))
+        except click.BadParameter:
+            self.fail(f"{value!r} is not a whole number {self._bounds()}.", param, ctx)
+
+    def _bounds(self) -> str:
+        return f"from {self.min} on" if self.max is None else f"from {self.min} to {self.max}"
+
+
+POSITIVE = Whole(min=1)
 
 
 class FiniteRange(click.FloatRange):
@@ -331,13 +353,14 @@ def metrics_options(command: _Command) -> _Command:
     return apply(
         command,
         [
-            option("--metrics-port", type=click.IntRange(0, 65535), default=DEFAULT_METRICS_PORT, show_default=True,
+            option("--metrics-port", type=Whole(0, 65535), default=DEFAULT_METRICS_PORT, show_default=True,
                    help="Port of /metrics, /livez and /readyz; 0 for any free one."),
             option("--metrics-host", default="0.0.0.0", show_default=True, help="Address it listens on."),  # noqa: S104
         ],
     )  # fmt: skip
 
 
+no_metrics_option = option("--no-metrics", is_flag=True, help="Do not listen at all.")
 shutdown_timeout_option = option(
     "--shutdown-timeout",
     type=SECONDS,
@@ -359,7 +382,7 @@ def worker_options(command: _Command) -> _Command:
     command = apply(
         command,
         [
-            option("--no-metrics", is_flag=True, help="Do not listen at all."),
+            no_metrics_option,
             option("--auth-timeout", type=SECONDS, default=AUTH_TIMEOUT_S, show_default=True,
                    help="Seconds that refused credentials are tried on, as they may be changing; 0 for none."),
             shutdown_timeout_option,

@@ -183,6 +183,7 @@ class TopOptions:
 class CanaryOptions:
     connection: ConnectionOptions
     metrics: MetricsOptions
+    no_metrics: bool
     topic: str
     interval: float
     max_latency: float
