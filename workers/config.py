@@ -204,6 +204,9 @@ class ClientConfig:
             return ConfigError(
                 f"{setting.origin}: librdkafka has no property {setting.name!r}; its CONFIGURATION.md lists them"
             )
+        # Where librdkafka names two, the user has set the other one.
+        given = [each for name, each in self.settings.items() if name in named and each.precedence > Precedence.DEFAULT]
+        setting = (given or [setting])[0]
         return ConfigError(self._masked(f"{setting.origin}: {setting.name}={setting.shown} cannot be used: {text}"))
 
     def _masked(self, text: str) -> str:

@@ -36,7 +36,7 @@ from typing import Any, TypeAlias, TypeVar, overload
 from confluent_kafka import Message as Message
 
 from workers.errors import ConfigError
-from workers.loading import load, named
+from workers.loading import kind_of, load, named
 
 Handler: TypeAlias = Callable[[Message], object] | Callable[[list[Message]], object]
 # A middleware for any kind of handler; one that is only for messages one by one may say so in its own types.
@@ -256,4 +256,4 @@ def _wrap(handler: Handler, middleware: Middleware) -> Handler:
 
 
 def _kind(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+    return "None" if value is None else kind_of(value)

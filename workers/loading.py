@@ -31,6 +31,12 @@ def load(option: str, reference: str) -> Any:
     return found
 
 
+def kind_of(value: object) -> str:
+    """The type of a value with its article."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
 def text_of(error: BaseException) -> str:
     """The text of an error of the user's code, even when its `__str__` raises."""
     try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from workers.errors import RegistryAwayError, UnencodableError
+from workers.loading import kind_of
 
 # One message: value and key, and maybe partition, timestamp, headers, `on_delivery`, and `invalid`, the reason why
 # it belongs into the dead-letter topic.
@@ -116,6 +117,8 @@ def call_source(
     Raises SourceError for anything else.
     """
     items = function()
+    if not isinstance(items, Iterable):
+        raise SourceError(f"{name} returned {kind_of(items)}; yield messages, or return a list of them")
     # A generator holds resources (a cursor, a connection) that it releases when it is closed.
     with closing(items) if isinstance(items, Generator) else nullcontext():
         for number, item in enumerate(items, start=1):
@@ -129,7 +132,7 @@ def call_source(
                     yield _record(Outgoing(item), name)
                 case _:
                     raise SourceError(
-                        f"{name} yielded a {type(item).__name__} as message {number}; yield bytes, str or Outgoing"
+                        f"{name} yielded {kind_of(item)} as message {number}; yield bytes, str or Outgoing"
                     )
 
 
@@ -178,7 +181,7 @@ def _check(outgoing: Outgoing) -> None:
     for field, (kind, remedy) in wanted.items():
         value = getattr(outgoing, field)
         if not isinstance(value, kind):
-            raise ValueError(f"{field} is a {type(value).__name__}; give {remedy}")
+            raise ValueError(f"{field} is {kind_of(value)}; give {remedy}")
     # librdkafka takes a timestamp of 0 for now.
     for field, least, most in (("partition", -1, 2**31 - 1), ("timestamp_ms", 1, 2**63 - 1)):
         number = getattr(outgoing, field)

@@ -458,7 +458,7 @@ async def forgets_to_await_a_batch(messages: list[Message]) -> object:
         (forgets_to_await, "so nothing was done"),
         (forgets_to_await_a_batch, "so nothing was done"),
         (contextlib.contextmanager(generating), "returned a _GeneratorContextManager; return None or messages"),
-        (functools.partial(generating), "handler .* gave back a int; return None or messages to write"),
+        (functools.partial(generating), "handler .* gave back an int; return None or messages to write"),
         (lambda _: True, "handler <lambda> returned a bool; return None or messages to write"),
         (lambda _: b"value", "returned a bytes; return None or messages to write"),
         (lambda _: {"value": b"1"}, "returned a dict; return None or messages to write"),
@@ -572,7 +572,7 @@ def test_what_was_yielded_before_an_error_is_not_given_back() -> None:
         (Outgoing("x"), "an output has no topic: give it one"),
         (Outgoing("x", topic="a/b"), "cannot go to 'a/b': that is no name of a topic"),
         (Outgoing("x", topic=5), "cannot go to 5"),  # type: ignore[arg-type]
-        (Outgoing("x", key=5, topic="out"), "to topic out cannot be sent: its key is a int"),
+        (Outgoing("x", key=5, topic="out"), "to topic out cannot be sent: its key is an int"),
         (Outgoing("x", topic="out", on_delivery=lambda _: None), "has on_delivery, which is for sources"),
     ],
 )

@@ -304,7 +304,7 @@ def forgets_the_mark(handler: Any) -> Any:
     ("handler", "middleware", "says"),
     [
         (print, lambda _: None, r"middleware <lambda> returned None for handler print; return a function"),
-        (print, lambda _: 5, "returned a int for handler print; return a function"),
+        (print, lambda _: 5, "returned an int for handler print; return a function"),
         (print, lambda _: of_two, "handler of_two does not take one argument"),
         (print, lambda: print, "raised TypeError"),
         (print, raises, "middleware raises raised ValueError: not today for handler print"),

@@ -250,7 +250,7 @@ def test_a_wrong_thing_given_back_ends_the_member_and_what_came_before_it_is_wri
     def handler(message: Message) -> object:
         return forward(message) if message.offset() != 4 else 42
 
-    with pytest.raises(ConfigError, match="handler handler returned a int; return None or messages to write"):
+    with pytest.raises(ConfigError, match="handler handler returned an int; return None or messages to write"):
         group.member(handler).finish()
     assert broker.values("out") == numbers(0, 4)
     assert broker.offset() == 4

@@ -263,7 +263,7 @@ def test_a_batch_with_more_than_value_and_key_is_not_plain(more: dict[str, Any])
 @pytest.mark.parametrize(
     ("item", "says"),
     [
-        (Outgoing("x", key=5), "mine:items, message 1: key is a int"),
+        (Outgoing("x", key=5), "mine:items, message 1: key is an int"),
         (Outgoing("x", headers={"a": b"1"}), "headers is a dict"),  # type: ignore[arg-type]
         (Outgoing("x", headers=[("a", 1)]), "a header is a name"),  # type: ignore[list-item]
         (Outgoing("x", partition="1"), "partition is a str"),  # type: ignore[arg-type]
@@ -287,3 +287,9 @@ def test_a_source_that_exits_is_not_at_its_end() -> None:
     source = ThreadedSource(call_source(items, "mine:items"))
     with pytest.raises(SourceError, match="SystemExit: 5"):
         list(iter(partial(source.take, 10, 0.1), None))
+
+
+def test_a_function_that_returns_no_messages_is_named() -> None:
+    """It was "'int' object is not iterable", as of the user's own code."""
+    with pytest.raises(SourceError, match=r"^orders:source returned an int; yield messages, or return a list"):
+        next(call_source(lambda: 7, "orders:source"))  # type: ignore[arg-type,return-value]

@@ -638,8 +638,8 @@ def test_effects_are_functions(database: Database) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ({"value": 5}, "message: value is a int; give text, bytes or None where no format is set for it"),
-        ({"value": "1", "key": 5}, "message: key is a int; give text, bytes or None where no format is set for it"),
+        ({"value": 5}, "message: value is an int; give text, bytes or None where no format is set for it"),
+        ({"value": "1", "key": 5}, "message: key is an int; give text, bytes or None where no format is set for it"),
         ({"value": "1", "headers": [("a", 5)]}, "message: a header is a name (str) and a value (bytes), not ('a', 5)"),
         ({"value": "1", "topic": "a b"}, "message: topic is 'a b'; give the name of a topic"),
         ({"value": "1", "offset": -1}, "message: offset is -1; give a whole number from 0 on"),

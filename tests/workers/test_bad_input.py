@@ -243,3 +243,15 @@ def test_show_config_says_where_each_value_comes_from_and_hides_secrets(processe
     assert "variable KAFKA_SASL_PASSWORD" in rows["sasl.password"]
     assert "hunter2" not in result.stdout
     assert "from-the-file" not in result.stdout
+
+
+def test_a_session_timeout_that_the_brokers_refuse_ends_the_consumer(processes: Processes, topic: str) -> None:
+    """It repeated the error until it was killed."""
+    result = processes.run(
+        "consume", "--topic", topic, "--no-metrics", "--property", "session.timeout.ms=1", "--group-id", topic
+    )
+
+    assert result.returncode == 2, result.stderr
+    (last,) = [line for line in result.stderr.splitlines() if line.startswith("kafka-workers consume: ")]
+    assert "--property: session.timeout.ms=1: the brokers refuse it: " in last
+    assert "group.min.session.timeout.ms" in last

@@ -209,7 +209,7 @@ def test_a_source_chooses_partition_and_timestamp(processes: Processes, topic: s
 
 @pytest.mark.parametrize(
     ("source", "complaint"),
-    [("broken", "the source raised RuntimeError: the database is away"), ("wrong", "yielded a int as message 1")],
+    [("broken", "the source raised RuntimeError: the database is away"), ("wrong", "yielded an int as message 1")],
 )
 def test_a_source_that_fails_is_named_and_what_came_before_was_sent(
     processes: Processes, topic: str, bootstrap_servers: str, source: str, complaint: str

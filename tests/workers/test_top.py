@@ -20,6 +20,10 @@ def test_one_round_shows_members_and_lag_as_lines_and_as_json(processes: Process
     (line,) = plain.stdout.splitlines()
     assert f"{group}: no members, 0 members, 3 partitions, lag 12 (" in line
 
+    absent = processes.run("top", "--once", "--group-id", "nowhere")
+    assert (absent.returncode, "nowhere: not there" in absent.stdout) == (2, True)
+    assert absent.stderr.splitlines()[-1].endswith("not known to the brokers: group nowhere; check --group-id")
+
     consumer = processes.consume(topic, group)
     eventually(lambda: consumer.metric("kafka_consumer_assigned_partitions") == 3, "the group has a member")
 

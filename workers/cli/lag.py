@@ -41,9 +41,10 @@ def _check_lag(group: groups.Group, max_lag: int, topics: Sequence[str]) -> None
     if not group.partitions:
         raise WorkerError(f"group {group.group_id} has no partition of {', '.join(topics) or 'any topic'}")
     if group.unread:
+        partitions = "1 partition" if len(group.unread) == 1 else f"{len(group.unread)} partitions"
         raise WorkerError(
-            f"group {group.group_id} has committed nothing for {len(group.unread)} partitions with messages, so how "
-            "far it is behind is not known"
+            f"group {group.group_id} has committed nothing for {partitions} with messages, so how far it is behind is "
+            "not known"
         )
     if group.total_lag > max_lag:
         raise WorkerError(f"group {group.group_id} is {group.total_lag} messages behind, --max-lag is {max_lag}")

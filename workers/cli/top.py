@@ -16,6 +16,7 @@ from confluent_kafka.admin import AdminClient
 from workers.cli.admin import connected_admin
 from workers.cli.context import Context
 from workers.cli.parameters import TopOptions
+from workers.errors import ConfigError
 from workers.kafka.groups import REQUEST_TIMEOUT_S
 from workers.kafka.messages import escaped
 from workers.lifecycle import Shutdown, Stopped
@@ -55,10 +56,12 @@ def top(options: TopOptions, context: Context, shutdown: Shutdown) -> None:
                     overview = rates.look(group_lag.picture, group_lag.ready(), time.monotonic(), time.time())
                     show(replace(overview, missing_brokers=_missing_brokers(admin, brokers)))
                     if options.once:
-                        return
+                        break
                     _wait(admin, following)
     except Stopped:
         return
+    if overview.missing and overview.problem is None:
+        raise ConfigError(f"not known to the brokers: group {', '.join(overview.missing)}; check --group-id")
 
 
 def _missing_brokers(admin: AdminClient, known: set[int]) -> tuple[int, ...]:

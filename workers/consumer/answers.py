@@ -11,6 +11,7 @@ from workers.accounting.stamps import without_stamp
 from workers.errors import ConfigError
 from workers.handlers import name_of
 from workers.kafka.messages import is_topic_name
+from workers.loading import kind_of
 from workers.sources import Outgoing, Record, record_of, size_of
 
 # Outputs under way, about: no work begins while there are more, and a work ends early when it has given its share.
@@ -60,15 +61,15 @@ def outputs_of(handler: Any, answer: object) -> list[Output]:
         if isinstance(answer, Coroutine):
             answer.close()  # or else Python says, besides, that it was never awaited
         raise ConfigError(
-            f"handler {name_of(handler)} returned a {type(answer).__name__}, so nothing was done; a handler is a plain "
+            f"handler {name_of(handler)} returned {kind_of(answer)}, so nothing was done; a handler is a plain "
             "function or an async def one"
         )
     if not _are_messages(answer):
-        raise ConfigError(f"handler {name_of(handler)} returned a {type(answer).__name__}; {_REMEDY}")
+        raise ConfigError(f"handler {name_of(handler)} returned {kind_of(answer)}; {_REMEDY}")
     outputs = []
     for each in answer:
         if not isinstance(each, Outgoing):
-            raise ConfigError(f"handler {name_of(handler)} gave back a {type(each).__name__}; {_REMEDY}")
+            raise ConfigError(f"handler {name_of(handler)} gave back {kind_of(each)}; {_REMEDY}")
         outputs.append(_output(each))
     return outputs
 

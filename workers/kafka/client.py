@@ -351,8 +351,11 @@ def wait_for_topics(
             if now - answered_at >= (TOPIC_GRACE_S if timeout_s is None else timeout_s):
                 raise mistake
         elif timeout_s is not None and now - started >= timeout_s:
+            # A listener of another protocol closes the connection, or its bytes are no TLS.
+            with_tls = config.get("security.protocol").lower().endswith("ssl")
+            tls = ", and that it speaks TLS there (--security-protocol)" if with_tls else ""
             raise WorkerError(
-                f"no answer from {servers} within {timeout_s:g} s; check --bootstrap-servers and that Kafka runs"
+                f"no answer from {servers} within {timeout_s:g} s; check --bootstrap-servers and that Kafka runs{tls}"
             )
         time.sleep(0.2)
     return {}

@@ -349,9 +349,11 @@ def as_table(group: Group) -> str:
     ]
     lines = [aligned(rows)]
     if group.unread:
-        lines.append(f"{len(group.unread)} partitions have messages and no committed offset: their lag is not counted")
+        has = "partition has" if len(group.unread) == 1 else "partitions have"
+        lines.append(f"{len(group.unread)} {has} messages and no committed offset: their lag is not counted")
     if group.deleted:
-        lines.append(f"{group.deleted} messages were deleted before the group committed them: they are not in the lag")
+        were, them = ("message was", "it") if group.deleted == 1 else ("messages were", "them")
+        lines.append(f"{group.deleted} {were} deleted before the group committed {them}, and not counted in the lag")
     lines += [
         f"{each.topic}[{each.partition}]: done in part up to offset {each.furthest}, {each.distance} beyond the "
         "committed one"

@@ -12,6 +12,7 @@ prometheus_client makes the metrics.
 """
 
 import asyncio
+import errno
 import http.client
 import logging
 import os
@@ -86,6 +87,11 @@ class Server:
         try:
             listener = _listen(host, port)
         except OSError as error:
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                raise ConfigError(
+                    f"--metrics-host: cannot listen on {host}: {error.strerror}; give an address of this machine, or "
+                    "0.0.0.0 for all"
+                ) from None
             if any_port_if_taken:
                 return self.start(host, 0)
             raise ConfigError(
