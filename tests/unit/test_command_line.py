@@ -196,6 +196,8 @@ def test_an_interrupt_while_the_command_is_imported_ends_it_without_a_traceback(
         f"        if name == {module!r}:\n"
         "            os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Interrupting())\n"
+        # Tests that a shell runs in the background ignore it, and so would the command.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "sys.argv = ['kafka-workers', 'verify', '--show-config']\n"
         "runpy.run_module('workers', run_name='__main__')"
     )
