@@ -125,6 +125,19 @@ def test_a_value_that_was_kept_for_its_time_is_dropped(away: object, left: list[
     assert lags(group_lag) == left
 
 
+def test_a_coordinator_that_has_not_answered_is_not_asked_for_offsets() -> None:
+    """The process ends with SIGSEGV in librdkafka when a broker refuses that because it is not the coordinator."""
+    brokers = Brokers()
+    group_lag = looking(brokers)
+    asked = brokers.asked["committed"]
+    assert asked == 1
+    brokers.away.add("describe")
+    group_lag.look()
+
+    assert brokers.asked["committed"] == asked
+    assert lags(group_lag) == [15, 15, 15]
+
+
 def test_an_offset_that_is_not_answered_makes_no_time_known() -> None:
     """Or else an old end would count as the end of now, and what was written meanwhile as new."""
     brokers, clock = Brokers(1), Clock()

@@ -77,7 +77,8 @@ def test_it_creates_a_topic_that_each_broker_leads_a_partition_of_and_accounts_f
     canary = start(processes, name)
     assert sorted(leaders(admin, name).values()) == [0, 1, 2]
     eventually(lambda: canary.metric(RATIO) == 1, "all is available")
-    assert canary.get("/readyz") == (200, "ok\n")
+    # The first statistics come after a second.
+    eventually(lambda: canary.get("/readyz") == (200, "ok\n"), "it is ready")
     assert canary.get("/livez") == (200, "ok\n")
     assert canary.metric("kafka_canary_partitions") == 3
     assert canary.metric("kafka_canary_uncovered_brokers") == 0

@@ -7,6 +7,8 @@ import signal
 import sys
 from types import FrameType
 
+from workers.cli.supervision import ENDED, STARTED_AGAIN, supervise
+
 INTERRUPTED = 128 + signal.SIGINT
 WRONG_USAGE = 2
 
@@ -17,6 +19,9 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
     _check_streams()
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    if command in (*STARTED_AGAIN, *ENDED):
+        supervise(command)
     from workers.cli.main import main as run
 
     run()

@@ -70,7 +70,7 @@ def _plan(
             f"group {group_id} has {len(members)} member(s), {', '.join(sorted(members))}, which would overwrite the "
             "offsets; stop them first (kubectl scale deploy consumer --replicas=0)"
         )
-    answer = groups.committed_offsets(admin, [group_id])
+    answer = groups.committed_offsets(admin, described)
     answer.check()
     committed = answer.values.get(group_id, {})
     wanted = set(topics) or {topic for topic, _ in committed}

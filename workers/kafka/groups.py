@@ -173,7 +173,7 @@ def _describe(admin: AdminClient, group_id: str, topics: list[str] | None) -> Gr
     if described.gone:
         raise ConfigError(f"group {group_id} is not known to the brokers; check --group-id")
     described.check()
-    answer = committed_offsets(admin, [group_id])
+    answer = committed_offsets(admin, described)
     answer.check()
     description, committed = described.values[group_id], answer.values[group_id]
     if not description.members and not committed:
@@ -208,13 +208,21 @@ def describe_groups(admin: AdminClient, group_ids: list[str]) -> Answers[str, Co
     return Answers(known, answers.gone | dead, answers.errors)
 
 
-def committed_offsets(admin: AdminClient, group_ids: Iterable[str]) -> Answers[str, dict[PartitionKey, Committed]]:
-    """The offsets that groups have committed. librdkafka sends one request a group; all are under way at once."""
+def committed_offsets(
+    admin: AdminClient, described: Answers[str, ConsumerGroupDescription]
+) -> Answers[str, dict[PartitionKey, Committed]]:
+    """The offsets that groups have committed, for which `described` must be fresh.
+
+    Only coordinators that have just answered are asked: an admin client of librdkafka 2.16 crashes where a broker
+    refuses this request because it is not the coordinator, as while a broker restarts (librdkafka#5040). It sends one
+    request a group; all are under way at once.
+    """
     futures: dict[str, Future[ConsumerGroupTopicPartitions]] = {}
-    for group_id in group_ids:
+    for group_id in described.values:
         request = [ConsumerGroupTopicPartitions(group_id)]
         futures |= admin.list_consumer_group_offsets(request, request_timeout=REQUEST_TIMEOUT_S)
-    return _gather(futures, _offsets_of)
+    answers = _gather(futures, _offsets_of)
+    return Answers(answers.values, answers.gone | described.gone, described.errors | answers.errors)
 
 
 def _offsets_of(answer: ConsumerGroupTopicPartitions) -> dict[PartitionKey, Committed]:

@@ -169,7 +169,7 @@ class GroupLag:
     def _ask_groups(self, group_ids: list[str], now: float, problems: dict[str, KafkaError]) -> None:
         described = groups.describe_groups(self._admin, group_ids)
         there = [group_id for group_id in group_ids if group_id not in described.gone]
-        committed = groups.committed_offsets(self._admin, there)
+        committed = groups.committed_offsets(self._admin, described)
         for answers in (described, committed):
             problems |= {f"group {group_id}": error for group_id, error in answers.errors.items()}
         self._descriptions.update(described, now, self._keep_s)
