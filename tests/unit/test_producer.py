@@ -161,7 +161,9 @@ def test_what_was_taken_and_cannot_be_sent_in_time_has_failed(monkeypatch: pytes
     source = ThreadedSource(orders.records())
 
     def stop() -> None:
-        eventually(lambda: producer.buffer_full, "the producer waits for room")
+        # The source is read ahead in another thread, by more than a batch beyond what the queue holds.
+        more = 4 * BATCH_MESSAGES
+        eventually(lambda: producer.buffer_full and orders.taken > more, "the producer waits for room")
         shutdown.request()
 
     stopper = threading.Thread(target=stop)
