@@ -14,7 +14,7 @@ from workers.lifecycle import Shutdown
 def connected_admin(
     connection: ConnectionOptions, context: Context, topics: Sequence[str], shutdown: Shutdown
 ) -> AdminClient:
-    """Return a client whose brokers have answered about `topics`, to be closed by `with`; raises as `wait_for_topics`.
+    """Return a client whose brokers have answered about `topics`; raises as `wait_for_topics`.
 
     With --show-config it prints the configuration and ends the command.
     """

@@ -17,21 +17,21 @@ from workers.lifecycle import Shutdown
 
 def lag(options: LagOptions, context: Context, shutdown: Shutdown) -> None:
     """Shows a group; raises WorkerError when it is further behind than allowed."""
-    with connected_admin(options.connection, context, options.topics, shutdown) as admin:
-        while True:
-            group = groups.describe(admin, options.group_id, list(options.topics))
-            if options.as_json:
-                click.echo(json.dumps(groups.as_document(group)))
-            else:
-                if options.watch and sys.stdout.isatty():
-                    click.clear()
-                click.echo(groups.as_table(group))
-            until = time.monotonic() + options.interval
-            while options.watch and not shutdown.requested and time.monotonic() < until:
-                # Also serves the statistics, which would pile up.
-                admin.poll(0.1)
-            if not options.watch or shutdown.requested:
-                break
+    admin = connected_admin(options.connection, context, options.topics, shutdown)
+    while True:
+        group = groups.describe(admin, options.group_id, list(options.topics))
+        if options.as_json:
+            click.echo(json.dumps(groups.as_document(group)))
+        else:
+            if options.watch and sys.stdout.isatty():
+                click.clear()
+            click.echo(groups.as_table(group))
+        until = time.monotonic() + options.interval
+        while options.watch and not shutdown.requested and time.monotonic() < until:
+            # Also serves the statistics, which would pile up.
+            admin.poll(0.1)
+        if not options.watch or shutdown.requested:
+            break
     if options.max_lag is not None:
         _check_lag(group, options.max_lag, options.topics)
 

@@ -28,19 +28,19 @@ def lag_exporter(options: LagExporterOptions, context: Context, shutdown: Shutdo
     client_state = ClientState()
     credentials = read_credentials(config)
     client_state.certificate_expiries_s = read_expiries(config, credentials)
-    with create_client(AdminClient, config, client_state.callbacks(), credentials) as admin:
-        selection = Selection(options.group_ids, options.group_filter, options.topics, options.topic_filter)
-        group_lag = GroupLag(admin, selection, options.interval, options.keep)
-        collector = LagCollector(group_lag, client_state, config.get("client.id"))
-        with context.serve(options.metrics, collector, group_lag.ready, group_lag.live):
-            try:
-                # A round may wait long for unreachable brokers, and leaves nothing half done.
-                with shutdown.at_once():
-                    if options.connection.timeout is not None:
-                        wait_for_topics(admin, [], config, client_state, timeout_s=options.connection.timeout)
-                    _look_until_stopped(group_lag, admin, client_state, options.interval)
-            except Stopped:
-                log.info("stopped after %d rounds", group_lag.picture.rounds)
+    admin = create_client(AdminClient, config, client_state.callbacks(), credentials)
+    selection = Selection(options.group_ids, options.group_filter, options.topics, options.topic_filter)
+    group_lag = GroupLag(admin, selection, options.interval, options.keep)
+    collector = LagCollector(group_lag, client_state, config.get("client.id"))
+    with context.serve(options.metrics, collector, group_lag.ready, group_lag.live):
+        try:
+            # A round may wait long for unreachable brokers, and leaves nothing half done.
+            with shutdown.at_once():
+                if options.connection.timeout is not None:
+                    wait_for_topics(admin, [], config, client_state, timeout_s=options.connection.timeout)
+                _look_until_stopped(group_lag, admin, client_state, options.interval)
+        except Stopped:
+            log.info("stopped after %d rounds", group_lag.picture.rounds)
 
 
 def _look_until_stopped(group_lag: GroupLag, admin: AdminClient, client_state: ClientState, interval_s: float) -> None:

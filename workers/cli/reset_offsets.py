@@ -13,10 +13,10 @@ from workers.lifecycle import Shutdown
 
 def reset_offsets(options: ResetOffsetsOptions, context: Context, shutdown: Shutdown) -> None:
     """Shows what moving the offsets would skip and repeat, and with --yes moves them."""
-    with connected_admin(options.connection, context, options.topics, shutdown) as admin:
-        moves = group_offsets.plan(admin, options.group_id, options.topics, options.partitions, options.to)
-        if options.yes:
-            group_offsets.commit(admin, options.group_id, moves)
+    admin = connected_admin(options.connection, context, options.topics, shutdown)
+    moves = group_offsets.plan(admin, options.group_id, options.topics, options.partitions, options.to)
+    if options.yes:
+        group_offsets.commit(admin, options.group_id, moves)
     skipped, repeated = sum(each.skipped for each in moves), sum(each.repeated for each in moves)
     if options.as_json:
         click.echo(

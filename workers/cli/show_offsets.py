@@ -17,16 +17,14 @@ from workers.monitoring.group_lag import GroupLag, Selection
 
 def show_offsets(options: ShowOffsetsOptions, context: Context, shutdown: Shutdown) -> None:
     """Shows the offsets of a group; raises ConfigError for one that is not there, and as `groups.describe`."""
-    with connected_admin(options.connection, context, options.topics, shutdown) as admin:
-        group = groups.describe(admin, options.group_id, list(options.topics))
-        if not group.partitions:
-            where = ", ".join(options.topics) or "any topic"
-            raise ConfigError(
-                f"group {group.group_id} has committed nothing and owns nothing of {where}; check --topic"
-            )
-        # One round of what the lag exporter does.
-        seconds = GroupLag(admin, Selection(group_ids=(group.group_id,), topics=options.topics), interval_s=1.0)
-        seconds.look()
+    admin = connected_admin(options.connection, context, options.topics, shutdown)
+    group = groups.describe(admin, options.group_id, list(options.topics))
+    if not group.partitions:
+        where = ", ".join(options.topics) or "any topic"
+        raise ConfigError(f"group {group.group_id} has committed nothing and owns nothing of {where}; check --topic")
+    # One round of what the lag exporter does.
+    seconds = GroupLag(admin, Selection(group_ids=(group.group_id,), topics=options.topics), interval_s=1.0)
+    seconds.look()
     lag_s = {key: found_s for (_, key), found_s in seconds.picture.lag_s.items()}
     click.echo(json.dumps(as_document(group, lag_s)) if options.as_json else as_table(group, lag_s))
 
