@@ -128,7 +128,14 @@ main()
 
 @pytest.mark.parametrize(
     ("name", "runs_in"),
-    [("top", "child"), ("lag-exporter", "child"), ("lag", "child"), ("offsets", "child"), ("consume", "same")],
+    [
+        ("top", "child"),
+        ("lag-exporter", "child"),
+        ("lag", "child"),
+        ("offsets", "child"),
+        ("reset-offsets", "child"),
+        ("consume", "same"),
+    ],
 )
 def test_commands_that_ask_coordinators_run_in_a_child_and_others_do_not(name: str, runs_in: str) -> None:
     words = [sys.executable, "-c", COMMAND_LINE, name]

@@ -8,9 +8,9 @@ import sys
 from types import FrameType
 
 from workers.cli.supervision import ENDED, STARTED_AGAIN, supervise
+from workers.errors import ExitCode
 
 INTERRUPTED = 128 + signal.SIGINT
-WRONG_USAGE = 2
 
 
 def main() -> None:
@@ -43,4 +43,4 @@ def _check_streams() -> None:
         sys.stderr = open(2, "w", encoding="utf-8")  # noqa: SIM115  (open until the process ends)
     if sys.stdout is None:
         sys.stderr.write("kafka-workers: standard output is closed; send it to /dev/null if nobody reads it\n")
-        raise SystemExit(WRONG_USAGE)
+        raise SystemExit(ExitCode.USAGE)

@@ -12,15 +12,16 @@ import threading
 import time
 from typing import NoReturn
 
+from workers.errors import ExitCode
+
 # These run until they are stopped, and lose nothing but what they have seen.
 STARTED_AGAIN = ("top", "lag-exporter")
-ENDED = ("lag", "offsets")
+ENDED = ("lag", "offsets", "reset-offsets")
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS)
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # This many crashes in a row, each sooner than SOON_S after the start, are no passing state of the brokers.
 MOST_CRASHES = 5
 SOON_S = 10.0
-FAILED = 1
 # Linux: a signal of the terminal, which the child got too.
 SI_KERNEL = 128
 
@@ -49,7 +50,7 @@ def supervise(command: str) -> None:
         remedy = "it starts again" if again else "run it again when all brokers run"
         print(f"kafka-workers {command}: {what}; {remedy}", file=sys.stderr, flush=True)
         if not again:
-            os._exit(FAILED)
+            os._exit(ExitCode.FAILED)
 
 
 def _fork() -> int | None:
@@ -67,7 +68,7 @@ def _fork() -> int | None:
 
 def _end_with_parent(parent_lives: int) -> NoReturn:
     os.read(parent_lives, 1)
-    os._exit(FAILED)
+    os._exit(ExitCode.FAILED)
 
 
 def _wait(child: int) -> int:
