@@ -49,9 +49,11 @@ def complete(config: ClientConfig) -> list[Setting]:
 def _check_prefixes(config: ClientConfig, protocol: str) -> None:
     """Raises ConfigError for a broker as SSL://HOST:PORT that the security protocol would have librdkafka pass over."""
     setting = config.settings.get(SERVERS)
-    for server in servers_of(setting) if setting is not None else ():
+    if setting is None:
+        return
+    for server in servers_of(setting):
         prefix, separator, _ = server.lower().partition("://")
-        if setting is not None and separator and prefix != protocol:
+        if separator and prefix != protocol:
             remedy = f"use --security-protocol {prefix}, or leave" if prefix in _PROTOCOLS else "leave"
             raise ConfigError(
                 f"{setting.origin}: a broker begins with {prefix}://, and the security protocol is {protocol}; "
