@@ -83,7 +83,7 @@ clean: ## Remove what the other targets made here
 $(READY): requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.13" >&2; exit 1; }
-	@echo "setting up $(VENV): pip installs all that is needed, about two minutes without a word"
+	@echo "setting up $(VENV): pip installs all that is needed, one or two minutes without a word"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
