@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import venv
 import zipfile
 from pathlib import Path
 
@@ -25,24 +24,11 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (".gitignore", "LICENSE", "README.md", "pyproject.toml", "tests", "workers")
 EPOCH = "1790000000"
 
-WITH_BROKERS = """
-from workers.testing import handle, message
-
-def test_the_fixtures_start_brokers_and_a_worker(kafka, topic, worker):
-    kafka.produce(topic, ["1", "2"])
-    consumer = worker.consume("handlers:keep")
-    consumer.until_done()
-    consumer.stop()
-    assert sorted(open("kept.txt").read().split()) == ["1", "2"]
-
-def test_a_handler_is_called_in_memory():
-    assert not handle("handlers:keep", [message("3")]).dead_letters
-"""
-HANDLERS = """
-def keep(message):
-    with open("kept.txt", "a") as kept:
-        kept.write(message.value().decode() + "\\n")
-"""
+# A page as its reader follows it: text, code in Python, and commands, which are indented.
+TUTORIAL = ROOT / "docs" / "testing.md"
+STEPS = re.compile(
+    r"`(?P<file>\w+\.py)`|^```python\n(?P<code>.*?)^```|(?P<commands>(?:^    \S[^\n]*\n)+)", re.DOTALL | re.MULTILINE
+)
 
 
 def run(*arguments: str | Path, cwd: Path = ROOT, timeout_s: float = 300, **env: str) -> str:
@@ -76,17 +62,68 @@ def wheel(dist: Path) -> Path:
     return found
 
 
+class Reader:
+    """Follows the tutorial in a new directory: writes its code into the files that it names, and runs its commands.
+
+    The shell finds no program of this environment. pip takes the wheel for a release, and versions of the lock file.
+    """
+
+    def __init__(self, directory: Path, wheel: Path) -> None:
+        self.directory = directory / "tutorial"
+        self.directory.mkdir()
+        self.programs = self.directory / ".venv" / "bin"
+        python = directory / "python3"
+        python.write_text(f'#!/bin/sh\nexec {os.path.realpath(sys.executable)} "$@"\n')
+        python.chmod(0o755)
+        pins = re.findall(r"^(\S+==[^\\\n]*)", (ROOT / "requirements-dev.txt").read_text(), re.MULTILINE)
+        constraints = directory / "constraints.txt"
+        constraints.write_text("\n".join([*pins, f"kafka-workers=={workers.__version__}"]))
+        self._environment = {
+            "PATH": f"{directory}:{os.defpath}",
+            "PIP_CONSTRAINT": str(constraints),
+            "PIP_FIND_LINKS": str(wheel.parent),
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        }
+        self._steps = STEPS.finditer(TUTORIAL.read_text())
+        self._entered: list[str] = []
+        self._file = ""
+
+    def until(self, text: str) -> list[str]:
+        """Follow the page through the commands that hold `text`; return what each block of commands has printed."""
+        printed = []
+        for step in self._steps:
+            self._file = step["file"] or self._file
+            if step["code"]:
+                with (self.directory / self._file).open("a") as file:
+                    file.write(f"{step['code']}\n\n")
+            if step["commands"]:
+                printed.append(self._run(step["commands"]))
+                if text in step["commands"]:
+                    return printed
+        raise AssertionError(f"the tutorial has no command {text!r} any more; adapt this test to {TUTORIAL.name}")
+
+    def _run(self, commands: str) -> str:
+        lines = [line.strip() for line in commands.splitlines()]
+        printed = run(
+            "bash", "-ec", "\n".join([*self._entered, *lines]), cwd=self.directory, timeout_s=300, **self._environment
+        )
+        # The environment that the reader has entered is entered for all later commands.
+        self._entered += [line for line in lines if line.startswith(". ")]
+        return printed
+
+
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of an environment that has the wheel and what it asks for, in the versions of the lock file."""
-    directory = tmp_path_factory.mktemp("installed")
-    venv.create(directory, with_pip=True)
-    pins = re.findall(r"^(\S+==[^\\\n]*)", (ROOT / "requirements-dev.txt").read_text(), re.MULTILINE)
-    constraints = directory / "constraints.txt"
-    constraints.write_text("\n".join(pins))
-    pip = ("-m", "pip", "install", "-q", "--disable-pip-version-check")
-    run(directory / "bin" / "python", *pip, "-c", constraints, f"{wheel}[testing]", cwd=directory)
-    return directory / "bin"
+def reader(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    """One who has installed the wheel as the tutorial says."""
+    reader = Reader(tmp_path_factory.mktemp("reader"), wheel)
+    reader.until("pip install 'kafka-workers[testing]'")
+    return reader
+
+
+@pytest.fixture(scope="module")
+def installed(reader: Reader) -> Path:
+    """The programs of the reader's environment."""
+    return reader.programs
 
 
 def test_a_build_elsewhere_from_other_file_times_and_rights_gives_the_same_bytes(dist: Path, tmp_path: Path) -> None:
@@ -129,13 +166,17 @@ def test_the_installed_wheel_runs_without_the_checkout(installed: Path, wheel: P
     found, file = run(installed / "python", "-c", program, cwd=tmp_path).split()
     assert found == version
     assert Path(file).is_relative_to(installed.parent)
+    # An index may have one of this version too.
+    with zipfile.ZipFile(wheel) as archive:
+        ours = {name: archive.read(name) for name in archive.namelist() if name.startswith("workers/")}
+    assert {name: (Path(file).parents[1] / name).read_bytes() for name in ours} == ours
 
 
-def test_pytest_finds_the_fixtures_of_the_installed_wheel(installed: Path, tmp_path: Path) -> None:
-    (tmp_path / "handlers.py").write_text(HANDLERS)
-    (tmp_path / "test_handlers.py").write_text(WITH_BROKERS)
-    out = run(installed / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=tmp_path)
-    assert "2 passed" in out
+def test_the_tutorial_of_the_test_kit_passes_as_it_is_written_with_the_installed_wheel(reader: Reader) -> None:
+    (in_memory,) = reader.until("pytest")
+    assert re.search(r"\b2 passed in", in_memory), in_memory
+    (all_of_it,) = reader.until("pytest")
+    assert re.search(r"\b6 passed in", all_of_it), all_of_it
 
 
 def test_the_installed_wheel_makes_a_project_whose_tests_pass(installed: Path, tmp_path: Path) -> None:
