@@ -1,14 +1,18 @@
 """The image: what is in it, and that it needs nothing but itself. Each test runs with either of Docker's builders."""
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import workers
-from tests.compose.engine import BASE_IMAGE, REPOSITORY, build, docker, output, there
+from tests.compose.engine import BASE_IMAGE, DOWNLOAD_TIMEOUT_S, REPOSITORY, build, docker, output, there
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -79,3 +83,32 @@ def test_a_change_of_the_code_keeps_the_layer_with_the_dependencies(image: str, 
         assert layers(changed)[1] != layers(image)[1]
     finally:
         docker("image", "rm", changed)
+
+
+def test_the_tests_of_a_new_project_pass_in_its_image_by_the_commands_of_its_readme(image: str, tmp_path: Path) -> None:
+    name = "my-readings"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+
+    def run(*arguments: str, cwd: Path = tmp_path) -> str:
+        result = subprocess.run(
+            arguments, cwd=cwd, env=environment, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S
+        )
+        assert result.returncode == 0, f"{arguments}: {result.returncode}\n{result.stdout}{result.stderr}"
+        return result.stdout
+
+    run(sys.executable, "-m", "workers", "new", name)
+    project = tmp_path / name
+    readme = (project / "README.md").read_text().partition("## Test the image")[2].partition("## ")[0]
+    lines = re.findall(r"^    (.*)$", readme, re.MULTILINE)
+    assert [line.split()[0] for line in lines] == ["docker", "pip", "docker"]
+    # An image of our own in the place of the one of a release, and a name that no image of the developer's has.
+    tag = f"{image}-{name}"
+    of_release = f"kafka-workers:{workers.__version__}"
+    dockerfile = (project / "Dockerfile").read_text()
+    assert f"ARG KAFKA_WORKERS={of_release}\n" in dockerfile
+    (project / "Dockerfile").write_text(dockerfile.replace(f"={of_release}\n", f"={image}\n"))
+    commands = "\n".join(lines).replace(f"{name}:1", tag).replace("pip install", f"{sys.executable} -m pip install -q")
+    try:
+        assert "8 passed" in run("bash", "-ec", commands, cwd=project)
+    finally:
+        docker("image", "rm", tag)
