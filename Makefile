@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 LAB_BIN := $(or $(LAB_HOME),$(HOME)/.cache/kafka-lab)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up logs down test soak bench profile lint audit docs format lock clean
+.PHONY: help demo up logs down test soak bench profile dashboard lint audit docs format lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +37,10 @@ bench: $(READY) ## Measure the workers beside their peers, and write bench/RESUL
 profile: ## Say in bench/RESULTS.md where the workers' time goes (py-spy, valgrind)
 	@$(MAKE) --no-print-directory bench ARGS='Profiles Instructions'
 
+dashboard: $(READY) ## Draw the chart's dashboard with real data, docs/dashboard.png (three minutes; Debian's prometheus)
+	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-bench.txt
+	@$(BIN)/python -m bench.dashboard $(ARGS)
+
 lint: $(READY) ## Check style and types, the Dockerfile and the workflows
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -51,7 +55,7 @@ docs: $(READY) ## Build the documentation as a site in build/site, with every li
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-docs.txt
 	@rm -rf build/docs build/site
 	@mkdir -p build/docs
-	@tar cf - *.md docs/*.md docs/*.css docs/*.svg bench/*.md bench/*.png charts/*/README.md examples/*/* | tar xf - -C build/docs
+	@tar cf - *.md docs/*.md docs/*.css docs/*.svg docs/*.png bench/*.md bench/*.png charts/*/README.md examples/*/* | tar xf - -C build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(READY) ## Format the code

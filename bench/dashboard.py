@@ -1,0 +1,314 @@
+"""`python -m bench.dashboard`: the chart's dashboard with real data, drawn without Grafana.
+
+Workers run on an embedded cluster while things happen to them, and Prometheus scrapes them every second. Then the
+queries of each panel are asked of Prometheus, and drawn under the title of the panel, in the order of the dashboard.
+"""
+
+import asyncio
+import json
+import os
+import random
+import re
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import which
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+
+from workers import Message, Outgoing, Reject
+from workers.local.cluster import Cluster, free_ports
+from workers.testing.processes import Process, Processes, eventually
+
+REPOSITORY = Path(__file__).parents[1]
+DASHBOARD = REPOSITORY / "charts" / "kafka-workers" / "dashboards" / "kafka-workers.json"
+PICTURE = REPOSITORY / "docs" / "dashboard.png"
+NAMESPACE, TOPIC, GROUP, OUTPUTS = "kafka", "orders", "shop", "invoices"
+# Grafana makes $__rate_interval of four scrapes at least.
+RATE_INTERVAL_S = 10
+STEP_S = 1
+KEYS = 50
+# Panels that show nothing on this cluster, and why.
+EMPTY = {
+    "Errors": "no delivery has failed: the producer waits for a broker that is down",
+    "Certificates": "the cluster has no TLS, so no worker has a certificate",
+}
+COLOURS = ("#4c8fd6", "#e08a2e", "#3fa66b", "#d4555a", "#9a74c9", "#a8803f", "#d072ad", "#7f8fa0", "#a9a83a", "#35a7b5")
+INK, PAPER, GRID = "#c9ced6", "#15181d", "#2b3038"
+
+
+# User code of the workers
+
+
+def numbered() -> Iterator[Outgoing]:
+    """Orders of fifty customers; one message of 2,500 is none."""
+    chance = random.Random(1)
+    for number in range(10_000_000):
+        value = "no order" if number % 2500 == 2499 else json.dumps({"order": number})
+        yield Outgoing(value, key=f"customer-{chance.randrange(KEYS)}")
+
+
+async def invoice(message: Message) -> Outgoing:
+    """Wait for a service, and give back an invoice."""
+    await asyncio.sleep(0.01)
+    value = message.value() or b""
+    if not value.startswith(b"{"):
+        raise Reject("not an order")
+    return Outgoing(value, key=message.key(), topic=OUTPUTS)
+
+
+# The dashboard
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """An expression as the dashboard has it, and how its series are called."""
+
+    expression: str
+    legend: str
+
+    def filled(self, range_s: int) -> str:
+        """The expression with values for the dashboard's variables, as Grafana sends it with *All* chosen."""
+        values = {
+            "__range": f"{range_s}s", "__rate_interval": f"{RATE_INTERVAL_S}s",
+            "namespace": ".*", "topic": ".*", "group": ".*",
+        }  # fmt: skip
+        return re.sub(r"\$(\w+)", lambda found: values[found[1]], self.expression)
+
+    def name(self, labels: dict[str, str]) -> str:
+        return re.sub(r"\{\{\s*(\w+)\s*\}\}", lambda found: labels.get(found[1], ""), self.legend)
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One of the dashboard's panels, without its place."""
+
+    row: str
+    title: str
+    kind: str
+    unit: str
+    queries: tuple[Query, ...]
+
+
+def panels() -> list[Panel]:
+    """The dashboard's panels, in its order, each with the title of the row that it stands in."""
+    found, row = [], ""
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        if panel["type"] == "row":
+            row = panel["title"]
+            continue
+        queries = tuple(Query(each["expr"], each.get("legendFormat") or "") for each in panel["targets"])
+        unit = panel["fieldConfig"]["defaults"].get("unit", "short")
+        found.append(Panel(row, panel["title"], panel["type"], unit, queries))
+    return found
+
+
+# Prometheus
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Seconds since the beginning, and values."""
+
+    name: str
+    times: list[float]
+    values: list[float]
+
+
+class Prometheus:
+    """Debian's `prometheus` on a free port of loopback. Raises RuntimeError with its own words about a query."""
+
+    def __init__(self, directory: Path, targets: dict[str, int]) -> None:
+        program = which("prometheus")
+        if program is None:
+            raise click.ClickException("there is no prometheus on PATH; install the Debian package prometheus")
+        jobs = [
+            {
+                "job_name": name,
+                "static_configs": [{"targets": [f"127.0.0.1:{port}"], "labels": {"namespace": NAMESPACE}}],
+                "relabel_configs": [{"target_label": "instance", "replacement": name}],
+            }
+            for name, port in targets.items()
+        ]
+        config = directory / "prometheus.yml"
+        # YAML has all of JSON.
+        config.write_text(json.dumps({"global": {"scrape_interval": "1s"}, "scrape_configs": jobs}))
+        (port,) = free_ports(1)
+        self._url = f"http://127.0.0.1:{port}"
+        with (directory / "prometheus.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [program, f"--config.file={config}", f"--storage.tsdb.path={directory / 'data'}",
+                 f"--web.listen-address=127.0.0.1:{port}"],
+                stdout=log, stderr=log,
+            )  # fmt: skip
+        eventually(self._ready, "Prometheus is ready")
+
+    def _ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self._url}/-/ready", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def range(self, query: Query, begun_at: float, ended_at: float) -> list[Series]:
+        asked = {
+            "query": query.filled(round(ended_at - begun_at)), "start": begun_at, "end": ended_at, "step": STEP_S,
+        }  # fmt: skip
+        try:
+            with urllib.request.urlopen(
+                f"{self._url}/api/v1/query_range?{urllib.parse.urlencode(asked)}", timeout=30
+            ) as answer:
+                found = json.load(answer)["data"]["result"]
+        except urllib.error.HTTPError as error:
+            with error:
+                raise RuntimeError(f"Prometheus refused {asked['query']}: {error.read().decode()}") from None
+        return [_series(query, each, begun_at) for each in found]
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(30)
+
+
+def _series(query: Query, result: dict[str, Any], begun_at: float) -> Series:
+    points = [(float(at) - begun_at, float(value)) for at, value in result["values"]]
+    return Series(query.name(result["metric"]), [at for at, _ in points], [value for _, value in points])
+
+
+# What happens
+
+
+def observe(unit_s: float, say: Callable[[str], None]) -> list[tuple[Panel, list[Series]]]:
+    """Run the workers for about twelve times `unit_s`, and return what each panel shows of that time."""
+    names = ["producer", "burst", "consumer-1", "consumer-2", "consumer-3", "lag-exporter", "canary"]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(TemporaryDirectory(prefix="kafka-workers-dashboard-")))
+        cluster = stack.enter_context(Cluster(say=say))
+        for topic in (TOPIC, f"{TOPIC}.dlq", OUTPUTS):
+            cluster.create_topic(topic, 3)
+        processes = Processes(cluster.bootstrap_servers, directory)
+        stack.callback(processes.kill_all)
+        prometheus = Prometheus(directory, ports)
+        stack.callback(prometheus.stop)
+
+        def start(name: str, *arguments: str) -> Process:
+            say(f"{name} starts")
+            return processes.start(*arguments, "--metrics-port", str(ports[name]), env={"PYTHONPATH": str(REPOSITORY)})
+
+        def consumer(name: str) -> Process:
+            return start(
+                name, "consume", "--topic", TOPIC, "--group-id", GROUP, "--from-beginning",
+                "--handler", "bench.dashboard:invoice", "--concurrency", "20",
+            )  # fmt: skip
+
+        def wait(units: float, what: str) -> None:
+            say(what)
+            time.sleep(units * unit_s)
+
+        begun_at = time.time()
+        start("lag-exporter", "lag-exporter", "--interval", "1", "--group-id", GROUP)
+        start("canary", "canary")
+        consumer("consumer-1")
+        consumer("consumer-2")
+        start("producer", "produce", "--topic", TOPIC, "--source", "bench.dashboard:numbered", "--rate", "400")
+        wait(3, "two consumers")
+        consumer("consumer-3")
+        wait(2, "three consumers")
+        burst = ("--rate", "6000", "--count", str(round(6000 * unit_s)))
+        start("burst", "produce", "--topic", TOPIC, "--source", "bench.dashboard:numbered", *burst, "--linger", "60")
+        wait(3, "a burst that the consumers are too slow for")
+        cluster.kill_broker(1)
+        wait(2, "broker 1 is down")
+        cluster.start_broker(1)
+        wait(2, "broker 1 is back")
+        ended_at = time.time()
+        return [
+            (panel, [series for query in panel.queries for series in prometheus.range(query, begun_at, ended_at)])
+            for panel in panels()
+        ]
+
+
+# The picture
+
+
+def draw(shown: list[tuple[Panel, list[Series]]], path: Path) -> None:
+    """Draw every panel, numbers too as they were over the time, three beside each other."""
+    import matplotlib as mpl
+    from matplotlib import rcsetup
+
+    mpl.use("Agg")
+    mpl.rcParams.update({
+        "font.size": 8, "axes.titlesize": 9, "axes.titleweight": "bold", "axes.titlelocation": "left",
+        "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GRID, "axes.facecolor": PAPER,
+        "figure.facecolor": PAPER, "text.color": INK, "axes.titlecolor": INK, "xtick.color": INK, "ytick.color": INK,
+        "grid.color": GRID, "axes.prop_cycle": rcsetup.cycler(color=COLOURS),
+    })  # fmt: skip
+    from matplotlib import pyplot
+
+    columns = 4
+    lines = -(-len(shown) // columns)
+    figure, axes = pyplot.subplots(
+        lines, columns, figsize=(4 * columns, 2.5 * lines), squeeze=False, layout="constrained"
+    )
+    for axis, (panel, found) in zip(axes.flat, shown, strict=False):
+        _panel(axis, panel, found)
+    for axis in axes.flat[len(shown) :]:
+        axis.set_visible(False)
+    figure.savefig(path, dpi=80, pil_kwargs={"optimize": True})
+    pyplot.close(figure)
+
+
+def _panel(axis: Any, panel: Panel, found: list[Series]) -> None:
+    from matplotlib.ticker import EngFormatter, PercentFormatter
+
+    unit = {"s": "s", "ops": "/s", "cps": "/s", "bytes": "B"}.get(panel.unit, "")
+    axis.set_title(panel.title)
+    for series in found:
+        axis.plot(series.times, series.values, linewidth=1.2, label=series.name or None)
+    axis.yaxis.set_major_formatter(
+        PercentFormatter(1, decimals=0) if panel.unit == "percentunit" else EngFormatter(unit, sep="")
+    )
+    axis.grid(axis="y")
+    axis.set_ylim(bottom=0)
+    if not found:
+        axis.text(0.5, 0.5, "no data", transform=axis.transAxes, ha="center", color=INK)
+    named = [each for each in found if each.name]
+    if named:
+        axis.legend(frameon=False, fontsize=6, ncols=2 if len(named) > 4 else 1, loc="upper left", labelcolor=INK)
+
+
+@click.command()
+@click.option("--unit", default=15.0, show_default=True, help="Seconds of a twelfth of what happens.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=PICTURE,
+    help="PNG.  [default: docs/dashboard.png]",
+)
+def main(unit: float, output: Path) -> None:
+    """Draw the chart's dashboard of workers to which things happen for about three minutes."""
+    for name in [name for name in os.environ if name.startswith("KAFKA_")]:
+        del os.environ[name]
+    shown = observe(unit, click.echo)
+    draw(shown, output)
+    click.echo(f"{len(shown)} panels in {output}")
+    for panel, found in shown:
+        for query in panel.queries if not found else ():
+            click.echo(f"empty: {panel.row}: {panel.title}: {query.expression}")
+    unexplained = [panel.title for panel, found in shown if not found and panel.title not in EMPTY]
+    if unexplained:
+        raise click.ClickException(
+            f"panels without data: {', '.join(unexplained)}; correct their queries, or explain them"
+        )
+
+
+if __name__ == "__main__":
+    main()
