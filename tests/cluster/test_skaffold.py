@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.kind import CONTEXT, REPOSITORY, Release, found, kubectl, output
+from tests.cluster.kind import CONTEXT, REPOSITORY, Release, found, kubectl
 from workers.testing.processes import eventually
 
 pytestmark = pytest.mark.timeout(600)
@@ -20,11 +20,6 @@ pytestmark = pytest.mark.timeout(600)
 UP_S = 300.0
 # Two addresses: Helm's --set would take the comma for the next value.
 BROKERS = "events-kafka-bootstrap:9092,events-kafka-bootstrap.default:9092"
-WAYS = {
-    "existing": ("--profile", "existing"),
-    "workers": ("--module", "workers"),
-    "plain": ("--profile", "plain"),
-}
 SELECTOR = "app.kubernetes.io/instance=workers"
 MADE = "deploy,job,pod,serviceaccount,configmap,pdb,kafkauser,kafkatopic,networkpolicy"
 FORWARDED = re.compile(r"Port forwarding deployment/consumer in namespace default, .*http://127\.0\.0\.1:(\d+)")
@@ -84,9 +79,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory, kafka: None) -> Path:
     if shutil.which("skaffold") is None:
         pytest.skip("there is no skaffold command")
     copy = tmp_path_factory.mktemp("skaffold") / "kafka-workers"
-    needed = ("workers", "charts", "k8s", "skaffold.yaml", *(path.name for path in REPOSITORY.glob("requirements*.txt")))
     copy.mkdir()
-    for name in (*needed, "Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE"):
+    files = ("skaffold.yaml", "Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE")
+    requirements = [path.name for path in REPOSITORY.glob("requirements*.txt")]
+    for name in ("workers", "charts", "k8s", *files, *requirements):
         source = REPOSITORY / name
         if source.is_dir():
             shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -95,15 +91,22 @@ def repository(tmp_path_factory: pytest.TempPathFactory, kafka: None) -> Path:
     return copy
 
 
-@pytest.fixture(params=WAYS)
-def dev(request: pytest.FixtureRequest, repository: Path, tmp_path: Path) -> Iterator[Dev]:
-    Release("helm").uninstall()
-    dev = Dev(repository, tmp_path / "log", *WAYS[request.param])
-    yield dev
-    if dev.process.poll() is None:
-        dev.process.kill()
-        dev.process.wait()
+@pytest.fixture
+def started(repository: Path, tmp_path: Path) -> Iterator[Callable[..., Dev]]:
+    """Starts `skaffold dev` with some arguments; a test that fails leaves no release behind."""
+    devs: list[Dev] = []
+
+    def start(*arguments: str) -> Dev:
         Release("helm").uninstall()
+        devs.append(Dev(repository, tmp_path / "log", *arguments))
+        return devs[-1]
+
+    yield start
+    for dev in devs:
+        if dev.process.poll() is None:
+            dev.process.kill()
+            dev.process.wait()
+            Release("helm").uninstall()
 
 
 def images() -> set[str]:
@@ -111,18 +114,27 @@ def images() -> set[str]:
     return {container["image"] for container in deployment["spec"]["template"]["spec"]["containers"]}
 
 
-def test_skaffold_dev_shows_messages_takes_a_change_and_leaves_nothing(dev: Dev, repository: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "changes"),
+    [(("--profile", "existing"), False), (("--module", "workers"), True), (("--profile", "plain"), False)],
+    ids=["existing", "workers", "plain"],
+)
+def test_skaffold_dev_shows_messages_takes_a_change_and_leaves_nothing(
+    started: Callable[..., Dev], repository: Path, arguments: tuple[str, ...], changes: bool
+) -> None:
+    dev = started(*arguments)
+
     def handled() -> bool:
-        return bool(re.search(r'^kafka_consumer_messages_total\{.*\} [1-9]', dev.forwarded("/metrics"), re.MULTILINE))
+        return bool(re.search(r"^kafka_consumer_messages_total\{.*\} [1-9]", dev.forwarded("/metrics"), re.MULTILINE))
 
     dev.eventually(handled, "the forwarded port shows that messages are handled")
-    before = images()
-
-    with (repository / "workers" / "__init__.py").open("a") as module:
-        module.write(f"\n# {len(dev.said)}\n")
-    dev.eventually(lambda: images() != before, "another image is deployed")
-    output("kubectl", "--context", CONTEXT, "rollout", "status", "deploy/consumer", "--timeout=120s")
-    dev.eventually(handled, "the port is forwarded to the new pods")
+    if changes:
+        before = images()
+        with (repository / "workers" / "__init__.py").open("a") as module:
+            module.write("\n# A change.\n")
+        dev.eventually(lambda: images() != before, "another image is deployed")
+        kubectl("rollout", "status", "deploy/consumer", "--timeout=120s")
+        dev.eventually(handled, "the port is forwarded to the new pods")
 
     dev.stop()
     eventually(lambda: found(MADE, "--selector", SELECTOR) == [], "nothing of the release is left")
