@@ -13,7 +13,7 @@ import yaml
 
 from tests.chart.rendering import CHART, helm, one, render, second_release, template
 from tests.chart.schemas import check, write_for_kubeconform
-from tests.chart.values import table
+from tests.chart.values import SCHEMA, schema, table
 from tests.documents import load, load_all
 from workers.cli.main import cli
 
@@ -457,8 +457,10 @@ def test_the_schema_and_the_values_have_the_same_names() -> None:
     compare(schema, load((CHART / "values.yaml").read_text()), "")
 
 
-def test_the_readme_of_the_chart_has_every_value() -> None:
-    assert table() in (CHART / "README.md").read_text()
+def test_the_readme_and_the_schema_say_of_every_value_what_values_yaml_says() -> None:
+    remedy = "run python -m tests.chart.values"
+    assert table() in (CHART / "README.md").read_text(), remedy
+    assert SCHEMA.read_text() == schema(), remedy
 
 
 def container(document: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""The table of values in the chart's README, from the comments of values.yaml; run as a program it prints it."""
+"""What the chart's values mean, from the comments of values.yaml: as a table in the chart's README, and as the
+descriptions in values.schema.json, which editors show. Run as a program it writes both.
+"""
 
 import json
 import re
@@ -7,33 +9,61 @@ from typing import Any
 from tests.chart.rendering import CHART
 from tests.documents import load
 
+README, SCHEMA = CHART / "README.md", CHART / "values.schema.json"
 _ENTRY = re.compile(r"^(?P<indent> *)(?P<name>[\w.]+):")
+_HEAD = "| value | meaning | default |\n| --- | --- | --- |\n"
 
 
-def table() -> str:
-    """One row for each value that has a `##` comment above it."""
-    text = (CHART / "values.yaml").read_text()
-    values = load(text)
-    rows = ["| value | meaning | default |", "| --- | --- | --- |"]
-    path: list[str] = []
+def meanings() -> dict[tuple[str, ...], str]:
+    """Of each value that has a `##` comment above it, by its path."""
+    found: dict[tuple[str, ...], str] = {}
+    path: tuple[str, ...] = ()
     meaning = ""
-    for line in text.splitlines():
+    for line in (CHART / "values.yaml").read_text().splitlines():
         if line.lstrip().startswith("## "):
             meaning = line.strip().removeprefix("## ")
         elif entry := _ENTRY.match(line):
-            path = [*path[: len(entry["indent"]) // 2], entry["name"]]
+            path = (*path[: len(entry["indent"]) // 2], entry["name"])
             if meaning:
-                default = json.dumps(_at(values, path), separators=(",", ":"))
-                rows.append(f"| `{'.'.join(path)}` | {meaning} | `{default}` |")
+                found[path] = meaning
                 meaning = ""
-    return "\n".join(rows) + "\n"
+    return found
 
 
-def _at(values: Any, path: list[str]) -> Any:
-    for name in path:
-        values = values[name]
-    return values
+def table() -> str:
+    """One row for each value."""
+    values = load((CHART / "values.yaml").read_text())
+    rows = []
+    for path, meaning in meanings().items():
+        default: Any = values
+        for name in path:
+            default = default[name]
+        rows.append(f"| `{'.'.join(path)}` | {meaning} | `{json.dumps(default, separators=(',', ':'))}` |\n")
+    return _HEAD + "".join(rows)
+
+
+def schema() -> str:
+    """The schema as it stands, with what values.yaml says; raises KeyError where it does not know a value."""
+    document = json.loads(SCHEMA.read_text())
+    for path, meaning in meanings().items():
+        node = document
+        for name in path:
+            node = _resolved(document, node)["properties"][name]
+        # First in the object, where a reader looks.
+        members = {key: value for key, value in node.items() if key != "description"}
+        node.clear()
+        node.update(description=meaning, **members)
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _resolved(document: Any, node: Any) -> Any:
+    """What `node` refers to. Two values that refer to the same get the same texts, those of the later one."""
+    if "$ref" in node:
+        return document["definitions"][node["$ref"].removeprefix("#/definitions/")]
+    return node
 
 
 if __name__ == "__main__":
-    print(table(), end="")
+    SCHEMA.write_text(schema())
+    before, _, rest = README.read_text().partition(_HEAD)
+    README.write_text(before + table() + "".join(rest.partition("\n\n")[1:]))
