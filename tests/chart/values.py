@@ -1,4 +1,4 @@
-"""What the chart's values mean, from the comments of values.yaml: as a table in the chart's README, and as the
+"""The meaning of each value of the chart, from the comments of values.yaml: a table in the chart's README, and the
 descriptions in values.schema.json, which editors show. Run as a program it writes both.
 """
 
@@ -57,7 +57,7 @@ def schema() -> str:
 
 
 def _resolved(document: Any, node: Any) -> Any:
-    """What `node` refers to. Two values that refer to the same get the same texts, those of the later one."""
+    """The definition that `node` refers to, or `node`. Two values with one definition get the texts of the later one."""
     if "$ref" in node:
         return document["definitions"][node["$ref"].removeprefix("#/definitions/")]
     return node

@@ -57,7 +57,7 @@ class Dev:
         assert self.process.poll() is None, self.said[-3000:]
 
     def forwarded(self, path: str) -> str:
-        """What the consumer answers at the port that Skaffold forwards; empty while there is none."""
+        """The consumer's answer at the port that Skaffold forwards; empty while there is none."""
         ports = FORWARDED.findall(self.said)
         if not ports:
             return ""

@@ -85,6 +85,7 @@ def test_a_change_of_the_code_keeps_the_layer_with_the_dependencies(image: str, 
         docker("image", "rm", changed)
 
 
+@pytest.mark.parametrize("buildkit", [True], indirect=True, ids=["BuildKit"])
 def test_the_tests_of_a_new_project_pass_in_its_image_by_the_commands_of_its_readme(image: str, tmp_path: Path) -> None:
     name = "my-readings"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
