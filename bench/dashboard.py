@@ -182,7 +182,7 @@ def _series(query: Query, result: dict[str, Any], begun_at: float) -> Series:
     return Series(query.name(result["metric"]), [at for at, _ in points], [value for _, value in points])
 
 
-# What happens
+# The workers at work
 
 
 def observe(unit_s: float, say: Callable[[str], None]) -> list[tuple[Panel, list[Series]]]:

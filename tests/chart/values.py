@@ -57,7 +57,7 @@ def schema() -> str:
 
 
 def _resolved(document: Any, node: Any) -> Any:
-    """The definition that `node` refers to, or `node`. Two values with one definition get the texts of the later one."""
+    """The definition that `node` refers to, or `node`. Two values of one definition get the later texts."""
     if "$ref" in node:
         return document["definitions"][node["$ref"].removeprefix("#/definitions/")]
     return node
