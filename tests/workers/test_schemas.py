@@ -2,11 +2,13 @@
 
 import io
 import json
+import shutil
 import subprocess
 import tarfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import fastavro
@@ -148,6 +150,31 @@ def test_what_is_produced_in_a_format_is_consumed_in_it(
     assert handling.wait() == 0, handling.stderr
     outputs = [value or b"" for _, value in read(bootstrap_servers, out, 3)]
     assert [json.loads(value[5:]) for value in outputs] == [{"id": each, "count": 1} for each in ("A", "Ö", "C")]
+
+
+def test_kcat_sees_the_bytes_of_confluents_format_and_what_it_writes_in_it_is_decoded(
+    processes: Processes, bootstrap_servers: str, topics: Any, group: str, registry: FakeRegistry, tmp_path: Path
+) -> None:
+    kcat = shutil.which("kcat")
+    if kcat is None:
+        pytest.skip("kcat is not installed (Debian's package kcat has it)")
+    topic, copy = topics.create(1), topics.create(1)
+    environment = {"KAFKA_SCHEMA_REGISTRY_URL": registry.url, "KAFKA_VALUE_FORMAT": "avro"}
+    schema = ["--value-schema-file", str(processes.write("order.avsc", AVRO))]
+    processes.produce(topic, "--input", lines(processes, {"id": "a", "count": 5}), *schema, env=environment)
+    command = [kcat, "-b", bootstrap_servers, "-C", "-t", topic, "-o", "beginning", "-e", "-q", "-f", "%R%s"]
+    seen = subprocess.run(command, capture_output=True, check=True).stdout
+    identity = get(f"{registry.url}/subjects/{topic}-value/versions/latest")["id"]
+    # A string of one byte, and of the union's two branches the second, a long: numbers are in zigzag.
+    value = b"\0" + identity.to_bytes(4) + b"\x02a" + b"\x02\x0a"
+    assert seen == len(value).to_bytes(4) + value
+
+    file = tmp_path / "value"
+    file.write_bytes(value)
+    subprocess.run([kcat, "-b", bootstrap_servers, "-P", "-t", copy, str(file)], check=True)
+    printing = processes.consume(copy, group, "--format", "value", "--max-messages", "1", env=environment)
+    assert printing.wait() == 0, printing.stderr
+    assert json.loads(printing.stdout) == {"id": "a", "count": 5}
 
 
 def test_the_real_registry_answers_as_the_one_of_the_unit_tests(apicurio: str, registry: FakeRegistry) -> None:
