@@ -43,17 +43,24 @@ def table() -> str:
 
 
 def schema() -> str:
-    """The schema as it stands, with what values.yaml says; raises KeyError where it does not know a value."""
-    document = json.loads(SCHEMA.read_text())
+    """The schema as it stands, with the descriptions that values.yaml has, and no others; notes of the schema's own are
+    `$comment`. Raises KeyError where it does not know a value.
+    """
+    document = json.loads(SCHEMA.read_text(), object_hook=_without_description)
     for path, meaning in meanings().items():
         node = document
         for name in path:
             node = _resolved(document, node)["properties"][name]
         # First in the object, where a reader looks.
-        members = {key: value for key, value in node.items() if key != "description"}
+        members = dict(node)
         node.clear()
         node.update(description=meaning, **members)
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _without_description(node: dict[str, Any]) -> dict[str, Any]:
+    """A property may have that name too: its schema is no text."""
+    return {key: value for key, value in node.items() if key != "description" or not isinstance(value, str)}
 
 
 def _resolved(document: Any, node: Any) -> Any:
@@ -66,4 +73,5 @@ def _resolved(document: Any, node: Any) -> Any:
 if __name__ == "__main__":
     SCHEMA.write_text(schema())
     before, _, rest = README.read_text().partition(_HEAD)
-    README.write_text(before + table() + "".join(rest.partition("\n\n")[1:]))
+    _, gap, after = rest.partition("\n\n")
+    README.write_text(before + table() + (f"\n{after}" if gap else ""))
