@@ -1,11 +1,11 @@
 """One kind cluster with one Kafka cluster for all tests here. A test leaves no release behind."""
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
 
 from tests.cluster.kind import IMAGE, KAFKA_CLUSTER, Release, kubectl, output, why_not
+from tests.programs import program
 
 
 @pytest.fixture(scope="package")
@@ -24,8 +24,7 @@ def kafka() -> Iterator[None]:
 @pytest.fixture(scope="module", params=["helm", "helm4"])
 def helm(request: pytest.FixtureRequest, kafka: None) -> str:
     """Helm 3 and Helm 4, whose server-side apply owns fields."""
-    if shutil.which(request.param) is None:
-        pytest.skip(f"there is no {request.param} command")
+    program(request.param)
     return str(request.param)
 
 

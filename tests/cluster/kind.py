@@ -105,13 +105,23 @@ class Release:
         history = json.loads(output(*self.helm, "history", self.name, "--output", "json"))
         return str(history[-1]["revision"])
 
+    @property
+    def selector(self) -> str:
+        """The label of all that the release has made."""
+        return f"app.kubernetes.io/instance={self.name}"
+
+    def objects(self) -> list[dict[str, Any]]:
+        """Its objects of every kind but topics, which an uninstall keeps."""
+        kinds = "deploy,job,pod,serviceaccount,configmap,pdb,kafkauser,networkpolicy,cronjob"
+        return found(kinds, "--selector", self.selector)
+
     def pods(self, component: str) -> list[Pod]:
         """The pods of a worker that are not being deleted."""
-        labels = f"app.kubernetes.io/instance={self.name},app.kubernetes.io/component={component}"
+        labels = f"{self.selector},app.kubernetes.io/component={component}"
         return [pod for pod in map(Pod, found("pods", "--selector", labels)) if not pod.leaving]
 
     def jobs(self) -> list[str]:
-        found_jobs = found("jobs", "--selector", f"app.kubernetes.io/instance={self.name}")
+        found_jobs = found("jobs", "--selector", self.selector)
         return [str(job["metadata"]["name"]) for job in found_jobs]
 
     def workers(self, *arguments: str, stdin: str = "") -> str:

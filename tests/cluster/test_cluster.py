@@ -164,7 +164,7 @@ def test_two_releases_live_side_by_side_in_one_namespace(release: Release, secon
 
     second.uninstall()
     assert [pod.ready for pod in release.pods("consumer")] == [True] * 3
-    assert found("kafkatopics", "--selector", f"app.kubernetes.io/instance={release.name}")
+    assert found("kafkatopics", "--selector", release.selector)
 
 
 def test_a_wrong_password_is_said_in_one_line_beside_a_release_that_works(release: Release, second: Release) -> None:
@@ -190,11 +190,9 @@ def test_a_wrong_password_is_said_in_one_line_beside_a_release_that_works(releas
 
 def test_uninstalling_leaves_nothing_but_the_topics(release: Release) -> None:
     release.uninstall()
-    kinds = "deploy,job,pod,serviceaccount,configmap,pdb,kafkauser,networkpolicy,cronjob"
-    selector = f"app.kubernetes.io/instance={release.name}"
-    assert len(found("kafkatopic", "--selector", selector)) == 2
-    kubectl("delete", "kafkatopic", "--selector", selector)
-    eventually(lambda: found(kinds, "--selector", selector) == [], "everything is gone")
+    assert len(found("kafkatopic", "--selector", release.selector)) == 2
+    kubectl("delete", "kafkatopic", "--selector", release.selector)
+    eventually(lambda: release.objects() == [], "everything is gone")
     assert found("secrets", "--selector", f"owner=helm,name={release.name}") == []
 
 

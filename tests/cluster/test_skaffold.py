@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import subprocess
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.kind import CONTEXT, REPOSITORY, Release, found, kubectl
+from tests.programs import program
 from workers.testing.processes import eventually
 
 pytestmark = pytest.mark.timeout(600)
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.timeout(600)
 UP_S = 300.0
 # Two addresses: Helm's --set would take the comma for the next value.
 BROKERS = "events-kafka-bootstrap:9092,events-kafka-bootstrap.default:9092"
-SELECTOR = "app.kubernetes.io/instance=workers"
-MADE = "deploy,job,pod,serviceaccount,configmap,pdb,kafkauser,kafkatopic,networkpolicy"
+# The release that skaffold.yaml names.
+RELEASE = Release("helm")
 FORWARDED = re.compile(r"Port forwarding deployment/consumer in namespace default, .*http://127\.0\.0\.1:(\d+)")
 
 
@@ -53,18 +53,21 @@ class Dev:
 
     def eventually(self, condition: Callable[[], object], what: str) -> None:
         """Waits for it while Skaffold runs."""
-        eventually(lambda: condition() or self.process.poll() is not None, f"{what}\n{self.said[-3000:]}", UP_S)
+        try:
+            eventually(lambda: condition() or self.process.poll() is not None, what, UP_S)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.said[-3000:]}") from None
         assert self.process.poll() is None, self.said[-3000:]
 
-    def forwarded(self, path: str) -> str:
-        """The consumer's answer at the port that Skaffold forwards; empty while there is none."""
+    def metrics(self) -> str:
+        """The consumer's page at the port that Skaffold forwards; empty while there is none."""
         ports = FORWARDED.findall(self.said)
         if not ports:
             return ""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{ports[-1]}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{ports[-1]}/metrics", timeout=10) as answer:
                 return str(answer.read().decode())
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
+        except OSError:
             return ""
 
     def stop(self) -> None:
@@ -76,8 +79,7 @@ class Dev:
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory, kafka: None) -> Path:
     """A copy that may be changed."""
-    if shutil.which("skaffold") is None:
-        pytest.skip("there is no skaffold command")
+    program("skaffold")
     copy = tmp_path_factory.mktemp("skaffold") / "kafka-workers"
     copy.mkdir()
     files = ("skaffold.yaml", "Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE")
@@ -97,7 +99,7 @@ def started(repository: Path, tmp_path: Path) -> Iterator[Callable[..., Dev]]:
     devs: list[Dev] = []
 
     def start(*arguments: str) -> Dev:
-        Release("helm").uninstall()
+        RELEASE.uninstall()
         devs.append(Dev(repository, tmp_path / "log", *arguments))
         return devs[-1]
 
@@ -106,11 +108,12 @@ def started(repository: Path, tmp_path: Path) -> Iterator[Callable[..., Dev]]:
         if dev.process.poll() is None:
             dev.process.kill()
             dev.process.wait()
-            Release("helm").uninstall()
+    # Skaffold that ended with an error has left one too.
+    RELEASE.uninstall()
 
 
 def images() -> set[str]:
-    (deployment,) = found("deploy", "--selector", f"{SELECTOR},app.kubernetes.io/component=consumer")
+    (deployment,) = found("deploy", "--selector", f"{RELEASE.selector},app.kubernetes.io/component=consumer")
     return {container["image"] for container in deployment["spec"]["template"]["spec"]["containers"]}
 
 
@@ -125,7 +128,7 @@ def test_skaffold_dev_shows_messages_takes_a_change_and_leaves_nothing(
     dev = started(*arguments)
 
     def handled() -> bool:
-        return bool(re.search(r"^kafka_consumer_messages_total\{.*\} [1-9]", dev.forwarded("/metrics"), re.MULTILINE))
+        return bool(re.search(r"^kafka_consumer_messages_total\{.*\} [1-9]", dev.metrics(), re.MULTILINE))
 
     dev.eventually(handled, "the forwarded port shows that messages are handled")
     if changes:
@@ -137,5 +140,6 @@ def test_skaffold_dev_shows_messages_takes_a_change_and_leaves_nothing(
         dev.eventually(handled, "the port is forwarded to the new pods")
 
     dev.stop()
-    eventually(lambda: found(MADE, "--selector", SELECTOR) == [], "nothing of the release is left")
+    eventually(lambda: RELEASE.objects() == [], "nothing of the release is left")
+    eventually(lambda: found("kafkatopic", "--selector", RELEASE.selector) == [], "its topics are gone too")
     assert "events-brokers" in kubectl("get", "statefulset", "--output", "name")
