@@ -1,15 +1,13 @@
 """Renders the chart as `helm template` does."""
 
 import re
-import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.documents import load_all
+from tests.programs import program as path_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHART = REPOSITORY / "charts" / "kafka-workers"
@@ -17,9 +15,7 @@ CHART = REPOSITORY / "charts" / "kafka-workers"
 
 def helm(*arguments: str, program: str = "helm") -> subprocess.CompletedProcess[str]:
     """Runs a Helm; skips the test where there is none."""
-    if shutil.which(program) is None:
-        pytest.skip(f"there is no {program} command")
-    return subprocess.run([program, *arguments], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    return subprocess.run([path_of(program), *arguments], capture_output=True, text=True, cwd=REPOSITORY, check=False)
 
 
 @cache

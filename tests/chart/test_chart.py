@@ -15,6 +15,7 @@ from tests.chart.rendering import CHART, helm, one, render, second_release, temp
 from tests.chart.schemas import check, write_for_kubeconform
 from tests.chart.values import SCHEMA, schema, table
 from tests.documents import load, load_all
+from tests.programs import program
 from workers.cli.main import cli
 
 PLAIN = ("strimzi.enabled=false", 'kafka.bootstrapServers="a:9092,b:9092"')
@@ -266,9 +267,7 @@ def test_the_notes_suggest_verify_with_the_user_that_may_read() -> None:
 
 
 def test_kubeconform_finds_nothing_whatever_is_switched(tmp_path: Path) -> None:
-    kubeconform = shutil.which("kubeconform")
-    if kubeconform is None:
-        pytest.skip("there is no kubeconform")
+    kubeconform = program("kubeconform")
     schemas, manifests = tmp_path / "schemas", tmp_path / "manifests"
     schemas.mkdir()
     manifests.mkdir()

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.chart.rendering import CHART, REPOSITORY, one, render
+from tests.programs import program
 from workers.monitoring.metrics import CANARY, CLIENT, CONSUMER, LAG, PRODUCER
 
 EVERYTHING = (
@@ -33,10 +34,7 @@ def queries_of_the_dashboard() -> list[str]:
 
 @pytest.fixture
 def promtool() -> str:
-    found = shutil.which("promtool")
-    if found is None:
-        pytest.skip("there is no promtool")
-    return found
+    return program("promtool", "prometheus")
 
 
 @pytest.mark.parametrize("command", ["check rules rules.yaml", "test rules rules_test.yaml"])

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import workers
 from tests.chart.rendering import REPOSITORY, helm
 from tests.documents import load_all
+from tests.programs import program
 from workers.local.cluster import free_ports
 from workers.testing.processes import eventually
 
@@ -22,15 +22,13 @@ PACKED = f"kafka-workers-{workers.__version__}.tgz"
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[str]:
     """The address of an empty registry, the one that Debian packs."""
-    program = shutil.which("docker-registry")
-    if program is None:
-        pytest.skip("there is no docker-registry")
+    command = program("docker-registry", "docker-registry")
     (port,) = free_ports(1)
     config, log = tmp_path / "registry.yaml", tmp_path / "registry.log"
     storage = {"filesystem": {"rootdirectory": str(tmp_path / "registry")}}
     # Every JSON document is one of YAML.
     config.write_text(json.dumps({"version": "0.1", "storage": storage, "http": {"addr": f"127.0.0.1:{port}"}}))
-    with log.open("w") as output, subprocess.Popen([program, "serve", config], stdout=output, stderr=output) as server:
+    with log.open("w") as output, subprocess.Popen([command, "serve", config], stdout=output, stderr=output) as server:
         try:
             eventually(lambda: "listening on" in log.read_text() or server.poll() is not None, "the registry listens")
             assert server.poll() is None, log.read_text()

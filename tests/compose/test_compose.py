@@ -1,7 +1,6 @@
 """The classic stack: `docker compose up --wait`, and what the README promises of it."""
 
 import json
-import shutil
 import subprocess
 import urllib.request
 from collections import Counter
@@ -23,6 +22,7 @@ from tests.compose.engine import (
     service_of,
 )
 from tests.documents import load
+from tests.programs import program
 from workers.testing.processes import Processes, eventually
 
 pytestmark = pytest.mark.timeout(900)
@@ -202,11 +202,11 @@ def test_new_containers_go_on_with_the_old_volumes(stack: Stack) -> None:
 
 
 def test_prometheus_understands_its_configuration() -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("there is no promtool")
     result = subprocess.run(
-        [promtool, "check", "config", "compose/prometheus.yml"], cwd=REPOSITORY, capture_output=True, text=True
+        [program("promtool", "prometheus"), "check", "config", "compose/prometheus.yml"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stdout + result.stderr
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from tests.conftest import Topics
+from tests.programs import program
 from workers.local.cluster import Cluster
 from workers.local.jars import KAFKA_VERSION, kafka_classpath
 from workers.testing.processes import Processes, eventually
@@ -23,18 +23,10 @@ RATE = "100"
 MESSAGES = 300
 
 
-def tool(name: str, package: str) -> str:
-    """The path of a program; skips, saying how to get it, where it is not installed."""
-    path = shutil.which(name)
-    if path is None:
-        pytest.skip(f"{name} is not installed (Debian's package {package} has it)")
-    return path
-
-
 def test_kcat_reads_what_we_write_and_we_read_what_kcat_writes(
     processes: Processes, topic: str, group: str, bootstrap_servers: str
 ) -> None:
-    kcat = tool("kcat", "kcat")
+    kcat = program("kcat", "kcat")
     processes.produce(topic, "--input", "-", "--key-field", "id", stdin=b'{"id": "a", "n": 1}\n{"id": "b", "n": 2}\n')
     read = subprocess.run(
         [kcat, "-b", bootstrap_servers, "-C", "-t", topic, "-e", "-q", "-K", "|"],
@@ -58,7 +50,7 @@ def test_kcat_reads_what_we_write_and_we_read_what_kcat_writes(
 def test_a_header_name_that_is_not_utf_8_harms_nobody(
     processes: Processes, topic: str, group: str, bootstrap_servers: str
 ) -> None:
-    kcat = tool("kcat", "kcat")
+    kcat = program("kcat", "kcat")
     arguments = [kcat, "-b", bootstrap_servers, "-P", "-t", topic, "-H"]
     subprocess.run([*map(os.fsencode, arguments), b"bad\xff\xfe=1"], input=b"odd\n", check=True)
     processes.produce(topic, "--count", "3")
@@ -72,7 +64,7 @@ def test_a_header_name_that_is_not_utf_8_harms_nobody(
 
 
 def test_promtool_finds_nothing_wrong_with_the_metrics(processes: Processes, topic: str, group: str) -> None:
-    promtool = tool("promtool", "prometheus")
+    promtool = program("promtool", "prometheus")
     producer = processes.start("produce", "--topic", topic, "--forever", "--rate", "100")
     consumer = processes.consume(topic, group)
     eventually(lambda: consumer.metric("kafka_consumer_lag_messages") is not None, "lag is exported")

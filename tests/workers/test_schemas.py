@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import subprocess
 import tarfile
 import urllib.error
@@ -17,6 +16,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 from jgo.maven import MavenContext
 
+from tests.programs import program
 from tests.registry import FakeRegistry, fake_registry
 from workers.local.cluster import free_ports
 from workers.testing.processes import Processes, eventually
@@ -155,9 +155,7 @@ def test_what_is_produced_in_a_format_is_consumed_in_it(
 def test_kcat_sees_the_bytes_of_confluents_format_and_what_it_writes_in_it_is_decoded(
     processes: Processes, bootstrap_servers: str, topics: Any, group: str, registry: FakeRegistry, tmp_path: Path
 ) -> None:
-    kcat = shutil.which("kcat")
-    if kcat is None:
-        pytest.skip("kcat is not installed (Debian's package kcat has it)")
+    kcat = program("kcat", "kcat")
     topic, copy = topics.create(1), topics.create(1)
     environment = {"KAFKA_SCHEMA_REGISTRY_URL": registry.url, "KAFKA_VALUE_FORMAT": "avro"}
     schema = ["--value-schema-file", str(processes.write("order.avsc", AVRO))]
