@@ -6,7 +6,6 @@ queries of each panel are asked of Prometheus, and drawn under the title of the 
 
 import asyncio
 import json
-import os
 import random
 import re
 import subprocess
@@ -93,7 +92,6 @@ class Panel:
 
     row: str
     title: str
-    kind: str
     unit: str
     queries: tuple[Query, ...]
 
@@ -107,7 +105,7 @@ def panels() -> list[Panel]:
             continue
         queries = tuple(Query(each["expr"], each.get("legendFormat") or "") for each in panel["targets"])
         unit = panel["fieldConfig"]["defaults"].get("unit", "short")
-        found.append(Panel(row, panel["title"], panel["type"], unit, queries))
+        found.append(Panel(row, panel["title"], unit, queries))
     return found
 
 
@@ -240,7 +238,7 @@ def observe(unit_s: float, say: Callable[[str], None]) -> list[tuple[Panel, list
 
 
 def draw(shown: list[tuple[Panel, list[Series]]], path: Path) -> None:
-    """Draw every panel, numbers too as they were over the time, three beside each other."""
+    """Draw every panel, numbers too as they were over the time, four beside each other."""
     import matplotlib as mpl
     from matplotlib import rcsetup
 
@@ -295,8 +293,6 @@ def _panel(axis: Any, panel: Panel, found: list[Series]) -> None:
 )
 def main(unit: float, output: Path) -> None:
     """Draw the chart's dashboard of workers to which things happen for about three minutes."""
-    for name in [name for name in os.environ if name.startswith("KAFKA_")]:
-        del os.environ[name]
     shown = observe(unit, click.echo)
     draw(shown, output)
     click.echo(f"{len(shown)} panels in {output}")
