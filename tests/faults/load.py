@@ -423,8 +423,7 @@ class Load:
             return None
 
     def _lag(self) -> int:
-        answer = self._processes.run("lag", "--group-id", self.group, "--topic", self.topic, "--json")
-        return int(json.loads(answer.stdout)["lag"])
+        return self._processes.lag(self.group, "--topic", self.topic)
 
     def _verify(self) -> list[dict[str, Any]]:
         path = self._processes.directory / f"{self.topic}.account.json"

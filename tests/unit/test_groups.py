@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
 
-from workers.kafka.groups import MOVES, offset_ranges
+from workers.errors import WorkerError
+from workers.kafka.groups import MOVES, offset_ranges, while_settling
 
 
 def admin(error: int) -> Any:
@@ -34,3 +35,26 @@ def test_the_end_of_a_partition_whose_leader_did_not_answer_is_not_known() -> No
     with pytest.raises(KafkaException) as raised:
         offset_ranges(brokers, [("t", 0)])
     assert raised.value.args[0].code() in MOVES
+
+
+@pytest.mark.parametrize(
+    "moving", [KafkaError.NOT_COORDINATOR, KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH]
+)
+def test_while_a_leader_moves_the_brokers_are_asked_again(moving: int) -> None:
+    """The brokers answer so for a moment after each election, also one that only balances leaders."""
+    answers = iter([moving, moving])
+
+    def ask() -> str:
+        for error in answers:
+            raise KafkaException(KafkaError(error))
+        return "found"
+
+    assert while_settling(ask, "not found") == "found"
+
+
+def test_another_error_is_said_at_once() -> None:
+    def ask() -> None:
+        raise KafkaException(KafkaError(KafkaError.GROUP_AUTHORIZATION_FAILED))
+
+    with pytest.raises(WorkerError, match="group g cannot be described: GROUP_AUTHORIZATION_FAILED"):
+        while_settling(ask, "group g cannot be described")

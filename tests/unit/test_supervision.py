@@ -51,14 +51,16 @@ def crash(number: str) -> str:
 
 
 @pytest.mark.parametrize("number", ["SIGSEGV", "SIGABRT"])
-def test_what_shows_groups_starts_again_after_a_crash_of_the_client(command: Command, number: str) -> None:
-    process = command.start("top", f"if len(open(sys.argv[2]).readlines()) < 3: {crash(number)}\nsys.exit(7)")
+@pytest.mark.parametrize("name", ["top", "lag", "offsets show"])
+def test_what_shows_groups_starts_again_after_a_crash_of_the_client(command: Command, name: str, number: str) -> None:
+    process = command.start(name, f"if len(open(sys.argv[2]).readlines()) < 3: {crash(number)}\nsys.exit(7)")
     _, said = process.communicate(timeout=60)
 
     assert process.returncode == 7
     assert len(set(command.children)) == 3
     again = (
-        f"kafka-workers top: the Kafka client has crashed ({number}), as it can while brokers restart; it starts again"
+        f"kafka-workers {name}: the Kafka client has crashed ({number}), as it can while brokers restart; "
+        "it starts again"
     )
     assert said.splitlines() == [again] * 2
 
@@ -72,15 +74,26 @@ def test_a_client_that_always_crashes_ends_the_command(command: Command) -> None
     assert said.splitlines()[-1].endswith("; run it again when all brokers run")
 
 
-def test_a_command_that_ends_by_itself_says_the_crash_in_one_line(command: Command) -> None:
-    process = command.start("lag", crash("SIGABRT"))
+def test_a_command_that_changes_something_is_not_done_again_and_says_the_crash_in_one_line(command: Command) -> None:
+    process = command.start("offsets reset", crash("SIGABRT"))
     _, said = process.communicate(timeout=60)
 
     assert process.returncode == 1
     assert said == (
-        "kafka-workers lag: the Kafka client has crashed (SIGABRT), as it can while brokers restart; run it again when "
-        "all brokers run\n"
+        "kafka-workers offsets reset: the Kafka client has crashed (SIGABRT), as it can while brokers restart; run it "
+        "again when all brokers run\n"
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_before_the_next_start_ends_the_command(command: Command, number: signal.Signals) -> None:
+    process = command.start("lag", crash("SIGSEGV"))
+    assert process.stderr is not None
+    assert "it starts again" in process.stderr.readline()
+    process.send_signal(number)
+
+    assert process.wait(30) == 128 + number
+    assert len(command.children) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -132,11 +145,12 @@ main()
         ("top", "child"),
         ("lag-exporter", "child"),
         ("lag", "child"),
-        ("offsets", "child"),
+        ("offsets show", "child"),
+        ("offsets reset", "child"),
         ("reset-offsets", "child"),
         ("consume", "same"),
     ],
 )
 def test_commands_that_ask_coordinators_run_in_a_child_and_others_do_not(name: str, runs_in: str) -> None:
-    words = [sys.executable, "-c", COMMAND_LINE, name]
+    words = [sys.executable, "-c", COMMAND_LINE, *name.split()]
     assert subprocess.run(words, capture_output=True, text=True, timeout=60).stdout == f"{runs_in}\n"

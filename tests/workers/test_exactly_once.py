@@ -1,6 +1,5 @@
 """`consume --exactly-once`, against real brokers: an independent reader finds each output once."""
 
-import json
 import random
 from collections import Counter
 
@@ -54,12 +53,6 @@ def read(bootstrap_servers: str, topic: str, count: int, *more: str) -> list[Mes
     return messages
 
 
-def lag(processes: Processes, group: str) -> int:
-    told = processes.run("lag", "--group-id", group, "--json")
-    found: int = json.loads(told.stdout)["lag"]
-    return found
-
-
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])
 def test_members_that_are_killed_join_and_leave_write_each_output_once(
     processes: Processes, topics: Topics, group: str, bootstrap_servers: str, protocol: str
@@ -89,7 +82,7 @@ def test_members_that_are_killed_join_and_leave_write_each_output_once(
         else:
             assert members[name].stop() == 0, members[name].stderr
         members[name] = member(name)
-    eventually(lambda: lag(processes, group) == 0, "all is committed", 120)
+    eventually(lambda: processes.lag(group) == 0, "all is committed", 120)
     for each in members.values():
         assert each.stop() == 0, each.stderr
 
@@ -117,7 +110,7 @@ def test_batches_are_written_once_though_their_member_is_killed(
     eventually(lambda: (first.metric("kafka_consumer_outputs_total", **committed) or 0) > 100, "some are written")
     first.kill()
     second = processes.consume(source, group, *options, "--summary", "json")
-    eventually(lambda: lag(processes, group) == 0, "all is committed", 90)
+    eventually(lambda: processes.lag(group) == 0, "all is committed", 90)
     assert second.stop() == 0, second.stderr
 
     found = Counter(message.value() for message in read(bootstrap_servers, target, count))

@@ -45,7 +45,7 @@ def test_outputs_are_in_the_order_of_their_keys_and_none_is_lost_in_a_crash(
     account = json.loads(second.stderr.splitlines()[-1])
     handled = account["topics"][source]["handled"]
     assert account["outputs"] == {target: {"acknowledged": 2 * handled, "failed": 0, "unknown": 0}}
-    assert json.loads(processes.run("lag", "--group-id", group, "--json").stdout)["lag"] == 0
+    assert processes.lag(group) == 0
     reader = processes.consume(target, f"{group}-reader", "--format", "json", "--idle-timeout", "5")
     assert reader.wait() == 0, reader.stderr
     outputs = [json.loads(line) for line in reader.lines]

@@ -19,7 +19,7 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
     _check_streams()
-    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    command = " ".join(sys.argv[1 : 3 if sys.argv[1:2] == ["offsets"] else 2])
     if command in (*STARTED_AGAIN, *ENDED):
         supervise(command)
     from workers.cli.main import main as run

@@ -14,14 +14,16 @@ from typing import NoReturn
 
 from workers.errors import ExitCode
 
-# These run until they are stopped, and lose nothing but what they have seen.
-STARTED_AGAIN = ("top", "lag-exporter")
-ENDED = ("lag", "offsets", "reset-offsets")
+# These change nothing, so that doing them again loses nothing but what they have seen.
+STARTED_AGAIN = ("lag", "lag-exporter", "offsets show", "top")
+ENDED = ("offsets reset", "reset-offsets")
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS)
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # This many crashes in a row, each sooner than SOON_S after the start, are no passing state of the brokers.
 MOST_CRASHES = 5
 SOON_S = 10.0
+# The brokers move a coordinator in this time, most often.
+PAUSE_S = 1.0
 # Linux: a signal of the terminal, which the child got too.
 SI_KERNEL = 128
 
@@ -51,6 +53,9 @@ def supervise(command: str) -> None:
         print(f"kafka-workers {command}: {what}; {remedy}", file=sys.stderr, flush=True)
         if not again:
             os._exit(ExitCode.FAILED)
+        received = signal.sigtimedwait(FORWARDED, PAUSE_S)
+        if received is not None:
+            os._exit(128 + received.si_signo)
 
 
 def _fork() -> int | None:

@@ -25,6 +25,8 @@ from workers.columns import aligned
 from workers.errors import ConfigError, WorkerError
 
 REQUEST_TIMEOUT_S = 10.0
+# A broker that has just started may show leaders of before its stop for as long.
+SETTLING_S = 30.0
 # Errors of brokers while a group's coordinator, or a leader, starts or moves, also for the very first group.
 MOVES = frozenset(
     {
@@ -33,6 +35,8 @@ MOVES = frozenset(
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
         KafkaError.LEADER_NOT_AVAILABLE,
         KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
     }
 )
 # Errors of brokers for a group or a topic that does not exist.
@@ -157,7 +161,7 @@ def while_settling(ask: Callable[[], _Result], failure: str) -> _Result:
     """Return what `ask` returns, asking again while a coordinator or a leader moves; raises WorkerError, beginning with
     `failure`, when the brokers do not answer.
     """
-    deadline = time.monotonic() + REQUEST_TIMEOUT_S
+    deadline = time.monotonic() + SETTLING_S
     while True:
         try:
             return ask()

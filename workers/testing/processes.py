@@ -162,6 +162,13 @@ class Processes:
         account: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
         return account
 
+    def lag(self, group: str, *arguments: str) -> int:
+        """The lag of a group in messages, which must be known."""
+        result = self.run("lag", "--group-id", group, "--json", *arguments)
+        assert result.returncode == 0, result.stderr
+        lag: int = json.loads(result.stdout)["lag"]
+        return lag
+
     def consume(self, topic: str, group: str, *arguments: str, env: Mapping[str, str] | None = None) -> Process:
         """Starts a member of a group that reads a topic from its beginning."""
         return self.start("consume", "--topic", topic, "--group-id", group, "--from-beginning", *arguments, env=env)
