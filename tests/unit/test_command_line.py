@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from workers.cli.main import cli
+from workers.cli.main import SUMMARIES, cli
 
 COMMAND = [sys.executable, "-m", "workers"]
 
@@ -112,6 +112,51 @@ def test_without_textual_the_view_says_how_to_install_it() -> None:
 def test_only_the_view_imports_textual() -> None:
     code = "import sys, workers.cli.main, workers.cli.browse, workers.cli.discard; sys.exit('textual' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+OFF = (
+    "workers.consumer.transactions", "workers.kafka.transactional", "workers.schemas.codecs", "workers.tracing",
+    "workers.canary", "workers.monitoring.group_lag", "workers.kafka.aws", "workers.testing", "workers.local",
+    "confluent_kafka.schema_registry", "fastavro", "google.protobuf", "httpx2", "jsonschema", "opentelemetry", "boto3",
+    "rich", "textual", "yaml",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "of_another"),
+    [
+        (["consume", "--topic", "t", "--group-id", "g"], ("workers.producer.loop", "workers.cli.commands.produce")),
+        (["produce", "--topic", "t"], ("workers.consumer", "workers.cli.commands.consume")),
+    ],
+)
+def test_a_worker_starts_without_the_modules_of_what_is_off(command: list[str], of_another: tuple[str, ...]) -> None:
+    """So that what is off costs no time at a start. It gets as far as it can without brokers."""
+    arguments = [*command, "--bootstrap-servers", "127.0.0.1:9", "--timeout", "0.1", "--metrics-port", "0"]
+    code = (
+        "import sys\n"
+        "from workers.cli.main import cli\n"
+        "from workers.errors import WorkerError\n"
+        "try:\n"
+        f"    cli.main({arguments}, standalone_mode=False)\n"
+        "except WorkerError:\n"
+        f"    print([name for name in sys.modules if name.startswith({(*OFF, *of_another)})])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.stdout == "[]\n", result.stderr
+
+
+def test_the_list_of_commands_has_the_first_sentence_of_each_help_and_imports_none() -> None:
+    found = {name: each.get_short_help_str(1000) for name, each in cli.commands.items() if not each.hidden}
+    assert found == SUMMARIES
+    code = (
+        "import sys\n"
+        "from workers.cli.main import cli\n"
+        "cli.main(['--help'], standalone_mode=False)\n"
+        "sys.exit(any(name.startswith('workers.cli.commands.') for name in sys.modules))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0, told.stderr
+    assert all(f"  {name}  " in told.stdout for name in SUMMARIES)
 
 
 @pytest.mark.parametrize("kind", ["tcp", "udp", "sctp"])

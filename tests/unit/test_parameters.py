@@ -11,27 +11,25 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import click
 import pytest
 
+from workers.cli.commands.canary import CanaryOptions
+from workers.cli.commands.consume import ConsumeOptions
+from workers.cli.commands.dead_letters import (
+    BrowseDeadLettersOptions,
+    DiscardOptions,
+    ListDeadLettersOptions,
+    ReplayOptions,
+    ShowDeadLettersOptions,
+)
+from workers.cli.commands.lag import LagOptions
+from workers.cli.commands.lag_exporter import LagExporterOptions
+from workers.cli.commands.offsets import ResetOffsetsOptions, ShowOffsetsOptions
+from workers.cli.commands.produce import ProduceOptions
+from workers.cli.commands.top import TopOptions
+from workers.cli.commands.verify import VerifyOptions
 from workers.cli.context import Context
 from workers.cli.main import cli
 from workers.cli.options import CONNECTION, SECRETS, OffsetTarget, Regex, Time
-from workers.cli.parameters import (
-    BrowseDeadLettersOptions,
-    CanaryOptions,
-    ConnectionOptions,
-    ConsumeOptions,
-    DiscardOptions,
-    LagExporterOptions,
-    LagOptions,
-    ListDeadLettersOptions,
-    ProduceOptions,
-    ReplayOptions,
-    ResetOffsetsOptions,
-    ShowDeadLettersOptions,
-    ShowOffsetsOptions,
-    TopOptions,
-    VerifyOptions,
-    build,
-)
+from workers.cli.parameters import ConnectionOptions, build
 
 KINDS: dict[str, type[Any]] = {
     "produce": ProduceOptions,

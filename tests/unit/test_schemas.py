@@ -5,8 +5,6 @@ import base64
 import functools
 import io
 import json
-import subprocess
-import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -28,9 +26,10 @@ from workers.consumer.failures import ErrorPolicy
 from workers.consumer.printer import FORMATS
 from workers.errors import ConfigError, RegistryAwayError, UndecodableError, UnencodableError
 from workers.handlers import batch
+from workers.json_text import json_line
 from workers.kafka.messages import Headers
 from workers.producer.lines import LineFormat, LineReader, read_file
-from workers.schemas.codecs import Codec, Codecs, JsonCodec, json_line
+from workers.schemas.codecs import Codec, Codecs, JsonCodec
 from workers.schemas.config import (
     client_properties,
     parse_property,
@@ -715,13 +714,3 @@ def test_a_wrong_address_is_refused_and_its_password_not_shown(url: str) -> None
 def test_a_request_has_an_end() -> None:
     config: ClientConfig = registry_config([])
     assert client_properties(config) == {"timeout": 10.0, "max.retries": 0}
-
-
-def test_without_a_format_nothing_of_the_extra_is_imported() -> None:
-    code = (
-        "import sys, workers.cli.main, workers.cli.consume, workers.cli.produce\n"
-        "own = ('confluent_kafka.schema_registry', 'fastavro', 'google.protobuf', 'httpx2', 'jsonschema')\n"
-        "print([name for name in sys.modules if name.startswith(own)])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout == "[]\n"

@@ -9,8 +9,8 @@ import click
 
 from workers.cli import discard as discarding
 from workers.cli import replay as replaying
+from workers.cli.commands.dead_letters import BrowseDeadLettersOptions
 from workers.cli.context import Context
-from workers.cli.parameters import BrowseDeadLettersOptions
 from workers.cli.show_dead_letters import reading_config, selection_of, states_of
 from workers.config import PRODUCER_DEFAULTS, ClientConfig
 from workers.deadletters.discard import discard

@@ -11,8 +11,8 @@ from workers.canary.loop import CLOSE_TIMEOUT_S, Canary, Options
 from workers.canary.ownership import check_ownership
 from workers.canary.placement import PROPERTIES, Placement, Rules, ensure_topic
 from workers.canary.summary import as_text, summarize
+from workers.cli.commands.canary import CanaryOptions
 from workers.cli.context import Context
-from workers.cli.parameters import CanaryOptions
 from workers.config import (
     CANARY_CONSUMER_DEFAULTS,
     CANARY_PRODUCER_DEFAULTS,

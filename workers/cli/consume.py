@@ -10,9 +10,9 @@ import click
 from confluent_kafka import IsolationLevel
 from confluent_kafka.admin import AdminClient
 
+from workers.cli.commands.consume import ConsumeOptions
 from workers.cli.context import Context
-from workers.cli.formats import CodecMaker
-from workers.cli.parameters import ConsumeOptions, check_dead_letter_topic
+from workers.cli.parameters import check_dead_letter_topic
 from workers.cli.tracing import start_tracing
 from workers.config import (
     CLASSIC_DEFAULTS,
@@ -26,18 +26,16 @@ from workers.config import (
 from workers.consumer.failures import ErrorPolicy
 from workers.consumer.loop import Consumer
 from workers.consumer.outputs import Outputs
-from workers.consumer.printer import printer
-from workers.consumer.transactions import HeldDeadLetters, Transaction
 from workers.deadletters.writer import DeadLetters
 from workers.errors import ConfigError, WorkerError
-from workers.handlers import Middleware, load_handler, load_middlewares
+from workers.handlers import Lifespan, Middleware, load_handler, load_middlewares
 from workers.kafka.client import UNPOLLED, create_client
 from workers.kafka.watermarks import Watermarks
 from workers.lifecycle import Shutdown, Stopped, settle_memory
 from workers.monitoring.metrics import ConsumerCollector
-from workers.schemas.middleware import coding
 
 if TYPE_CHECKING:
+    from workers.consumer.transactions import HeldDeadLetters, Transaction
     from workers.tracing.consuming import HandlerSpans
 
 log = logging.getLogger("workers")
@@ -55,7 +53,7 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
     _check_exactly_once(options, context, config)
     try:
         with shutdown.at_once():
-            handler = load_handler(options.handler) if options.handler is not None else printer(options.format_name)
+            handler = _handler(options)
             middlewares = [*_coding(options, context, registry_config), *load_middlewares(options.middlewares)]
     except Stopped:
         log.info("stopped before the handler was ready; nothing was read")
@@ -74,15 +72,9 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
         IsolationLevel.READ_COMMITTED if committed_only else IsolationLevel.READ_UNCOMMITTED,
     )
     outputs: Outputs | Transaction
+    dead_letters: DeadLetters
     if options.exactly_once:
-        outputs = Transaction(
-            context.client_config(TRANSACTION_DEFAULTS),
-            options.transactional_id or f"{config.get('group.id')}-{uuid.uuid4().hex[:12]}",
-            options.commit_interval or COMMIT_INTERVAL_S,
-            policy,
-            options.worker.auth_timeout,
-        )
-        dead_letters: DeadLetters = HeldDeadLetters(options.dead_letter_topic, config.get("group.id"), outputs)
+        outputs, dead_letters = _transaction(options, context, config.get("group.id"), policy)
     else:
         outputs = Outputs(producer_config, options.worker.auth_timeout)
         dead_letters = DeadLetters(
@@ -125,6 +117,29 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
         raise WorkerError(consumer.trouble)
 
 
+def _handler(options: ConsumeOptions) -> Lifespan:
+    if options.handler is not None:
+        return load_handler(options.handler)
+    from workers.consumer.printer import printer
+
+    return printer(options.format_name)
+
+
+def _transaction(
+    options: ConsumeOptions, context: Context, group_id: str, policy: ErrorPolicy
+) -> "tuple[Transaction, HeldDeadLetters]":
+    from workers.consumer.transactions import HeldDeadLetters, Transaction
+
+    transaction = Transaction(
+        context.client_config(TRANSACTION_DEFAULTS),
+        options.transactional_id or f"{group_id}-{uuid.uuid4().hex[:12]}",
+        options.commit_interval or COMMIT_INTERVAL_S,
+        policy,
+        options.worker.auth_timeout,
+    )
+    return transaction, HeldDeadLetters(options.dead_letter_topic, group_id, transaction)
+
+
 def _start_tracing(context: Context, config: ClientConfig) -> "HandlerSpans":
     tracing = start_tracing(context)
     from workers.tracing.consuming import HandlerSpans
@@ -137,10 +152,16 @@ def _coding(options: ConsumeOptions, context: Context, registry_config: ClientCo
     for name in ("output_key_format", "output_value_format"):
         if context.given(name) and options.handler is None:
             raise ConfigError(f"{context.origin(name)} is about what a handler gives back; name it with --handler")
+    formats = (options.key_format, options.value_format, options.output_key_format, options.output_value_format)
+    if not any(formats):
+        return []
+    from workers.cli.formats import CodecMaker
+    from workers.schemas.middleware import coding
+
     maker = CodecMaker(context, registry_config, options.registry, options.worker.auth_timeout)
     incoming = maker.codecs("", {"key": options.key_format, "value": options.value_format}, {})
     outgoing = maker.codecs("output_", {"key": options.output_key_format, "value": options.output_value_format}, {})
-    return [coding(incoming, outgoing)] if incoming or outgoing else []
+    return [coding(incoming, outgoing)]
 
 
 def _check_exactly_once(options: ConsumeOptions, context: Context, config: ClientConfig) -> None:

@@ -4,8 +4,8 @@ import json
 
 import click
 
+from workers.cli.commands.dead_letters import DiscardOptions
 from workers.cli.context import Context
-from workers.cli.parameters import DiscardOptions
 from workers.cli.show_dead_letters import reading_config, selection_of
 from workers.config import PRODUCER_DEFAULTS
 from workers.deadletters import discard as dead_letters

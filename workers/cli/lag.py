@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import click
 
 from workers.cli.admin import connected_admin
+from workers.cli.commands.lag import LagOptions
 from workers.cli.context import Context
-from workers.cli.parameters import LagOptions
 from workers.errors import WorkerError
 from workers.kafka import groups
 from workers.lifecycle import Shutdown

@@ -5,8 +5,8 @@ import time
 
 from confluent_kafka.admin import AdminClient
 
+from workers.cli.commands.lag_exporter import LagExporterOptions
 from workers.cli.context import Context
-from workers.cli.parameters import LagExporterOptions
 from workers.config import COMMON_DEFAULTS
 from workers.kafka.client import ClientState, create_client, wait_for_topics
 from workers.kafka.credentials import read_credentials, read_expiries

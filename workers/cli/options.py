@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 from click.shell_completion import CompletionItem
 
+from workers.cli.parameters import Format
 from workers.errors import ConfigError
 from workers.kafka.messages import is_topic_name
-from workers.schemas.codecs import FORMATS
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 DEFAULT_METRICS_PORT = 8000
@@ -310,7 +310,9 @@ def connection_options(command: _Command) -> _Command:
 def format_option(name: str, what: str) -> Callable[[_Command], _Command]:
     """How a key or a value is read or written."""
     return option(
-        name, type=click.Choice(FORMATS), help=f"{what}; all but json need a schema registry.  [default: bytes]"
+        name,
+        type=click.Choice(get_args(Format)),
+        help=f"{what}; all but json need a schema registry.  [default: bytes]",
     )
 
 

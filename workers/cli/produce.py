@@ -14,9 +14,9 @@ import click
 from confluent_kafka import KafkaError, Message
 
 from workers.accounting.stamps import check_run, new_run, stream_of
+from workers.cli.commands.produce import ProduceOptions
 from workers.cli.context import Context
-from workers.cli.formats import CodecMaker, prepare
-from workers.cli.parameters import ProduceOptions, check_dead_letter_topic
+from workers.cli.parameters import check_dead_letter_topic
 from workers.cli.tracing import start_tracing
 from workers.config import PRODUCER_DEFAULTS, ClientConfig
 from workers.deadletters.headers import SUFFIX
@@ -26,15 +26,13 @@ from workers.loading import load
 from workers.monitoring.metrics import ProducerCollector
 from workers.producer.deliveries import outcome_of
 from workers.producer.generator import DEFAULT_COUNT, DEFAULT_SIZE, StampedSource
-from workers.producer.lines import LineFormat, read_file
 from workers.producer.loop import Producer
-from workers.producer.prefetch import ThreadedSource, ahead_at
 from workers.producer.summary import as_text, summarize
-from workers.schemas.codecs import Codecs
 from workers.sources import Source, SourceError, SourceRaisedError, call_source
 
 if TYPE_CHECKING:
     from workers.monitoring.server import Server
+    from workers.schemas.codecs import Codecs
     from workers.tracing.sdk import Tracing
 
 log = logging.getLogger("workers")
@@ -77,6 +75,8 @@ def produce(options: ProduceOptions, context: Context, shutdown: Shutdown) -> No
             size = options.size or DEFAULT_SIZE
             source = StampedSource(run, index, size, _count(options), producer.partitions)
         else:
+            from workers.producer.prefetch import ThreadedSource, ahead_at
+
             stamp = stream_of(run, index, None) if options.stamp else None
             source = ThreadedSource(records, stamp, options.count, ahead_at(options.rate))
         if tracing is not None:
@@ -150,8 +150,12 @@ def _run_and_index(options: ProduceOptions, context: Context) -> tuple[str, int]
     return run, int(index)
 
 
-def _codecs(options: ProduceOptions, context: Context, registry_config: ClientConfig) -> Codecs:
-    """How keys and values are written; the schemas are had now, so that nothing is sent without one."""
+def _codecs(options: ProduceOptions, context: Context, registry_config: ClientConfig) -> "Codecs | None":
+    """How keys and values are written, None for bytes; the schemas are had now, so that nothing is sent without one."""
+    if not any((options.key_format, options.value_format, options.key_schema_file, options.value_schema_file)):
+        return None
+    from workers.cli.formats import CodecMaker, prepare
+
     codecs = CodecMaker(context, registry_config, options.registry, options.worker.auth_timeout).codecs(
         "",
         {"key": options.key_format, "value": options.value_format},
@@ -161,19 +165,22 @@ def _codecs(options: ProduceOptions, context: Context, registry_config: ClientCo
     return codecs
 
 
-def _records(options: ProduceOptions, codecs: Codecs) -> Iterable[dict[str, Any]] | None:
+def _records(options: ProduceOptions, codecs: "Codecs | None") -> Iterable[dict[str, Any]] | None:
     """The user's own messages, or None for test messages. Opened now: a mistake must show before anything is sent."""
     if options.source is not None:
         encode = partial(codecs.encode, topic=options.topic) if codecs else None
         return call_source(load("--source", options.source), options.source, encode)
     if options.input_path is None:
         return None
+    from workers.producer.lines import LineFormat, read_file
+    from workers.schemas.codecs import NO_CODECS
+
     separator = options.key_separator
     line_format = LineFormat(
         separator.encode() if separator is not None else None,
         options.key_field,
         options.on_invalid == "dead-letter",
-        codecs,
+        codecs or NO_CODECS,
         options.topic,
     )
     return read_file(options.input_path, line_format)

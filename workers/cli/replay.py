@@ -4,8 +4,8 @@ import json
 
 import click
 
+from workers.cli.commands.dead_letters import ReplayOptions
 from workers.cli.context import Context
-from workers.cli.parameters import ReplayOptions
 from workers.cli.show_dead_letters import reading_config, selection_of
 from workers.config import PRODUCER_DEFAULTS
 from workers.deadletters import replay as dead_letters

@@ -5,8 +5,8 @@ import json
 import click
 
 from workers.cli.admin import connected_admin
+from workers.cli.commands.offsets import ResetOffsetsOptions
 from workers.cli.context import Context
-from workers.cli.parameters import ResetOffsetsOptions
 from workers.kafka import group_offsets
 from workers.lifecycle import Shutdown
 

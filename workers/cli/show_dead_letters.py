@@ -5,9 +5,13 @@ from collections.abc import Iterator
 
 import click
 
+from workers.cli.commands.dead_letters import (
+    DEFAULT_LIMIT,
+    DeadLetterOptions,
+    ListDeadLettersOptions,
+    ShowDeadLettersOptions,
+)
 from workers.cli.context import Context, terminal_columns
-from workers.cli.dead_letters import DEFAULT_LIMIT
-from workers.cli.parameters import DeadLetterOptions, ListDeadLettersOptions, ShowDeadLettersOptions
 from workers.config import CONSUMER_DEFAULTS, ClientConfig, Setting
 from workers.deadletters.reading import ALL_STATES, DeadLetterTopic, oldest, open_topic
 from workers.deadletters.stored import Place, Selection, StoredDeadLetter

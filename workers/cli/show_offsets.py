@@ -5,8 +5,8 @@ import json
 import click
 
 from workers.cli.admin import connected_admin
+from workers.cli.commands.offsets import ShowOffsetsOptions
 from workers.cli.context import Context
-from workers.cli.parameters import ShowOffsetsOptions
 from workers.columns import aligned
 from workers.errors import ConfigError
 from workers.kafka import groups

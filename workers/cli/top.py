@@ -14,8 +14,8 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from workers.cli.admin import connected_admin
+from workers.cli.commands.top import TopOptions
 from workers.cli.context import Context
-from workers.cli.parameters import TopOptions
 from workers.errors import ConfigError
 from workers.kafka.groups import REQUEST_TIMEOUT_S
 from workers.kafka.messages import escaped

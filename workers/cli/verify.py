@@ -9,8 +9,8 @@ import click
 
 from workers.accounting.accounts import StreamSent, read_accounts
 from workers.accounting.verify import UNDECIDED, as_table
+from workers.cli.commands.verify import VerifyOptions
 from workers.cli.context import Context, terminal_columns
-from workers.cli.parameters import VerifyOptions
 from workers.config import CONSUMER_DEFAULTS, Precedence, Setting, read_text
 from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.kafka.reader import read_topic

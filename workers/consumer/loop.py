@@ -12,7 +12,7 @@ The loop keeps polling however long a handler takes, so the group does not lose 
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -35,7 +35,6 @@ from workers.consumer.receiving import Receiver
 from workers.consumer.scheduling import Order, Scheduler
 from workers.consumer.starting import Starts
 from workers.consumer.status import ConsumerStatus, Publisher
-from workers.consumer.transactions import Transaction
 from workers.deadletters.writer import DeadLetters
 from workers.errors import WorkerError
 from workers.handlers import Lifespan, Middleware
@@ -43,6 +42,9 @@ from workers.kafka.client import ClientState, create_client, topics_are_created,
 from workers.kafka.credentials import CredentialsWatch
 from workers.kafka.watermarks import Watermarks
 from workers.lifecycle import Shutdown, call_with_timeout
+
+if TYPE_CHECKING:
+    from workers.consumer.transactions import Transaction
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class Consumer:
         *,
         policy: ErrorPolicy,
         dead_letters: DeadLetters,
-        outputs: Outputs | Transaction,
+        outputs: "Outputs | Transaction",
         watermarks: Watermarks,
         max_messages: int | None = None,
         max_rate: float | None = None,
@@ -97,10 +99,11 @@ class Consumer:
             # `Starts` decides, counts and says so.
             "auto.offset.reset": "error",
         }
-        if isinstance(outputs, Transaction):
-            own["enable.auto.commit"] = False
-        else:
+        transaction = None if isinstance(outputs, Outputs) else outputs
+        if transaction is None:
             own["on_commit"] = self._on_commit
+        else:
+            own["enable.auto.commit"] = False
         make = connect or (lambda own: create_client(confluent_kafka.Consumer, config, own, credentials.credentials))
         parts = self._parts = Parts(
             client=make(own),
@@ -109,10 +112,8 @@ class Consumer:
             scheduler=Scheduler(order),
             executor=Executor(lifespan, concurrency, middlewares),
             outputs=outputs,
-            committer=outputs
-            if isinstance(outputs, Transaction)
-            else StoredOffsets(lambda: parts.client, self.client_state.say),
-            starts=Starts(config, stop_on_deleted=stop_on_deleted, exactly_once=isinstance(outputs, Transaction)),
+            committer=transaction or StoredOffsets(lambda: parts.client, self.client_state.say),
+            starts=Starts(config, stop_on_deleted=stop_on_deleted, exactly_once=transaction is not None),
             fetching=FetchWatch(),
             watermarks=watermarks,
             shutdown=shutdown,
@@ -127,8 +128,8 @@ class Consumer:
             parts, config, topics, credentials, connect=lambda: make(own), account=dispatcher.account
         )
         self._receiver = Receiver(parts, self._flow, dispatcher, self._membership.check_refusal)
-        if isinstance(outputs, Transaction):
-            outputs.attach(lambda: parts.client, parts.assignment, self._membership.rewind, shutdown)
+        if transaction is not None:
+            transaction.attach(lambda: parts.client, parts.assignment, self._membership.rewind, shutdown)
         self._observer = Observer(parts, self._membership)
         self._publisher = Publisher(parts, self._membership, stall_timeout_s)
         self.status = ConsumerStatus(topics=parts.assignment.topics)
@@ -148,7 +149,7 @@ class Consumer:
             self._check_dead_letters(timeout_s)
         self._parts.executor.start(self._parts.shutdown)
         self._parts.scheduler.batches = self._parts.executor.batch
-        if isinstance(self._parts.outputs, Transaction):
+        if not isinstance(self._parts.outputs, Outputs):
             in_order = self._parts.scheduler.order == "partition"
             self._parts.outputs.start(timeout_s, batch=self._parts.executor.batch, in_order=in_order)
         self._parts.watermarks.start()

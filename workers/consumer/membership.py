@@ -12,7 +12,6 @@ from workers.consumer.assignment import PartitionState, names
 from workers.consumer.committing import StoredOffsets
 from workers.consumer.parts import Parts
 from workers.consumer.scheduling import Work
-from workers.consumer.transactions import Transaction
 from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.kafka.credentials import CredentialsWatch
 from workers.kafka.statistics import Statistics
@@ -65,7 +64,7 @@ class Membership:
         self._credentials = credentials
         self._connect = connect
         self._account = account
-        self._exactly_once = isinstance(parts.committer, Transaction)
+        self._exactly_once = not isinstance(parts.committer, StoredOffsets)
         # Partitions that go on with the next assignment, and since when there are any.
         self._not_sought: list[PartitionState] = []
         self._not_sought_since = 0.0

@@ -3,7 +3,7 @@ thread.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workers.consumer.assignment import Assignment
 from workers.consumer.committing import StoredOffsets
@@ -12,10 +12,12 @@ from workers.consumer.fetching import FetchWatch
 from workers.consumer.outputs import Outputs
 from workers.consumer.scheduling import Scheduler
 from workers.consumer.starting import Starts
-from workers.consumer.transactions import Transaction
 from workers.kafka.client import ClientState
 from workers.kafka.watermarks import Watermarks
 from workers.lifecycle import Shutdown
+
+if TYPE_CHECKING:
+    from workers.consumer.transactions import Transaction
 
 
 @dataclass(slots=True)
@@ -31,8 +33,8 @@ class Parts:
     assignment: Assignment
     scheduler: Scheduler
     executor: Executor
-    outputs: Outputs | Transaction
-    committer: StoredOffsets | Transaction
+    outputs: "Outputs | Transaction"
+    committer: "StoredOffsets | Transaction"
     starts: Starts
     fetching: FetchWatch
     watermarks: Watermarks

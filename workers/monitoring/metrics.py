@@ -6,6 +6,7 @@ pays nothing, and label values that are known in advance are there with 0 from t
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import confluent_kafka
 from prometheus_client.core import (
@@ -19,15 +20,18 @@ from prometheus_client.registry import Collector
 
 from workers import __version__
 from workers.accounting.histogram import LatencyHistogram
-from workers.canary.loop import Canary, Status
-from workers.canary.placement import Placement
-from workers.canary.probes import COUNTS as CANARY_COUNTS
-from workers.consumer.loop import Consumer
-from workers.consumer.status import ConsumerStatus
-from workers.kafka.client import ClientState
-from workers.monitoring.group_lag import GroupLag, Picture
-from workers.producer.deliveries import LATENCY_SAMPLE, Deliveries
-from workers.producer.loop import Producer
+from workers.producer.deliveries import LATENCY_SAMPLE
+
+if TYPE_CHECKING:
+    # A worker starts without the modules of the other workers.
+    from workers.canary.loop import Canary, Status
+    from workers.canary.placement import Placement
+    from workers.consumer.loop import Consumer
+    from workers.consumer.status import ConsumerStatus
+    from workers.kafka.client import ClientState
+    from workers.monitoring.group_lag import GroupLag, Picture
+    from workers.producer.deliveries import Deliveries
+    from workers.producer.loop import Producer
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +344,7 @@ def _histogram(name: str, by_labels: Iterable[tuple[Sequence[str], LatencyHistog
     return family
 
 
-def _client(client_state: ClientState, client_id: str) -> Iterator[Metric]:
+def _client(client_state: "ClientState", client_id: str) -> Iterator[Metric]:
     name = "kafka_client_broker_rtt_seconds"
     rtt = Metric(name, _BY_NAME[name].meaning, "summary")
     if client_state.statistics is not None:
@@ -368,7 +372,7 @@ def _client(client_state: ClientState, client_id: str) -> Iterator[Metric]:
 class ProducerCollector(Collector):
     """Reads a producer's accounts at every scrape."""
 
-    def __init__(self, producer: Producer, client_id: str) -> None:
+    def __init__(self, producer: "Producer", client_id: str) -> None:
         self._producer = producer
         self._client_id = client_id
 
@@ -393,13 +397,13 @@ class ProducerCollector(Collector):
         yield from _client(producer.client_state, self._client_id)
 
 
-def _add_outcomes(counter: CounterMetricFamily, deliveries: Deliveries) -> None:
+def _add_outcomes(counter: CounterMetricFamily, deliveries: "Deliveries") -> None:
     counter.add_metric([deliveries.topic, "success"], deliveries.acknowledged)
     counter.add_metric([deliveries.topic, "failure"], deliveries.failed)
     counter.add_metric([deliveries.topic, "unknown"], deliveries.unknown)
 
 
-def _deliveries(topics: list[Deliveries]) -> Iterator[Metric]:
+def _deliveries(topics: "list[Deliveries]") -> Iterator[Metric]:
     enqueued = _counter("kafka_producer_messages_enqueued_total")
     outcomes = _counter("kafka_producer_deliveries_total")
     failures = _counter("kafka_producer_delivery_failures_total")
@@ -415,7 +419,7 @@ def _deliveries(topics: list[Deliveries]) -> Iterator[Metric]:
 class ConsumerCollector(Collector):
     """Reads a consumer's accounts at every scrape."""
 
-    def __init__(self, consumer: Consumer, client_id: str) -> None:
+    def __init__(self, consumer: "Consumer", client_id: str) -> None:
         self._consumer = consumer
         self._client_id = client_id
 
@@ -480,7 +484,7 @@ class ConsumerCollector(Collector):
         yield reported
         yield from _client(consumer.client_state, self._client_id)
 
-    def _lag(self, status: ConsumerStatus) -> Iterator[Metric]:
+    def _lag(self, status: "ConsumerStatus") -> Iterator[Metric]:
         in_messages = _gauge("kafka_consumer_lag_messages")
         in_seconds = _gauge("kafka_consumer_lag_seconds")
         distance = _gauge("kafka_consumer_offset_distance")
@@ -498,7 +502,7 @@ class ConsumerCollector(Collector):
 class LagCollector(Collector):
     """Reads the last round's picture at every scrape; asks no broker."""
 
-    def __init__(self, group_lag: GroupLag, client_state: ClientState, client_id: str) -> None:
+    def __init__(self, group_lag: "GroupLag", client_state: "ClientState", client_id: str) -> None:
         self._group_lag = group_lag
         self._client_state = client_state
         self._client_id = client_id
@@ -524,7 +528,7 @@ class LagCollector(Collector):
         yield from _client(self._client_state, self._client_id)
 
 
-def _group_partitions(picture: Picture) -> Iterator[Metric]:
+def _group_partitions(picture: "Picture") -> Iterator[Metric]:
     in_messages, in_seconds = _gauge("kafka_group_lag_messages"), _gauge("kafka_group_lag_seconds")
     committed, deleted = _gauge("kafka_group_committed_offset"), _counter("kafka_group_deleted_messages_total")
     for group in picture.groups:
@@ -540,7 +544,7 @@ def _group_partitions(picture: Picture) -> Iterator[Metric]:
     yield from (in_messages, in_seconds, committed, deleted)
 
 
-def _groups(picture: Picture) -> Iterator[Metric]:
+def _groups(picture: "Picture") -> Iterator[Metric]:
     members, info = _gauge("kafka_group_members"), _gauge("kafka_group_info")
     uncommitted = _gauge("kafka_group_uncommitted_partitions")
     for group in picture.groups:
@@ -557,7 +561,7 @@ def _groups(picture: Picture) -> Iterator[Metric]:
 class CanaryCollector(Collector):
     """Reads the canary's account at every scrape."""
 
-    def __init__(self, canary: Canary, placement: Placement, client_id: str) -> None:
+    def __init__(self, canary: "Canary", placement: "Placement", client_id: str) -> None:
         self._canary = canary
         self._placement = placement
         self._client_id = client_id
@@ -568,7 +572,9 @@ class CanaryCollector(Collector):
             (str(partition), str(broker)): each
             for (partition, broker), each in self._canary.probes.counts.copy().items()
         }
-        for name in CANARY_COUNTS:
+        from workers.canary.probes import COUNTS
+
+        for name in COUNTS:
             counter = _counter(f"kafka_canary_{name}_total")
             for labels, each in counts.items():
                 counter.add_metric(labels, getattr(each, name))
@@ -586,7 +592,7 @@ class CanaryCollector(Collector):
         yield changes
         yield from _client(self._canary.client_state, self._client_id)
 
-    def _status(self, status: Status) -> Iterator[Metric]:
+    def _status(self, status: "Status") -> Iterator[Metric]:
         availability, by_broker = (
             _gauge("kafka_canary_availability_ratio"),
             _gauge("kafka_canary_broker_availability_ratio"),

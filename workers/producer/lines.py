@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from workers.errors import ConfigError, RegistryAwayError, UnencodableError
-from workers.schemas.codecs import NO_CODECS, Codecs, parse_json
+from workers.json_text import parse_json
+from workers.schemas.codecs import NO_CODECS, Codecs
 from workers.sources import Record, SourceError, SourceRaisedError
 
 # A longer line is no message but a mistake: brokers refuse more than 1 MB unless told otherwise.

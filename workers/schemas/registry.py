@@ -42,10 +42,10 @@ from google.protobuf.message_factory import GetMessageClass
 
 from workers.config import ClientConfig, read_text
 from workers.errors import ConfigError, RegistryAwayError, UndecodableError, UnencodableError
+from workers.json_text import parse_json
 from workers.kafka.messages import Headers
 from workers.schemas.codecs import (
     Field,
-    parse_json,
     reason_of,
 )
 from workers.schemas.config import client_properties

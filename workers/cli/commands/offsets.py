@@ -1,14 +1,35 @@
 """The commands on a group's committed offsets: `offsets show` and `reset`, and `reset-offsets` by its older name."""
 
 import copy
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import click
 
 from workers.cli.context import Context
 from workers.cli.options import GROUP, OFFSET_TARGET, TOPIC, Command, Whole, connection_options, option
-from workers.cli.parameters import ResetOffsetsOptions, ShowOffsetsOptions, build
+from workers.cli.parameters import ConnectionOptions, build
 from workers.lifecycle import installed_shutdown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShowOffsetsOptions:
+    connection: ConnectionOptions
+    group_id: str
+    topics: tuple[str, ...]
+    as_json: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResetOffsetsOptions:
+    connection: ConnectionOptions
+    group_id: str
+    topics: tuple[str, ...]
+    partitions: tuple[int, ...]
+    to: str | int | datetime
+    yes: bool
+    as_json: bool
 
 
 @click.group()

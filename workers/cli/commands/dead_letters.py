@@ -1,7 +1,9 @@
 """The commands on dead letters: `dead-letters list`, `show`, `browse`, `replay`, `discard`, and the older `replay`."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -19,14 +21,7 @@ from workers.cli.options import (
     connection_options,
     option,
 )
-from workers.cli.parameters import (
-    BrowseDeadLettersOptions,
-    DiscardOptions,
-    ListDeadLettersOptions,
-    ReplayOptions,
-    ShowDeadLettersOptions,
-    build,
-)
+from workers.cli.parameters import ConnectionOptions, build
 from workers.lifecycle import installed_shutdown
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -35,6 +30,76 @@ DEFAULT_LIMIT = 100
 # The view holds them in memory.
 BROWSE_LIMIT = 1000
 GROUP_HELP = "Group that remembers what was replayed."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetterOptions:
+    """Which dead letters; every command on them has these."""
+
+    topic: str
+    group_id: str
+    letters: tuple[tuple[int, int], ...]
+    partitions: tuple[int, ...]
+    errors: tuple[str, ...]
+    keys: tuple[str, ...]
+    source_topics: tuple[str, ...]
+    source_partitions: tuple[int, ...]
+    source_offsets: tuple[int, ...]
+    since: datetime | None
+    until: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListDeadLettersOptions:
+    connection: ConnectionOptions
+    dead_letters: DeadLetterOptions
+    format_name: Literal["text", "json"]
+    state: Literal["waiting", "replayed", "discarded", "all"]
+    by: Literal["error", "message", "source-topic", "key"] | None
+    limit: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrowseDeadLettersOptions:
+    connection: ConnectionOptions
+    dead_letters: DeadLetterOptions
+    state: Literal["waiting", "replayed", "discarded", "all"]
+    limit: int
+    to_topics: tuple[str, ...]
+    shutdown_timeout: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShowDeadLettersOptions:
+    connection: ConnectionOptions
+    dead_letters: DeadLetterOptions
+    format_name: Literal["text", "json"]
+    state: Literal["waiting", "replayed", "discarded", "all"]
+    limit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayOptions:
+    connection: ConnectionOptions
+    dead_letters: DeadLetterOptions
+    format_name: Literal["text", "json"]
+    to_topics: tuple[str, ...]
+    skip_other_topics: bool
+    max_messages: int | None
+    again: bool
+    dry_run: bool
+    shutdown_timeout: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscardOptions:
+    connection: ConnectionOptions
+    dead_letters: DeadLetterOptions
+    format_name: Literal["text", "json"]
+    reason: str
+    everything: bool
+    dry_run: bool
+    shutdown_timeout: float
 
 
 @click.group("dead-letters")
