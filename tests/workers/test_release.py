@@ -149,6 +149,29 @@ def test_the_sdist_builds_the_same_wheel(dist: Path, wheel: Path, tmp_path: Path
     assert hashes(build(source, tmp_path / "dist", "-t", "wheel")) == {wheel.name: hashes(dist)[wheel.name]}
 
 
+def test_what_is_published_names_the_pages_of_the_project(dist: Path, tmp_path: Path) -> None:
+    address = "https://example.org/team/kafka-workers"
+    run(ROOT / ".ci" / "package-python", address, tmp_path / "dist", SOURCE_DATE_EPOCH=EPOCH)
+    assert {path.name for path in (tmp_path / "dist").iterdir()} == {path.name for path in dist.iterdir()}
+    ours, published = (_members(next(each.glob("*.whl"))) for each in (dist, tmp_path / "dist"))
+    changed = {name for name in ours | published if ours.get(name) != published.get(name)}
+    assert {name.rpartition("/")[2] for name in changed} == {"METADATA", "RECORD"}
+    (metadata,) = (data.decode() for name, data in published.items() if name.endswith("/METADATA"))
+    assert re.findall(r"^Project-URL: (\w+), (.*)$", metadata, re.MULTILINE) == [
+        ("Repository", address),
+        ("Documentation", f"{address}/tree/main/docs"),
+        ("Changelog", f"{address}/blob/main/CHANGELOG.md"),
+        ("Issues", f"{address}/issues"),
+    ]
+    for page in ("docs", "CHANGELOG.md"):
+        assert (ROOT / page).exists(), page
+
+
+def _members(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
 def test_the_wheel_has_every_file_of_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
