@@ -127,6 +127,13 @@ def test_brokers_that_cannot_be_reached_are_waited_for_as_long_as_asked(processe
         assert "Traceback" not in result.stderr
 
 
+def test_a_missing_dead_letter_topic_of_a_producer_is_named_with_its_option(processes: Processes, topic: str) -> None:
+    options = ["--key-field", "id", "--on-invalid", "dead-letter", "--dead-letter-topic", "nowhere.dlq"]
+    result = processes.run("produce", "--topic", topic, "--input", "-", *options, "--timeout", "5", stdin=b"{}\n")
+    assert result.returncode == 2, result.stderr
+    assert "--dead-letter-topic: nowhere.dlq does not exist" in result.stderr.splitlines()[-1]
+
+
 def test_a_port_in_use_is_named_when_it_was_asked_for(processes: Processes, topic: str) -> None:
     with socket.create_server(("0.0.0.0", 0)) as taken:
         port = str(taken.getsockname()[1])

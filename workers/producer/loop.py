@@ -90,18 +90,22 @@ class Producer:
     def start(self, timeout_s: float | None) -> None:
         """Waits for the brokers and the topic; raises as `wait_for_topics` does."""
         topic = self.deliveries.topic
-        topics = [topic, self.dead_letters.topic] if self.writes_dead_letters else [topic]
-        found = wait_for_topics(
+        self._partitions = self._wait_for(topic, "--topic", timeout_s).get(topic, 1)
+        if self.writes_dead_letters:
+            self._wait_for(self.dead_letters.topic, "--dead-letter-topic", timeout_s)
+        self.running = True
+
+    def _wait_for(self, topic: str, option: str, timeout_s: float | None) -> dict[str, int]:
+        return wait_for_topics(
             self._client,
-            topics,
+            [topic],
             self._config,
             self.client_state,
             timeout_s=timeout_s,
             shutdown=self._shutdown,
             refresh=self._refreshed,
+            option=option,
         )
-        self._partitions = found.get(topic, 1)
-        self.running = True
 
     def ready(self) -> str | None:
         """Why this producer is not ready, or None."""
