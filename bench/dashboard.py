@@ -8,24 +8,20 @@ import asyncio
 import json
 import random
 import re
-import subprocess
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import which
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 
+from bench.prometheus import Prometheus, Target
 from workers import Message, Outgoing, Reject
 from workers.local.cluster import Cluster, free_ports
-from workers.testing.processes import Process, Processes, eventually
+from workers.testing.processes import Process, Processes
 
 REPOSITORY = Path(__file__).parents[1]
 DASHBOARD = REPOSITORY / "charts" / "kafka-workers" / "dashboards" / "kafka-workers.json"
@@ -109,81 +105,27 @@ def panels() -> list[Panel]:
     return found
 
 
-# Prometheus
-
-
 @dataclass(frozen=True, slots=True)
-class Series:
-    """Seconds since the beginning, and values."""
+class Line:
+    """One line of a panel: its name, and its values at times in seconds since the beginning."""
 
     name: str
     times: list[float]
     values: list[float]
 
 
-class Prometheus:
-    """Debian's `prometheus` on a free port of loopback. Raises RuntimeError with its own words about a query."""
-
-    def __init__(self, directory: Path, targets: dict[str, int]) -> None:
-        program = which("prometheus")
-        if program is None:
-            raise click.ClickException("there is no prometheus on PATH; install the Debian package prometheus")
-        jobs = [
-            {
-                "job_name": name,
-                "static_configs": [{"targets": [f"127.0.0.1:{port}"], "labels": {"namespace": NAMESPACE}}],
-                "relabel_configs": [{"target_label": "instance", "replacement": name}],
-            }
-            for name, port in targets.items()
-        ]
-        config = directory / "prometheus.yml"
-        # YAML has all of JSON.
-        config.write_text(json.dumps({"global": {"scrape_interval": "1s"}, "scrape_configs": jobs}))
-        (port,) = free_ports(1)
-        self._url = f"http://127.0.0.1:{port}"
-        with (directory / "prometheus.log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [program, f"--config.file={config}", f"--storage.tsdb.path={directory / 'data'}",
-                 f"--web.listen-address=127.0.0.1:{port}"],
-                stdout=log, stderr=log,
-            )  # fmt: skip
-        eventually(self._ready, "Prometheus is ready")
-
-    def _ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self._url}/-/ready", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-    def range(self, query: Query, begun_at: float, ended_at: float) -> list[Series]:
-        asked = {
-            "query": query.filled(round(ended_at - begun_at)), "start": begun_at, "end": ended_at, "step": STEP_S,
-        }  # fmt: skip
-        try:
-            with urllib.request.urlopen(
-                f"{self._url}/api/v1/query_range?{urllib.parse.urlencode(asked)}", timeout=30
-            ) as answer:
-                found = json.load(answer)["data"]["result"]
-        except urllib.error.HTTPError as error:
-            with error:
-                raise RuntimeError(f"Prometheus refused {asked['query']}: {error.read().decode()}") from None
-        return [_series(query, each, begun_at) for each in found]
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(30)
-
-
-def _series(query: Query, result: dict[str, Any], begun_at: float) -> Series:
-    points = [(float(at) - begun_at, float(value)) for at, value in result["values"]]
-    return Series(query.name(result["metric"]), [at for at, _ in points], [value for _, value in points])
+def _lines(prometheus: Prometheus, query: Query, begun_at: float, ended_at: float) -> list[Line]:
+    expression = query.filled(round(ended_at - begun_at))
+    return [
+        Line(query.name(each.labels), [at - begun_at for at in each.times], each.values)
+        for each in prometheus.range(expression, begun_at, ended_at, STEP_S)
+    ]
 
 
 # The workers at work
 
 
-def observe(unit_s: float, say: Callable[[str], None]) -> list[tuple[Panel, list[Series]]]:
+def observe(unit_s: float, say: Callable[[str], None]) -> list[tuple[Panel, list[Line]]]:
     """Run the workers for about twelve times `unit_s`, and return what each panel shows of that time."""
     names = ["producer", "burst", "consumer-1", "consumer-2", "consumer-3", "lag-exporter", "canary"]
     ports = dict(zip(names, free_ports(len(names)), strict=True))
@@ -194,8 +136,9 @@ def observe(unit_s: float, say: Callable[[str], None]) -> list[tuple[Panel, list
             cluster.create_topic(topic, 3)
         processes = Processes(cluster.bootstrap_servers, directory)
         stack.callback(processes.kill_all)
-        prometheus = Prometheus(directory, ports)
-        stack.callback(prometheus.stop)
+        prometheus = stack.enter_context(Prometheus(directory, [
+            Target(name, port, {"namespace": NAMESPACE}) for name, port in ports.items()
+        ]))  # fmt: skip
 
         def start(name: str, *arguments: str) -> Process:
             say(f"{name} starts")
@@ -229,7 +172,7 @@ def observe(unit_s: float, say: Callable[[str], None]) -> list[tuple[Panel, list
         wait(2, "broker 1 is back")
         ended_at = time.time()
         return [
-            (panel, [series for query in panel.queries for series in prometheus.range(query, begun_at, ended_at)])
+            (panel, [line for query in panel.queries for line in _lines(prometheus, query, begun_at, ended_at)])
             for panel in panels()
         ]
 
@@ -237,7 +180,7 @@ def observe(unit_s: float, say: Callable[[str], None]) -> list[tuple[Panel, list
 # The picture
 
 
-def draw(shown: list[tuple[Panel, list[Series]]], path: Path) -> None:
+def draw(shown: list[tuple[Panel, list[Line]]], path: Path) -> None:
     """Draw every panel, numbers too as they were over the time, four beside each other."""
     import matplotlib as mpl
     from matplotlib import rcsetup
@@ -264,13 +207,13 @@ def draw(shown: list[tuple[Panel, list[Series]]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _panel(axis: Any, panel: Panel, found: list[Series]) -> None:
+def _panel(axis: Any, panel: Panel, found: list[Line]) -> None:
     from matplotlib.ticker import EngFormatter, PercentFormatter
 
     unit = {"s": "s", "ops": "/s", "cps": "/s", "bytes": "B"}.get(panel.unit, "")
     axis.set_title(panel.title)
-    for series in found:
-        axis.plot(series.times, series.values, linewidth=1.2, label=series.name or None)
+    for line in found:
+        axis.plot(line.times, line.values, linewidth=1.2, label=line.name or None)
     axis.yaxis.set_major_formatter(
         PercentFormatter(1, decimals=0) if panel.unit == "percentunit" else EngFormatter(unit, sep="")
     )
