@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 LAB_BIN := $(or $(LAB_HOME),$(HOME)/.cache/kafka-lab)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up logs down test soak bench profile dashboard lint audit docs format lock clean
+.PHONY: help demo up logs down test soak canary-soak bench profile dashboard lint audit docs format lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,9 @@ test: $(READY) ## Run the tests on a real three-broker Kafka (ARGS=-k name, WORK
 
 soak: $(READY) ## Faults under load, over and over, for MINUTES (30); writes soak.json
 	$(BIN)/python -m tests.faults.soak --minutes $(or $(MINUTES),30) $(ARGS)
+
+canary-soak: $(READY) ## Does the canary raise a false alarm beside busy workers? For MINUTES (30; Helm, Debian's prometheus)
+	@PATH="$(LAB_BIN):$$PATH" $(BIN)/python -m bench.canary_soak --minutes $(or $(MINUTES),30) $(ARGS)
 
 bench: $(READY) ## Measure the workers beside their peers, and write bench/RESULTS.md (ARGS='--rounds 3 Producing')
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-bench.txt

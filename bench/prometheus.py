@@ -83,7 +83,7 @@ class Prometheus:
             return False
 
     def range(self, expression: str, begun_at: float, ended_at: float, step_s: float) -> list[Series]:
-        """What the expression was between two times, in seconds since 1970."""
+        """The values of an expression between two times, in seconds since 1970."""
         asked = {"query": expression, "start": begun_at, "end": ended_at, "step": step_s}
         try:
             with urllib.request.urlopen(
