@@ -12,28 +12,36 @@ from workers.cli.commands.lag import LagOptions
 from workers.cli.context import Context
 from workers.errors import WorkerError
 from workers.kafka import groups
-from workers.lifecycle import Shutdown
+from workers.lifecycle import Shutdown, Stopped
 
 
 def lag(options: LagOptions, context: Context, shutdown: Shutdown) -> None:
-    """Shows a group; raises WorkerError when it is further behind than allowed."""
-    admin = connected_admin(options.connection, context, options.topics, shutdown)
-    while True:
-        group = groups.describe(admin, options.group_id, list(options.topics))
-        if options.as_json:
-            click.echo(json.dumps(groups.as_document(group)))
-        else:
-            if options.watch and sys.stdout.isatty():
-                click.clear()
-            click.echo(groups.as_table(group))
-        until = time.monotonic() + options.interval
-        while options.watch and not shutdown.requested and time.monotonic() < until:
-            # Also serves the statistics, which would pile up.
-            admin.poll(0.1)
-        if not options.watch or shutdown.requested:
-            break
+    """Shows a group; raises WorkerError when it is further behind than allowed, or when a stop came before it."""
+    group = None
+    try:
+        with shutdown.at_once():
+            admin = connected_admin(options.connection, context, options.topics, shutdown)
+            while group is None or options.watch:
+                group = groups.describe(admin, options.group_id, list(options.topics))
+                _show(group, options)
+                until = time.monotonic() + options.interval
+                while options.watch and time.monotonic() < until:
+                    # Also serves the statistics, which would pile up.
+                    admin.poll(0.1)
+    except Stopped:
+        if group is None:
+            raise WorkerError("stopped before the group was shown") from None
     if options.max_lag is not None:
         _check_lag(group, options.max_lag, options.topics)
+
+
+def _show(group: groups.Group, options: LagOptions) -> None:
+    if options.as_json:
+        click.echo(json.dumps(groups.as_document(group)))
+        return
+    if options.watch and sys.stdout.isatty():
+        click.clear()
+    click.echo(groups.as_table(group))
 
 
 def _check_lag(group: groups.Group, max_lag: int, topics: Sequence[str]) -> None:

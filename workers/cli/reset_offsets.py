@@ -7,14 +7,22 @@ import click
 from workers.cli.admin import connected_admin
 from workers.cli.commands.offsets import ResetOffsetsOptions
 from workers.cli.context import Context
+from workers.errors import WorkerError
 from workers.kafka import group_offsets
-from workers.lifecycle import Shutdown
+from workers.lifecycle import Shutdown, Stopped
 
 
 def reset_offsets(options: ResetOffsetsOptions, context: Context, shutdown: Shutdown) -> None:
-    """Shows what moving the offsets would skip and repeat, and with --yes moves them."""
-    admin = connected_admin(options.connection, context, options.topics, shutdown)
-    moves = group_offsets.plan(admin, options.group_id, options.topics, options.partitions, options.to)
+    """Shows what moving the offsets would skip and repeat, and with --yes moves them.
+
+    Raises WorkerError when a stop came before that.
+    """
+    try:
+        with shutdown.at_once():
+            admin = connected_admin(options.connection, context, options.topics, shutdown)
+            moves = group_offsets.plan(admin, options.group_id, options.topics, options.partitions, options.to)
+    except Stopped:
+        raise WorkerError("stopped before the offsets were read; nothing was changed") from None
     if options.yes:
         group_offsets.commit(admin, options.group_id, moves)
     skipped, repeated = sum(each.skipped for each in moves), sum(each.repeated for each in moves)

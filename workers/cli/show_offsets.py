@@ -8,17 +8,23 @@ from workers.cli.admin import connected_admin
 from workers.cli.commands.offsets import ShowOffsetsOptions
 from workers.cli.context import Context
 from workers.columns import aligned
-from workers.errors import ConfigError
+from workers.errors import ConfigError, WorkerError
 from workers.kafka import groups
 from workers.kafka.groups import Group, PartitionKey, PartitionLag
-from workers.lifecycle import Shutdown
+from workers.lifecycle import Shutdown, Stopped
 from workers.monitoring.group_lag import GroupLag, Selection
 
 
 def show_offsets(options: ShowOffsetsOptions, context: Context, shutdown: Shutdown) -> None:
-    """Shows the offsets of a group; raises ConfigError for one that is not there, and as `groups.describe`."""
-    admin = connected_admin(options.connection, context, options.topics, shutdown)
-    group = groups.describe(admin, options.group_id, list(options.topics))
+    """Shows the offsets of a group; raises ConfigError for one that is not there, WorkerError when a stop came before
+    it was shown, and as `groups.describe`.
+    """
+    try:
+        with shutdown.at_once():
+            admin = connected_admin(options.connection, context, options.topics, shutdown)
+            group = groups.describe(admin, options.group_id, list(options.topics))
+    except Stopped:
+        raise WorkerError("stopped before the group was shown") from None
     if not group.partitions:
         where = ", ".join(options.topics) or "any topic"
         raise ConfigError(f"group {group.group_id} has committed nothing and owns nothing of {where}; check --topic")
