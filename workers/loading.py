@@ -16,6 +16,9 @@ def load(option: str, reference: str) -> Any:
     module_name, separator, name = reference.partition(":")
     if not separator or not module_name or not name:
         raise ConfigError(f"{option} {reference}: expected package.module:name")
+    if "/" in module_name or module_name.endswith(".py"):
+        dotted = module_name.removesuffix(".py").strip("./").replace("/", ".")
+        raise ConfigError(f"{option} {reference}: a module has dots and no .py in its name; write {dotted}:{name}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

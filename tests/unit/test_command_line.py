@@ -1,6 +1,8 @@
 """Mistakes on the command line and in the environment that end a command before it connects."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,9 @@ from pathlib import Path
 import click
 import pytest
 
+from workers.cli import parameters
 from workers.cli.main import SUMMARIES, cli
+from workers.errors import WorkerError
 
 COMMAND = [sys.executable, "-m", "workers"]
 
@@ -143,6 +147,46 @@ def test_a_worker_starts_without_the_modules_of_what_is_off(command: list[str], 
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.stdout == "[]\n", result.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "lag",
+        "verify",
+        "top --once",
+        "offsets show",
+        "offsets reset --group-id g --to end",
+        "dead-letters list --topic t",
+        "dead-letters show --topic t --letter 0:1",
+    ],
+)
+def test_a_command_that_looks_and_ends_does_not_wait_for_brokers_for_ever(
+    monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    monkeypatch.setattr(parameters, "LOOK_TIMEOUT_S", 0.5)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with pytest.raises(WorkerError, match=re.escape("no answer from 127.0.0.1:1 within 0.5 s")):
+            cli.main([*words.split(), "--bootstrap-servers", "127.0.0.1:1"], standalone_mode=False)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def test_printing_and_a_handler_exclude_each_other_and_the_error_says_what_to_do_in_a_pod() -> None:
+    code, errors = run("consume", *NOWHERE, "--format", "value", KAFKA_HANDLER="shop:store")
+    assert code == 2, errors
+    (line,) = errors.splitlines()
+    assert "--format says how messages are printed, and variable KAFKA_HANDLER has them handled instead" in line
+    assert "env -u KAFKA_HANDLER" in line
+
+
+@pytest.mark.parametrize("reference", ["shop/orders.py:store", "./shop/orders.py:store", "shop/orders:store"])
+def test_a_file_in_place_of_a_module_is_answered_with_the_modules_name(reference: str) -> None:
+    code, errors = run("consume", *NOWHERE, "--handler", reference)
+    assert code == 2, errors
+    assert errors.strip().endswith("a module has dots and no .py in its name; write shop.orders:store")
 
 
 def test_the_list_of_commands_has_the_first_sentence_of_each_help_and_imports_none() -> None:

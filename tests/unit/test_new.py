@@ -92,6 +92,18 @@ def test_the_name_of_a_package_that_is_there_is_refused(name: str) -> None:
         filler(name)
 
 
+def test_the_name_of_an_importable_package_is_refused_though_no_distribution_lists_it(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a project that was installed with `pip install -e`. A directory is no package."""
+    (here / "installed").mkdir()
+    filler("installed")
+    (here / "installed" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(here)
+    with pytest.raises(ConfigError, match="the package installed would hide another one"):
+        filler("installed")
+
+
 def test_an_empty_directory_and_one_that_is_not_there_are_taken(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "empty").mkdir()
     for directory, typed in (("empty", "empty"), ("deep/er", "deep/er"), ("My Work", "'My Work'")):

@@ -31,8 +31,8 @@ def interrupted(*_: Any) -> Any:
 
 
 OPTIONS: Any = SimpleNamespace(
-    connection=None, topics=(), partitions=(), group_id="g", to="end", yes=True, as_json=False, watch=False,
-    interval=1.0, max_lag=None,
+    connection=SimpleNamespace(look_timeout=60), topics=(), partitions=(), group_id="g", to="end", yes=True,
+    as_json=False, watch=False, interval=1.0, max_lag=None,
 )  # fmt: skip
 CONTEXT: Any = None
 

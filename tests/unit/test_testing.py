@@ -568,6 +568,25 @@ def test_effects_that_cannot_be_read_or_copied_are_no_fault_of_the_handler(datab
         check(upsert(database), MESSAGES, Effects(threading.Lock, database.rows.clear))
 
 
+def test_a_handler_that_only_gives_messages_back_needs_no_effects() -> None:
+    seen: dict[object, int] = {}
+
+    def doubled(message: Message) -> Outgoing:
+        return Outgoing((message.value() or b"") * 2, key=message.key(), topic="doubled")
+
+    def counted(message: Message) -> Outgoing:
+        seen[message.key()] = seen.get(message.key(), 0) + 1
+        return Outgoing(str(seen[message.key()]), key=message.key(), topic="counted")
+
+    def silent(message: Message) -> None: ...
+
+    check(doubled, MESSAGES, output_key=Message.key)
+    with pytest.raises(AssertionError, match="output"):
+        check(counted, MESSAGES)
+    with pytest.raises(AssertionError, match=r"nothing that check can see was done: .* give effects whose"):
+        check(silent, MESSAGES)
+
+
 def test_a_buffer_that_is_never_written_is_found(database: Database) -> None:
     finds("nothing that check can see was done", buffered(database, 40, flushes_at_end=False), database)
 

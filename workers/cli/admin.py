@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from confluent_kafka.admin import AdminClient
 
 from workers.cli.context import Context
-from workers.cli.parameters import ConnectionOptions
 from workers.config import COMMON_DEFAULTS
 from workers.kafka.client import ClientState, create_client, wait_for_topics
 from workers.lifecycle import Shutdown
 
 
 def connected_admin(
-    connection: ConnectionOptions, context: Context, topics: Sequence[str], shutdown: Shutdown
+    context: Context, topics: Sequence[str], shutdown: Shutdown, timeout_s: float | None
 ) -> AdminClient:
     """Return a client whose brokers have answered about `topics`; raises as `wait_for_topics`.
 
@@ -23,5 +22,5 @@ def connected_admin(
     context.set_up_logging()
     client_state = ClientState()
     admin = create_client(AdminClient, config, client_state.callbacks())
-    wait_for_topics(admin, list(topics), config, client_state, timeout_s=connection.timeout, shutdown=shutdown)
+    wait_for_topics(admin, list(topics), config, client_state, timeout_s=timeout_s, shutdown=shutdown)
     return admin

@@ -50,6 +50,11 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
     context.show_config(config, registry_config)
     context.set_up_logging()
     check_dead_letter_topic(options.dead_letter_topic, options.topics)
+    if options.handler is not None and context.given("format_name"):
+        raise ConfigError(
+            f"{context.origin('format_name')} says how messages are printed, and {context.origin('handler')} has them "
+            "handled instead; leave one out, in a worker's pod with env -u KAFKA_HANDLER"
+        )
     _check_exactly_once(options, context, config)
     try:
         with shutdown.at_once():

@@ -20,7 +20,7 @@ def lag(options: LagOptions, context: Context, shutdown: Shutdown) -> None:
     group = None
     try:
         with shutdown.at_once():
-            admin = connected_admin(options.connection, context, options.topics, shutdown)
+            admin = connected_admin(context, options.topics, shutdown, options.connection.look_timeout)
             while group is None or options.watch:
                 group = groups.describe(admin, options.group_id, list(options.topics))
                 _show(group, options)

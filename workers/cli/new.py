@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from importlib.metadata import packages_distributions
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -52,7 +53,10 @@ def filler(name: str) -> Callable[[str], str]:
     package = name.replace("-", "_")
     if keyword.iskeyword(package):
         raise ConfigError(f"no package can be called {package}: it is a keyword of Python; choose another name")
-    if package in TAKEN | sys.stdlib_module_names | packages_distributions().keys():
+    # A package that is installed as editable is in no list, and a directory here is no package.
+    found = find_spec(package)
+    importable = found is not None and found.origin is not None
+    if importable or package in TAKEN | sys.stdlib_module_names | packages_distributions().keys():
         raise ConfigError(
             f"the package {package} would hide another one of that name, of Python or installed; choose another name"
         )

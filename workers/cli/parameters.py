@@ -10,6 +10,9 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 from workers.errors import ConfigError
 
+# Workers wait for brokers for ever; a look that nobody answers shall end, as in a script.
+LOOK_TIMEOUT_S = 60.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionOptions:
@@ -38,6 +41,11 @@ class ConnectionOptions:
     show_config: bool
     log_format: Literal["text", "json"] | None
     log_level: Literal["debug", "info", "warning", "error"]
+
+    @property
+    def look_timeout(self) -> float:
+        """`timeout` in seconds, for a command that looks at something and ends."""
+        return LOOK_TIMEOUT_S if self.timeout is None else self.timeout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

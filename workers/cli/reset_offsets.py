@@ -19,7 +19,7 @@ def reset_offsets(options: ResetOffsetsOptions, context: Context, shutdown: Shut
     """
     try:
         with shutdown.at_once():
-            admin = connected_admin(options.connection, context, options.topics, shutdown)
+            admin = connected_admin(context, options.topics, shutdown, options.connection.look_timeout)
             moves = group_offsets.plan(admin, options.group_id, options.topics, options.partitions, options.to)
     except Stopped:
         raise WorkerError("stopped before the offsets were read; nothing was changed") from None

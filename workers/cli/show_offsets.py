@@ -21,7 +21,7 @@ def show_offsets(options: ShowOffsetsOptions, context: Context, shutdown: Shutdo
     """
     try:
         with shutdown.at_once():
-            admin = connected_admin(options.connection, context, options.topics, shutdown)
+            admin = connected_admin(context, options.topics, shutdown, options.connection.look_timeout)
             group = groups.describe(admin, options.group_id, list(options.topics))
     except Stopped:
         raise WorkerError("stopped before the group was shown") from None

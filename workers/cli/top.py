@@ -44,7 +44,8 @@ def top(options: TopOptions, context: Context, shutdown: Shutdown) -> None:
     """Show groups until a signal, or once. Unreachable brokers are said in the view; raises as `connected_admin`."""
     try:
         with shutdown.at_once():
-            admin = connected_admin(options.connection, context, (), shutdown)
+            timeout_s = options.connection.look_timeout if options.once else options.connection.timeout
+            admin = connected_admin(context, (), shutdown, timeout_s)
             selection = Selection(options.group_ids, options.group_filter, options.topics, options.topic_filter)
             group_lag = GroupLag(admin, selection, options.interval)
             rates = Rates(options.group_ids)

@@ -28,7 +28,7 @@ def verify(options: VerifyOptions, context: Context, shutdown: Shutdown) -> None
             accounts = _accounts(options)
     except Stopped:
         raise WorkerError("stopped before the account was read; nothing is verified") from None
-    observations = read_topic(config, options.topic, shutdown, options.connection.timeout)
+    observations = read_topic(config, options.topic, shutdown, options.connection.look_timeout)
     reports = observations.report(accounts, options.runs)
     if not reports:
         wanted = f"run {', '.join(options.runs)}" if options.runs else "any run"

@@ -65,7 +65,7 @@ class Effects:
 def check(
     handler: Handler | Lifespan | str,
     messages: Iterable[Message],
-    effects: Effects,
+    effects: Effects | None = None,
     *,
     outage: Outage | None = None,
     output_key: Callable[[Message], Any] | None = None,
@@ -74,7 +74,8 @@ def check(
     """Check a handler; raises AssertionError that names all that is wrong with it, ConfigError for what is no handler,
     and TypeError and ValueError that name a wrong argument. `timeout_s` is in seconds, for each wait.
 
-    `effects`, `outage` and `output_key` are called in the caller's thread.
+    `effects`, `outage` and `output_key` are called in the caller's thread. A handler that only gives messages back
+    needs no `effects`.
 
     - Each of `messages` is handled when its call returns: none becomes a dead letter, is tried for ever, or is written
       when the lifespan ends.
@@ -92,7 +93,9 @@ def check(
     given = require_messages("check", handler, messages)
     if not given:
         raise ValueError("check: there are no messages; give it some, of several keys where the handler uses keys")
-    if not isinstance(effects, Effects):
+    if effects is None:
+        effects = Effects(lambda: None, lambda: None)
+    elif not isinstance(effects, Effects):
         raise TypeError(f"check: effects is {effects!r}; give Effects(read=..., clear=...)")
     if isinstance(outage, AbstractContextManager):
         raise TypeError("check: outage is a context that was made already; give the function that makes it, uncalled")
@@ -192,8 +195,8 @@ class _Checks:
         if self._wanted == cleared and not handled.outputs:
             return (
                 f"nothing that check can see was done: after {len(self.messages)} messages there is no output, and "
-                "Effects.read returns what it does when nothing was handled; let it return what the handler writes, or "
-                "give check as many messages as the handler collects before it writes"
+                "Effects.read returns what it does when nothing was handled; give effects whose read returns what the "
+                "handler writes, or give check as many messages as the handler collects before it writes"
             )
         return None
 
