@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 LAB_BIN := $(or $(LAB_HOME),$(HOME)/.cache/kafka-lab)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up logs down test soak canary-soak bench profile dashboard lint audit docs format lock clean
+.PHONY: help demo up logs down test nodes soak canary-soak bench profile dashboard lint audit docs format lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,6 +26,9 @@ down: ## Remove the containers and their data
 test: $(READY) ## Run the tests on a real three-broker Kafka (ARGS=-k name, WORKERS=0 for one at a time)
 	@$(BIN)/python -m compileall -q workers tests
 	PATH="$(LAB_BIN):$$PATH" $(BIN)/pytest --numprocesses $(or $(WORKERS),2) --no-loadscope-reorder $(ARGS)
+
+nodes: $(READY) ## Scale with KEDA, and drain nodes, on a kind cluster of its own with three workers (KEEP_NODES=1 leaves it)
+	PATH="$(LAB_BIN):$$PATH" $(BIN)/pytest --numprocesses 0 --capture=no tests/cluster/check_nodes.py $(ARGS)
 
 soak: $(READY) ## Faults under load, over and over, for MINUTES (30); writes soak.json
 	$(BIN)/python -m tests.faults.soak --minutes $(or $(MINUTES),30) $(ARGS)
