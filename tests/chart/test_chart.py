@@ -1164,6 +1164,19 @@ def test_producers_are_spread_where_asked_for() -> None:
     assert constraint["labelSelector"]["matchLabels"].items() <= job["metadata"]["labels"].items()
 
 
+def test_pods_that_an_update_replaces_do_not_count_for_the_spread_of_the_new_ones() -> None:
+    def keys(*settings: str, kind: str = "Deployment") -> object:
+        pod = one(render(*settings), kind)["spec"]["template"]["spec"]
+        (constraint,) = pod["topologySpreadConstraints"]
+        return constraint.get("matchLabelKeys")
+
+    assert keys() == ["pod-template-hash"]
+    # A Job's pods have no such label.
+    assert keys(*SWITCHES["producers on several nodes"], "consumer.enabled=false", kind="Job") is None
+    own = '{"maxSkew":1,"topologyKey":"zone","whenUnsatisfiable":"DoNotSchedule","matchLabelKeys":[]}'
+    assert keys(f"consumer.topologySpreadConstraints=[{own}]") == []
+
+
 def test_a_service_account_that_is_there_is_used_and_not_made() -> None:
     documents = render(*SWITCHES["a ServiceAccount that is there"])
     assert not by_name(documents, "ServiceAccount")

@@ -90,7 +90,7 @@ def _create() -> None:
     KUBECONFIG.unlink(missing_ok=True)
     output("kind", "create", "cluster", "--config", SHAPE, "--wait", "300s", *_image(), timeout_s=START_S)
     output("kubectl", "config", "rename-context", f"kind-{NAME}", CONTEXT)
-    _route()
+    _connect()
 
 
 def _image() -> list[str]:
@@ -100,15 +100,23 @@ def _image() -> list[str]:
     return ["--image", images[0]] if images else []
 
 
-def _route() -> None:
-    """Makes the routes to the pods of other nodes that kindnet makes, for a node image without it."""
-    nodes = {node["metadata"]["name"]: node for node in found("nodes")}
-    for name in nodes:
-        for other, node in nodes.items():
-            if other != name:
-                (address,) = (each["address"] for each in node["status"]["addresses"] if each["type"] == "InternalIP")
-                route = ("ip", "route", "replace", node["spec"]["podCIDR"], "via", address)
-                output("docker", "exec", name, *route)
+def _connect() -> None:
+    """Makes the routes to the pods of other nodes that kindnet makes, for a node image without it. Pods in a node's
+    network may have another resolver than the node there, so the node's hosts file names the control plane.
+    """
+    addresses, subnets = {}, {}
+    for node in found("nodes"):
+        name = node["metadata"]["name"]
+        subnets[name] = node["spec"]["podCIDR"]
+        (addresses[name],) = (each["address"] for each in node["status"]["addresses"] if each["type"] == "InternalIP")
+    for name in WORKERS:
+        hosts = f"echo {addresses[CONTROL_PLANE]} {CONTROL_PLANE} >> /etc/hosts"
+        output("docker", "exec", name, "sh", "-c", hosts)
+    for name in addresses:
+        for other in addresses.keys() - {name}:
+            output("docker", "exec", name, "ip", "route", "replace", subnets[other], "via", addresses[other])
+    kubectl("--namespace", "kube-system", "rollout", "restart", "daemonset/kube-proxy")
+    kubectl("--namespace", "kube-system", "rollout", "status", "daemonset/kube-proxy", "--timeout=120s")
 
 
 def _install() -> None:
@@ -292,20 +300,26 @@ class Members(Watch):
         path = f"{{.metadata.name}}|{{.spec.nodeName}}|{ready}|{{.metadata.deletionTimestamp}}"
         super().__init__("pods", "--selector", selector, path=path)
 
-    def fewest_ready(self, since_s: float) -> int:
-        """The lowest number of Ready ones at a time, from `since_s` on. One that is told to end counts no more."""
+    @property
+    def counts(self) -> list[tuple[float, int]]:
+        """How many were Ready, at each change. One that is told to end counts no more."""
         ready: set[str] = set()
-        fewest: list[int] = []
+        counts = []
         for at, (name, _, state, leaving) in self.states:
-            if at >= since_s and not fewest:
-                fewest.append(len(ready))
             if state == "True" and not leaving:
                 ready.add(name)
             else:
                 ready.discard(name)
-            if at >= since_s:
-                fewest.append(len(ready))
-        return min(fewest, default=len(ready))
+            counts.append((at, len(ready)))
+        return counts
+
+    def ready(self) -> int:
+        """How many are Ready now."""
+        return self.counts[-1][1] if self.states else 0
+
+    def fewest_ready(self, since_s: float) -> int:
+        """The lowest number of Ready ones at a time, from `since_s` on."""
+        return min(count for at, count in self.counts if at >= since_s)
 
 
 def nodes_of(selector: str) -> list[str]:

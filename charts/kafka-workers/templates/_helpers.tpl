@@ -560,6 +560,10 @@ spec:
     - {{- toYaml . | nindent 6 }}
       labelSelector:
         matchLabels: {{- include "kafka-workers.selector" $ | nindent 10 }}
+      {{- if not (or (hasKey . "matchLabelKeys") (include "kafka-workers.isJob" $)) }}
+      # The pods that an update replaces do not count, or the new ones would shun their nodes.
+      matchLabelKeys: [pod-template-hash]
+      {{- end }}
     {{- end }}
   {{- end }}
   {{- if include "kafka-workers.isJob" . }}
