@@ -37,6 +37,8 @@ SEEN = KUBECONFIG.with_name("seen.jsonl")
 # Messages a second: what one member handles at the most, what it copes with, and what needs three.
 PACE, CALM, BURST = 150, 30, 400
 BURST_MESSAGES = 16_000
+# A rebalance may repeat the messages that were handled since the last commit, a second's worth; not more than this part.
+AGAIN = 0.02
 SCALE_S = 240.0
 SETTLE_S = 120.0
 DRAIN_S = 180
@@ -98,7 +100,7 @@ def values(tmp_path: Path) -> tuple[str, ...]:
 
 @pytest.fixture
 def token() -> str:
-    """Tells the runs of one test apart from those of another."""
+    """In the names of a test's runs, so that no two tests share one."""
     return secrets.token_hex(2)
 
 
@@ -151,7 +153,7 @@ def test_keda_scales_0_1_3_1_0_on_lag_and_everything_is_handled(
     )  # fmt: skip
     counts = check_account(calm, burst)
     note("account", helm=release.helm[0], **counts)
-    assert counts["handled_again"] == 0
+    assert counts["handled_again"] <= AGAIN * counts["handled"]
 
 
 def test_two_nodes_drained_at_once_under_load_leave_two_of_three_members_at_work(
@@ -188,7 +190,7 @@ def test_two_nodes_drained_at_once_under_load_leave_two_of_three_members_at_work
     )  # fmt: skip
     assert fewest == 2
     assert spread == [sorted(WORKERS)] * ROLLOUTS
-    assert counts["handled_again"] == 0
+    assert counts["handled_again"] <= AGAIN * counts["handled"]
 
 
 def drain(*nodes: str) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -35,6 +35,8 @@ KEDA_SCRIPT = os.environ.get("KEDA_SCRIPT", str(KAFKA_CLUSTER.with_name("keda-op
 NODE_IMAGE = os.environ.get("NODE_IMAGE", "")
 # Set while one works on these tests: the next run goes on with the same cluster, and what is in it.
 KEEP = os.environ.get("KEEP_NODES") == "1"
+# kind's own for Services.
+SERVICES = "10.96.0.0/16"
 TAINT = "node-role.kubernetes.io/control-plane:NoSchedule"
 EXTERNAL_METRICS = "v1beta1.external.metrics.k8s.io"
 START_S = 600.0
@@ -103,6 +105,9 @@ def _image() -> list[str]:
 def _connect() -> None:
     """Makes the routes to the pods of other nodes that kindnet makes, for a node image without it. Pods in a node's
     network may have another resolver than the node there, so the node's hosts file names the control plane.
+
+    The address of a Service that kube-proxy does not know yet is refused. It would leave the machine, and whatever
+    answers out there is asked for ever: the API server keeps its connection to an aggregated API.
     """
     addresses, subnets = {}, {}
     for node in found("nodes"):
@@ -113,6 +118,8 @@ def _connect() -> None:
         hosts = f"echo {addresses[CONTROL_PLANE]} {CONTROL_PLANE} >> /etc/hosts"
         output("docker", "exec", name, "sh", "-c", hosts)
     for name in addresses:
+        for chain in ("OUTPUT", "FORWARD"):
+            output("docker", "exec", name, "iptables", "-A", chain, "-d", SERVICES, "-j", "REJECT")
         for other in addresses.keys() - {name}:
             output("docker", "exec", name, "ip", "route", "replace", subnets[other], "via", addresses[other])
     kubectl("--namespace", "kube-system", "rollout", "restart", "daemonset/kube-proxy")
@@ -177,7 +184,7 @@ class Sending:
         self._account = ""
         self._stack = ExitStack()
 
-    def __enter__(self) -> "Sending":
+    def __enter__(self) -> Self:
         self._out = self._stack.enter_context(tempfile.TemporaryFile("w+"))
         # `kubectl exec` passes no signal on, so the process is ended by its number.
         shell = f"echo $$ > /tmp/{self.run_name}; exec {' '.join(self._words)}"
@@ -241,7 +248,7 @@ class Watch:
         for line in self._process.stdout:
             self._lines.append((time.monotonic() - self._began, line.rstrip("\n").split("|")))
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
