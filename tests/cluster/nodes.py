@@ -28,7 +28,7 @@ WORKERS = (f"{NAME}-worker", f"{NAME}-worker2", f"{NAME}-worker3")
 SHAPE = "k8s/kind/cluster.yaml"
 # Where kubectl and kind find this cluster, and no other.
 KUBECONFIG = REPOSITORY / "build" / "nodes" / "kubeconfig"
-# What puts brokers under Strimzi's names, and KEDA, into the cluster of the current context.
+# Scripts that put brokers under Strimzi's names, and KEDA, into the cluster of the current context.
 KAFKA_SCRIPT = os.environ.get("KAFKA_SCRIPT", str(KAFKA_CLUSTER))
 KEDA_SCRIPT = os.environ.get("KEDA_SCRIPT", str(KAFKA_CLUSTER.with_name("keda-operator")))
 # kind gives each node 30 s to start, so a node image that unpacks others as it starts may need another one.
@@ -106,8 +106,8 @@ def _connect() -> None:
     """Makes the routes to the pods of other nodes that kindnet makes, for a node image without it. Pods in a node's
     network may have another resolver than the node there, so the node's hosts file names the control plane.
 
-    The address of a Service that kube-proxy does not know yet is refused. It would leave the machine, and whatever
-    answers out there is asked for ever: the API server keeps its connection to an aggregated API.
+    The address of a Service that kube-proxy does not know yet is refused: a connection to it would leave the machine.
+    Where something out there accepts it, the API server keeps that connection, and KEDA's API stays 404.
     """
     addresses, subnets = {}, {}
     for node in found("nodes"):
