@@ -159,6 +159,8 @@ def test_keda_scales_0_1_3_1_0_on_lag_and_everything_is_handled(
 def test_two_nodes_drained_at_once_under_load_leave_two_of_three_members_at_work(
     release: Release, values: tuple[str, ...], token: str
 ) -> None:
+    # A test that failed may have left them closed.
+    kubectl("uncordon", *WORKERS)
     # KEDA has scaled to none before; switched off, the value holds again.
     release.upgrade(*values, "--set", "consumer.replicas=3", "--install")
     selector = f"{release.selector},app.kubernetes.io/component=consumer"
