@@ -43,7 +43,7 @@ bench: $(READY) ## Measure the workers beside their peers, and write bench/RESUL
 profile: ## Say in bench/RESULTS.md where the workers' time goes (py-spy, valgrind)
 	@$(MAKE) --no-print-directory bench ARGS='Profiles Instructions'
 
-dashboard: $(READY) ## Draw the chart's dashboard with real data, docs/dashboard.png (three minutes; Debian's prometheus)
+dashboard: $(READY) ## Draw the chart's dashboard with real data, docs/dashboard-*.png (three minutes; Debian's prometheus)
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-bench.txt
 	@$(BIN)/python -m bench.dashboard $(ARGS)
 

@@ -25,7 +25,7 @@ from workers.testing.processes import Process, Processes
 
 REPOSITORY = Path(__file__).parents[1]
 DASHBOARD = REPOSITORY / "charts" / "kafka-workers" / "dashboards" / "kafka-workers.json"
-PICTURE = REPOSITORY / "docs" / "dashboard.png"
+PICTURES = REPOSITORY / "docs"
 NAMESPACE, TOPIC, GROUP, OUTPUTS = "kafka", "orders", "shop", "invoices"
 # Grafana makes $__rate_interval of four scrapes at least.
 RATE_INTERVAL_S = 10
@@ -37,7 +37,9 @@ EMPTY = {
     "Certificates": "the cluster has no TLS, so no worker has a certificate",
 }
 COLOURS = ("#4c8fd6", "#e08a2e", "#3fa66b", "#d4555a", "#9a74c9", "#a8803f", "#d072ad", "#7f8fa0", "#a9a83a", "#35a7b5")
-INK, PAPER, GRID = "#c9ced6", "#15181d", "#2b3038"
+# Of the pages that have them, by the name of the picture: text, background, lines behind the values.
+THEMES = {"light": ("#2f343b", "#ffffff", "#e4e7eb"), "dark": ("#c9ced6", "#1e2129", "#333842")}
+COLUMNS = 3
 
 
 # User code of the workers
@@ -180,26 +182,27 @@ def observe(unit_s: float, say: Callable[[str], None]) -> list[tuple[Panel, list
 # The picture
 
 
-def draw(shown: list[tuple[Panel, list[Line]]], path: Path) -> None:
-    """Draw every panel, numbers too as they were over the time, four beside each other."""
+def draw(shown: list[tuple[Panel, list[Line]]], path: Path, theme: str) -> None:
+    """Draw every panel, numbers too as they were over the time."""
     import matplotlib as mpl
     from matplotlib import rcsetup
 
+    ink, paper, grid = THEMES[theme]
     mpl.use("Agg")
     mpl.rcParams.update({
-        "font.size": 8, "axes.titlesize": 9, "axes.titleweight": "bold", "axes.titlelocation": "left",
-        "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GRID, "axes.facecolor": PAPER,
-        "figure.facecolor": PAPER, "text.color": INK, "axes.titlecolor": INK, "xtick.color": INK, "ytick.color": INK,
-        "grid.color": GRID, "axes.prop_cycle": rcsetup.cycler(color=COLOURS),
+        "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
+        "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": grid, "axes.facecolor": paper,
+        "figure.facecolor": paper, "text.color": ink, "axes.titlecolor": ink, "xtick.color": ink, "ytick.color": ink,
+        "grid.color": grid, "axes.prop_cycle": rcsetup.cycler(color=COLOURS),
     })  # fmt: skip
     from matplotlib import pyplot
 
-    columns = 4
-    lines = -(-len(shown) // columns)
+    lines = -(-len(shown) // COLUMNS)
     figure, axes = pyplot.subplots(
-        lines, columns, figsize=(4 * columns, 2.5 * lines), squeeze=False, layout="constrained"
+        lines, COLUMNS, figsize=(4.2 * COLUMNS, 2.4 * lines), squeeze=False, layout="constrained"
     )
     for axis, (panel, found) in zip(axes.flat, shown, strict=False):
+        axis.set_title(panel.title)
         _panel(axis, panel, found)
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
@@ -211,34 +214,42 @@ def _panel(axis: Any, panel: Panel, found: list[Line]) -> None:
     from matplotlib.ticker import EngFormatter, PercentFormatter
 
     unit = {"s": "s", "ops": "/s", "cps": "/s", "bytes": "B"}.get(panel.unit, "")
-    axis.set_title(panel.title)
+    if not found:
+        axis.text(0.5, 0.5, "no data", transform=axis.transAxes, ha="center")
+        axis.set(xticks=[], yticks=[])
+        return
     for line in found:
         axis.plot(line.times, line.values, linewidth=1.2, label=line.name or None)
     axis.yaxis.set_major_formatter(
         PercentFormatter(1, decimals=0) if panel.unit == "percentunit" else EngFormatter(unit, sep="")
     )
+    axis.xaxis.set_major_formatter(EngFormatter("s"))
     axis.grid(axis="y")
     axis.set_ylim(bottom=0)
-    if not found:
-        axis.text(0.5, 0.5, "no data", transform=axis.transAxes, ha="center", color=INK)
     named = [each for each in found if each.name]
     if named:
-        axis.legend(frameon=False, fontsize=6, ncols=2 if len(named) > 4 else 1, loc="upper left", labelcolor=INK)
+        columns = 2 if len(named) > 3 else 1
+        # Room for the legend above the lines.
+        axis.set_ylim(top=axis.get_ylim()[1] * (1.15 + 0.13 * -(-len(named) // columns)))
+        size = 8 if len(named) <= 6 else 6.5
+        # Panels are as wide as each other, however long the names are.
+        axis.legend(frameon=False, fontsize=size, ncols=columns, loc="upper left").set_in_layout(False)
 
 
 @click.command()
 @click.option("--unit", default=15.0, show_default=True, help="Seconds of a twelfth of what happens.")
 @click.option(
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=PICTURE,
-    help="PNG.  [default: docs/dashboard.png]",
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    default=PICTURES,
+    help="Where the pictures go.  [default: docs]",
 )
-def main(unit: float, output: Path) -> None:
+def main(unit: float, directory: Path) -> None:
     """Draw the chart's dashboard of workers to which things happen for about three minutes."""
     shown = observe(unit, click.echo)
-    draw(shown, output)
-    click.echo(f"{len(shown)} panels in {output}")
+    for theme in THEMES:
+        draw(shown, directory / f"dashboard-{theme}.png", theme)
+    click.echo(f"{len(shown)} panels in {directory}")
     for panel, found in shown:
         for query in panel.queries if not found else ():
             click.echo(f"empty: {panel.row}: {panel.title}: {query.expression}")

@@ -2,7 +2,9 @@
 
 import json
 
-from bench.dashboard import DASHBOARD, EMPTY, PICTURE, Query, panels
+import pytest
+
+from bench.dashboard import DASHBOARD, EMPTY, PICTURES, THEMES, Query, panels
 
 
 def test_every_panel_and_expression_of_the_dashboard_is_drawn_in_its_order() -> None:
@@ -12,6 +14,7 @@ def test_every_panel_and_expression_of_the_dashboard_is_drawn_in_its_order() -> 
         [target["expr"] for target in panel["targets"]] for panel in dashboard
     ]
     assert all(panel.queries for panel in panels())
+    assert len({panel.title for panel in panels()}) == len(panels())
     assert EMPTY.keys() <= {panel.title for panel in panels()}
 
 
@@ -25,7 +28,9 @@ def test_a_series_has_the_name_of_its_legend() -> None:
     assert Query("", "{{topic}}[{{partition}}]").name({"topic": "a", "partition": "0"}) == "a[0]"
 
 
-def test_the_picture_is_committed_and_is_small() -> None:
-    picture = PICTURE.read_bytes()
+@pytest.mark.parametrize("theme", THEMES)
+def test_the_picture_of_each_kind_of_page_is_committed_and_is_small(theme: str) -> None:
+    picture = (PICTURES / f"dashboard-{theme}.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) < 800_000
+    assert f"(dashboard-{theme}.png#gh-{theme}-mode-only)" in (PICTURES / "operations.md").read_text()
