@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -161,17 +160,13 @@ def test_a_worker_starts_without_the_modules_of_what_is_off(command: list[str], 
         "dead-letters show --topic t --letter 0:1",
     ],
 )
+@pytest.mark.usefixtures("signal_handlers")
 def test_a_command_that_looks_and_ends_does_not_wait_for_brokers_for_ever(
     monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
     monkeypatch.setattr(parameters, "LOOK_TIMEOUT_S", 0.5)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        with pytest.raises(WorkerError, match=re.escape("no answer from 127.0.0.1:1 within 0.5 s")):
-            cli.main([*words.split(), "--bootstrap-servers", "127.0.0.1:1"], standalone_mode=False)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    with pytest.raises(WorkerError, match=re.escape("no answer from 127.0.0.1:1 within 0.5 s")):
+        cli.main([*words.split(), "--bootstrap-servers", "127.0.0.1:1"], standalone_mode=False)
 
 
 def test_printing_and_a_handler_exclude_each_other_and_the_error_says_what_to_do_in_a_pod() -> None:

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,13 +15,10 @@ from workers.lifecycle import Shutdown
 
 
 @pytest.fixture
-def shutdown() -> Iterator[Shutdown]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+def shutdown(signal_handlers: None) -> Shutdown:
     shutdown = Shutdown(0)
     shutdown.install()
-    yield shutdown
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    return shutdown
 
 
 def interrupted(*_: Any) -> Any:

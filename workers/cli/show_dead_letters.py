@@ -33,12 +33,10 @@ def list_dead_letters(options: ListDeadLettersOptions, context: Context, shutdow
     selection = selection_of(options.dead_letters)
     as_json = options.format_name == "json"
     config = reading_config(options.dead_letters, context)
-    topic, group_id, timeout_s = (
-        options.dead_letters.topic,
-        options.dead_letters.group_id,
-        options.connection.look_timeout,
-    )
-    with open_topic(config, topic, group_id, shutdown, timeout_s) as dead_letters:
+    topic = options.dead_letters.topic
+    with open_topic(
+        config, topic, options.dead_letters.group_id, shutdown, options.connection.look_timeout
+    ) as dead_letters:
         found = dead_letters.find(selection, states_of(options.state))
         if options.by is not None:
             _print_tallies(options.by, found, as_json=as_json)
@@ -66,13 +64,11 @@ def show_dead_letters(options: ShowDeadLettersOptions, context: Context, shutdow
             "which dead letters are to be shown is not said; name one as `dead-letters list` does, with --letter 0:12, "
             "or give another filter"
         )
-    topic, group_id, timeout_s = (
-        options.dead_letters.topic,
-        options.dead_letters.group_id,
-        options.connection.look_timeout,
-    )
+    topic = options.dead_letters.topic
     shown = 0
-    with open_topic(config, topic, group_id, shutdown, timeout_s) as dead_letters:
+    with open_topic(
+        config, topic, options.dead_letters.group_id, shutdown, options.connection.look_timeout
+    ) as dead_letters:
         for letter, state in dead_letters.find(selection, states_of(options.state)):
             if shown == options.limit:
                 click.echo(f"{topic}: there are more; --limit shows them", err=True)

@@ -12,7 +12,6 @@ from workers.cli.options import (
     GROUP,
     LETTER,
     POSITIVE,
-    SECONDS,
     TIME,
     TOPIC,
     Command,
@@ -20,6 +19,7 @@ from workers.cli.options import (
     apply,
     connection_options,
     option,
+    shutdown_timeout_option,
 )
 from workers.cli.parameters import ConnectionOptions, build
 from workers.lifecycle import installed_shutdown
@@ -168,13 +168,6 @@ _to_topic = option(
     help="A topic that dead letters may go back to; repeatable.  [default: X where the dead-letter topic is X.dlq]",
 )
 _dry_run = option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
-_shutdown_timeout = option(
-    "--shutdown-timeout",
-    type=SECONDS,
-    default=25.0,
-    show_default=True,
-    help="Seconds that stopping may take after SIGTERM.",
-)
 
 
 def _replay_options(command: _Command) -> _Command:
@@ -187,7 +180,7 @@ def _replay_options(command: _Command) -> _Command:
             option("--max-messages", type=POSITIVE, help="Stop after this many messages."),
             option("--again", is_flag=True, help="Also those that were replayed or discarded already."),
             _dry_run,
-            _shutdown_timeout,
+            shutdown_timeout_option,
             connection_options,
         ],
     )  # fmt: skip
@@ -234,7 +227,7 @@ def show(**parameters: Any) -> None:
 @_filter_options
 @_to_topic
 @_replay_group
-@_shutdown_timeout
+@shutdown_timeout_option
 @connection_options
 def browse(**parameters: Any) -> None:
     """Look through dead letters on a full screen, and replay or discard the marked ones.
@@ -284,7 +277,7 @@ def _replay(parameters: dict[str, Any]) -> None:
 @_dry_run
 @_selection_options
 @_replay_group
-@_shutdown_timeout
+@shutdown_timeout_option
 @connection_options
 def discard(**parameters: Any) -> None:
     """Take dead letters out of what is replayed.
