@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 import workers
 from tests.compose.engine import BASE_IMAGE, DOWNLOAD_TIMEOUT_S, REPOSITORY, build, docker, output, there
+from workers.testing.processes import eventually
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -40,7 +42,7 @@ def base() -> dict[str, Any]:
 
 
 def layers(image: str) -> list[str]:
-    """The layers that we put over the base: dependencies, our code, the working directory."""
+    """The layers that we put over the base: an init, dependencies, our code, the working directory."""
     return list(inspect(image)["RootFS"]["Layers"][len(base()["RootFS"]["Layers"]) :])
 
 
@@ -53,7 +55,28 @@ def test_it_runs_without_privileges_on_a_read_only_root_and_without_a_network(im
     assert output("run", "--rm", *locked_down, image, "--version").startswith("kafka-workers ")
     config = inspect(image)["Config"]
     assert config["User"] == "65532:65532"
-    assert config["Entrypoint"] == ["kafka-workers"]
+    assert config["Entrypoint"] == ["tini", "--", "kafka-workers"]
+
+
+def test_a_signal_ends_a_container_whose_python_has_only_just_begun(image: str, tmp_path: Path) -> None:
+    """Process 1 gets no signal before it handles it. `sitecustomize` runs before all of ours, and makes that longer."""
+    code = "import sys, time\nprint('begun', file=sys.stderr, flush=True)\ntime.sleep(300)\n"
+    (tmp_path / "sitecustomize.py").write_text(code)
+    tmp_path.chmod(0o755)
+    early = ("--volume", f"{tmp_path}:/early:ro", "--env", "PYTHONPATH=/early")
+    container = output("run", "--detach", "--network", "none", *early, image, "consume").strip()
+    try:
+        eventually(lambda: "begun" in docker("logs", container).stderr, "Python has begun")
+        output("kill", "--signal", "TERM", container)
+        assert output("wait", container, timeout_s=30).strip() == str(128 + signal.SIGTERM)
+    finally:
+        docker("rm", "--force", container)
+
+
+def test_brokers_know_a_worker_by_the_host_name_of_its_container(image: str) -> None:
+    alone = ("--rm", "--network", "none", "--hostname", "consumer-x7k2p")
+    shown = output("run", *alone, image, "consume", "--show-config")
+    assert re.search(r"^client\.id +consumer-x7k2p ", shown, re.MULTILINE)
 
 
 def test_its_labels_name_it_and_its_version(image: str) -> None:
@@ -79,8 +102,8 @@ def test_a_change_of_the_code_keeps_the_layer_with_the_dependencies(image: str, 
     changed = f"{image}-changed"
     build(changed, tmp_path, buildkit=buildkit)
     try:
-        assert layers(changed)[0] == layers(image)[0]
-        assert layers(changed)[1] != layers(image)[1]
+        assert layers(changed)[:2] == layers(image)[:2]
+        assert layers(changed)[2] != layers(image)[2]
     finally:
         docker("image", "rm", changed)
 

@@ -17,6 +17,7 @@ from workers.cli.parameters import Format
 from workers.errors import ConfigError
 from workers.kafka.messages import is_topic_name
 
+INITS_OF_MACHINES = {"systemd", "init"}
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 DEFAULT_METRICS_PORT = 8000
 # Set by a shell that asks how a command line could go on; click has the name from that of the program.
@@ -263,8 +264,18 @@ SECRETS = (
 
 
 def _client_id() -> str:
-    """Tells members of a group apart: the pod's name in Kubernetes, where process 1 is ours."""
-    return socket.gethostname() if os.getpid() == 1 else f"{socket.gethostname()}-{os.getpid()}"
+    """Tells members of a group apart: the pod's name in Kubernetes, where a host name has one worker."""
+    return socket.gethostname() if _has_a_container() else f"{socket.gethostname()}-{os.getpid()}"
+
+
+def _has_a_container() -> bool:
+    """Whether a container was made for this process: it is process 1, or the child of an init that is."""
+    if os.getppid() != 1:
+        return os.getpid() == 1
+    try:
+        return Path("/proc/1/comm").read_text().strip() not in INITS_OF_MACHINES
+    except OSError:
+        return False
 
 
 def connection_options(command: _Command) -> _Command:
@@ -387,7 +398,7 @@ def worker_options(command: _Command) -> _Command:
         [
             no_metrics_option,
             option("--auth-timeout", type=SECONDS, default=AUTH_TIMEOUT_S, show_default=True,
-                   help="Seconds that refused credentials are tried on, as they may be changing; 0 for none."),
+                   help="Seconds to keep trying after brokers refuse the credentials, which may change."),
             shutdown_timeout_option,
             summary_option,
             option("--tracing", is_flag=True,
