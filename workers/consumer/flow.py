@@ -10,6 +10,9 @@ from workers.consumer.parts import Parts
 log = logging.getLogger(__name__)
 
 BATCH_MESSAGES = 2000
+# Messages that may wait in all partitions that are handled in order; each of many partitions may have two batches. A
+# client that pauses a partition throws away what it has fetched, so fewer would be slower.
+MAX_WAITING_MESSAGES = 12 * BATCH_MESSAGES
 # Approximate bytes that may wait for the handler.
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 # So far may the messages of a partition be ahead of its low-water mark, done or not.
@@ -49,8 +52,11 @@ class FlowControl:
 
     def holds_too_much(self, state: PartitionState) -> bool:
         # The next turn may bring `receive_limit` more.
-        most = 2 * BATCH_MESSAGES if state.in_order else self._max_distance - self.receive_limit
+        most = self._share_messages() if state.in_order else self._max_distance - self.receive_limit
         return state.count >= most or state.bytes >= self._share_bytes()
+
+    def _share_messages(self) -> int:
+        return max(2 * BATCH_MESSAGES, MAX_WAITING_MESSAGES // len(self._parts.assignment.partitions))
 
     def _share_bytes(self) -> int:
         return MAX_WAITING_BYTES // len(self._parts.assignment.partitions)
@@ -78,9 +84,11 @@ class FlowControl:
 
     def _has_room(self, state: PartitionState) -> bool:
         """Whether a paused partition may be fetched again."""
-        if state.in_order:
-            return state.count == 0 and not self._parts.scheduler.blocks(state)
-        return state.count < self._max_distance // 2 and state.bytes < self._share_bytes() // 2
+        if state.in_order and self._parts.scheduler.blocks(state):
+            return False
+        # The next batch is there while others are fetched.
+        few = BATCH_MESSAGES if state.in_order else self._max_distance // 2
+        return state.count <= few and state.bytes < self._share_bytes() // 2
 
     def give_back(self, state: PartitionState) -> None:
         """Give messages beyond a blocked partition's share back to the client, to be received again. So other
