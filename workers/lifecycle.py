@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
 
@@ -148,12 +149,21 @@ class _TerminalFormatter(logging.Formatter):
         return self._by_level.get(record.levelno, self._plain).format(record)
 
 
+class _FieldsFormatter(JsonFormatter):
+    """JSON, with the fields that an event's arguments have for it: topic, partition and offset."""
+
+    def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
+        for argument in record.args or ():
+            message_dict.update(getattr(argument, "log_fields", {}))
+        super().add_fields(log_data, record, message_dict)
+
+
 def set_up_logging(log_format: str | None, level: str) -> None:
     """One line per event on standard error; text on a terminal and JSON elsewhere unless `log_format` says which."""
     handler = logging.StreamHandler(sys.stderr)
     formatter: logging.Formatter
     if (log_format or ("text" if sys.stderr.isatty() else "json")) == "json":
-        formatter = JsonFormatter(
+        formatter = _FieldsFormatter(
             "{levelname}{name}{message}",
             style="{",
             timestamp=True,

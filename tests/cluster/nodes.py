@@ -134,9 +134,17 @@ def _install() -> None:
     with _only_the_control_plane():
         output("bash", KAFKA_SCRIPT, timeout_s=START_S)
         output("bash", KEDA_SCRIPT, timeout_s=KEDA_S)
-        kubectl("wait", f"apiservice/{EXTERNAL_METRICS}", "--for=condition=Available", "--timeout=120s")
+        _await_external_metrics()
     kubectl("apply", "--filename", "-", stdin=json.dumps(LOAD))
     kubectl("wait", "pod/load", "--for=condition=Ready", "--timeout=60s")
+
+
+def _await_external_metrics() -> None:
+    wanted = f"apiservice/{EXTERNAL_METRICS}"
+    waited = run("kubectl", "--context", CONTEXT, "wait", wanted, "--for=condition=Available", "--timeout=120s")
+    if waited.returncode != 0:
+        path = "jsonpath={.spec.service} {.status.conditions}"
+        raise AssertionError(f"{wanted} is not available: {kubectl('get', wanted, '--output', path)}")
 
 
 @contextmanager

@@ -239,6 +239,32 @@ def test_variables_of_services_that_are_no_options_do_not_matter() -> None:
     assert "no answer from 127.0.0.1:1" in errors
 
 
+def test_a_mistyped_variable_is_named_with_the_one_that_was_meant() -> None:
+    variables = {"KAFKA_TOPICS": "teste", "KAFKA_SASL_PASWORD": "hunter2", "KAFKA_METRICS_PORT": "0"}
+    _, errors = run("produce", *NOWHERE, **variables)
+
+    assert "variable KAFKA_TOPICS is no option's and changes nothing; did you mean KAFKA_TOPIC?" in errors
+    assert "did you mean KAFKA_SASL_PASSWORD?" in errors
+    assert "hunter2" not in errors
+
+
+def test_variables_of_other_commands_and_programs_are_left_alone() -> None:
+    variables = {
+        # Nearly --count and --rate, and options of `verify` and `canary`.
+        "KAFKA_ACCOUNT": "account.json",
+        "KAFKA_CREATE": "1",
+        # Of Kafka's own programs, and of a Service `kafka-metrics`.
+        "KAFKA_OPTS": "-Xmx1g",
+        "KAFKA_LOG_DIRS": "/data",
+        "KAFKA_METRICS_SERVICE_HOST": "10.0.0.2",
+        "KAFKA_METRICS_PORT_8000_TCP": "tcp://10.0.0.2:8000",
+    }
+    _, errors = run("produce", *NOWHERE, **variables)
+
+    assert "no answer from" in errors
+    assert "did you mean" not in errors
+
+
 def test_the_command_line_wins_over_a_variable_that_a_service_has_set() -> None:
     code, errors = run("produce", *NOWHERE, "--metrics-port", "0", KAFKA_METRICS_PORT="tcp://10.0.0.1:8000")
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from workers.consumer.assignment import PartitionState, TopicCounts
+from workers.kafka.messages import MessagePlace
 from workers.lifecycle import set_up_logging
 
 
@@ -40,6 +42,25 @@ def test_elsewhere_than_on_a_terminal_each_event_is_a_line_of_json(monkeypatch: 
         ("INFO", "assigned teste[0]"),
         ("WARNING", "broker 1 is away"),
     ]
+
+
+def test_in_json_the_place_of_a_message_and_a_partition_are_fields_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    set_up_logging("json", "info")
+    state = PartitionState(TopicCounts("orders"), 2, None, in_order=True)
+    log = logging.getLogger("workers")
+    log.warning("%s: attempt %d failed", MessagePlace("orders", 2, 41), 3)
+    log.warning("%s is not fetched", state)
+    log.warning("%s is away", "broker 1")
+
+    place, partition, other = (json.loads(line) for line in stream.getvalue().splitlines())
+
+    assert place["message"] == "orders[2] offset 41: attempt 3 failed"
+    assert (place["topic"], place["partition"], place["offset"]) == ("orders", 2, 41)
+    assert partition["message"] == "orders[2] is not fetched"
+    assert (partition["topic"], partition["partition"]) == ("orders", 2)
+    assert other.keys() == {"level", "logger", "message", "timestamp"}
 
 
 def test_on_a_terminal_the_level_of_what_matters_is_coloured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,3 +154,18 @@ main()
 def test_commands_that_ask_coordinators_run_in_a_child_and_others_do_not(name: str, runs_in: str) -> None:
     words = [sys.executable, "-c", COMMAND_LINE, *name.split()]
     assert subprocess.run(words, capture_output=True, text=True, timeout=60).stdout == f"{runs_in}\n"
+
+
+def test_where_python_cannot_wait_for_signals_the_command_runs_by_itself() -> None:
+    """As on macOS."""
+    code = (
+        "import signal, sys\n"
+        "sys.platform = 'darwin'\n"
+        "del signal.sigwaitinfo, signal.sigtimedwait\n"
+        "sys.argv = ['kafka-workers', 'lag', '--help']\n"
+        "from workers.cli.entry import main\n"
+        "main()\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0, told.stderr
+    assert "Show a consumer group as the brokers see it" in told.stdout

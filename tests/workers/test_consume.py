@@ -256,6 +256,36 @@ def test_a_batch_handler_gets_messages_of_one_partition_in_order(processes: Proc
         assert [int(stamp[4]) for stamp in stamps if stamp[3] == partition] == list(range(300))
 
 
+OWN_METRICS = """
+from prometheus_client import Counter
+
+ORDERS = Counter("orders", "Orders that were handled.", ["country"])
+
+def handle(message):
+    ORDERS.labels("pt").inc()
+"""
+
+
+def test_metrics_of_the_handler_are_served_beside_ours(processes: Processes, topic: str, group: str) -> None:
+    processes.write("orders.py", OWN_METRICS)
+    processes.produce(topic, "--count", "30")
+    consumer = processes.consume(topic, group, "--handler", "orders:handle")
+
+    eventually(lambda: consumer.metric("orders_total", country="pt") == 30, "orders are counted")
+    eventually(lambda: consumer.metric("kafka_consumer_messages_total", outcome="success") == 30, "and messages")
+
+
+def test_a_metric_of_the_handler_with_the_name_of_ours_is_one_line(
+    processes: Processes, topic: str, group: str
+) -> None:
+    processes.write("orders.py", OWN_METRICS.replace('"orders"', '"kafka_consumer_missing"'))
+    consumer = processes.consume(topic, group, "--handler", "orders:handle")
+
+    assert consumer.wait() == 2, consumer.stderr
+    assert "a metric of yours has the name of one of ours; rename it: " in consumer.stderr.splitlines()[-1]
+    assert "kafka_consumer_missing" in consumer.stderr.splitlines()[-1]
+
+
 def test_the_metrics_of_both_workers_are_valid(processes: Processes, topic: str, group: str) -> None:
     producer = processes.start("produce", "--topic", topic, "--forever", "--rate", "200")
     consumer = processes.consume(topic, group)

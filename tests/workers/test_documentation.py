@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import click
 import pytest
 from click.testing import CliRunner
 from confluent_kafka import Message
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from tests.chart.schemas import KUBERNETES
 from tests.faults.faults import FAULTS
@@ -181,7 +183,9 @@ def page_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     name = "of_the_documentation"
-    yield lambda path: Page(path, name)
+    # A page is imported for each test, and its metrics can be registered once.
+    with mock.patch.dict(vars(REGISTRY), vars(CollectorRegistry(auto_describe=True))):
+        yield lambda path: Page(path, name)
     sys.modules.pop(name, None)
 
 

@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, get_type_hints
@@ -16,7 +16,7 @@ from workers import config as configuration
 from workers.cli.options import CONNECTION, SECRETS
 from workers.cli.parameters import ConnectionOptions, MetricsOptions, RegistryOptions
 from workers.config import ClientConfig, Default, Precedence, Setting
-from workers.errors import ExitCode
+from workers.errors import ConfigError, ExitCode
 from workers.kafka.authentication import complete
 from workers.lifecycle import set_up_logging
 from workers.schemas import config as schemas
@@ -27,9 +27,47 @@ if TYPE_CHECKING:
     from workers.monitoring.server import Check, Server
 
 
+PREFIX = "KAFKA_"
+# Variables that are read without being an option.
+SECRET_VARIABLES = {variable for _, variable, _ in SECRETS} | {schemas.PASSWORD_VARIABLE}
+# How similar a mistyped name is, from 0 to 1: KAFKA_TOPICS is meant for KAFKA_TOPIC, KAFKA_OPTS for nothing here.
+SIMILAR = 0.8
+
+
 def terminal_columns() -> int | None:
     """The columns of the terminal; None where the output goes elsewhere, and nothing is to be folded or cut."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def mistyped_variables(context: click.Context, environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Variables that no command reads, each with the one of this command that is nearly named so.
+
+    Others are left alone: an environment may have many KAFKA_... of other programs.
+    """
+    own = _variables(context.command)
+    unknown = {name for name in environment if name.startswith(PREFIX)} - own
+    if not unknown:
+        return []
+    from difflib import get_close_matches
+
+    meant = {name.removeprefix(PREFIX): name for name in own - environment.keys()}
+    near = {name: get_close_matches(name.removeprefix(PREFIX), meant, 1, SIMILAR) for name in unknown}
+    if any(near.values()):
+        for command in _all_commands(context.find_root().command):
+            unknown -= _variables(command)
+    return [(name, meant[near[name][0]]) for name in sorted(unknown) if near[name]]
+
+
+def _variables(command: click.Command) -> set[str]:
+    return {str(each.envvar) for each in command.params if each.envvar} | SECRET_VARIABLES
+
+
+def _all_commands(command: click.Command) -> Iterator[click.Command]:
+    """Imports the declarations of all of them."""
+    yield command
+    if isinstance(command, click.Group):
+        for each in command.commands.values():
+            yield from _all_commands(each)
 
 
 class Context:
@@ -133,26 +171,38 @@ class Context:
         raise SystemExit(ExitCode.OK)
 
     def set_up_logging(self) -> None:
+        """Logs as the options say, and warns of variables that are nearly ours."""
         set_up_logging(self._connection.log_format, self._connection.log_level)
+        for name, meant in mistyped_variables(self._click, os.environ):
+            logging.getLogger("workers").warning(
+                "variable %s is no option's and changes nothing; did you mean %s?", name, meant
+            )
 
     @contextmanager
     def serve(
         self, options: MetricsOptions | None, collector: "Collector", ready: "Check", live: "Check"
     ) -> Iterator["Server | None"]:
-        """The metrics port, while the command runs; none without `options`."""
-        from prometheus_client import CollectorRegistry, ProcessCollector
+        """The metrics port, while the command runs; none without `options`.
+
+        Metrics that the user's code makes are served too. Raises ConfigError where one has the name of ours.
+        """
+        from prometheus_client import REGISTRY
 
         from workers.monitoring.server import Server
 
         if options is None:
             yield None
             return
-        registry = CollectorRegistry()
-        registry.register(collector)
-        ProcessCollector(registry=registry)
-        with Server(registry, ready, live) as server:
-            # Two workers on one laptop must not need an option; a port that was asked for must be that port.
-            any_port = not self.given("metrics_port")
-            bound = server.start(options.metrics_host, options.metrics_port, any_port_if_taken=any_port)
-            logging.getLogger("workers").info("metrics on port %d: /metrics, /livez, /readyz", bound)
-            yield server
+        try:
+            REGISTRY.register(collector)
+        except ValueError as error:
+            raise ConfigError(f"a metric of yours has the name of one of ours; rename it: {error}") from None
+        try:
+            with Server(REGISTRY, ready, live) as server:
+                # Two workers on one laptop must not need an option; a port that was asked for must be that port.
+                any_port = not self.given("metrics_port")
+                bound = server.start(options.metrics_host, options.metrics_port, any_port_if_taken=any_port)
+                logging.getLogger("workers").info("metrics on port %d: /metrics, /livez, /readyz", bound)
+                yield server
+        finally:
+            REGISTRY.unregister(collector)

@@ -7,7 +7,6 @@ import signal
 import sys
 from types import FrameType
 
-from workers.cli.supervision import ENDED, STARTED_AGAIN, supervise
 from workers.errors import ExitCode
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -20,8 +19,12 @@ def main() -> None:
         signal.signal(signal.SIGINT, _leave)
     _check_streams()
     command = " ".join(sys.argv[1 : 3 if sys.argv[1:2] == ["offsets"] else 2])
-    if command in (*STARTED_AGAIN, *ENDED):
-        supervise(command)
+    if sys.platform == "linux":
+        # Elsewhere Python has no `sigwaitinfo`.
+        from workers.cli.supervision import ENDED, STARTED_AGAIN, supervise
+
+        if command in (*STARTED_AGAIN, *ENDED):
+            supervise(command)
     from workers.cli.main import main as run
 
     run()

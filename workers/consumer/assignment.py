@@ -109,6 +109,11 @@ class PartitionState:
         return f"{self.topic.name}[{self.number}]"
 
     @property
+    def log_fields(self) -> dict[str, object]:
+        """Its fields in a log line of JSON."""
+        return {"topic": self.topic.name, "partition": self.number}
+
+    @property
     def key(self) -> Key:
         return self.topic.name, self.number
 

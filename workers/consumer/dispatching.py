@@ -11,6 +11,7 @@ from workers.consumer.failing import FailedMessages
 from workers.consumer.flow import BATCH_MESSAGES, FlowControl
 from workers.consumer.parts import Parts
 from workers.consumer.scheduling import Work
+from workers.kafka.messages import MessagePlace
 from workers.loading import named
 from workers.producer.rate_limit import RateLimiter
 
@@ -218,8 +219,8 @@ class Dispatcher:
             self.account(work)
         for work in outputs.take():
             if work.error is not None:
-                offset = work.received.offset(work.handled)
-                log.warning("%s: offset %d is redelivered: %s", work.partition, offset, named(work.error))
+                place = MessagePlace(*work.partition.key, work.received.offset(work.handled))
+                log.warning("%s is redelivered: %s", place, named(work.error))
         return f"{missing} outputs were not acknowledged in time; their messages are redelivered" if missing else None
 
     def _note_pace(self, work: Work) -> None:

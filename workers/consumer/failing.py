@@ -17,6 +17,7 @@ from workers.consumer.scheduling import Shard, Work
 from workers.deadletters.writer import DeadLetter, DeadLetters
 from workers.errors import WorkerError
 from workers.handlers import OutputClosedError, OutputError, Retry
+from workers.kafka.messages import MessagePlace
 from workers.loading import named
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class FailedMessages:
                 withheld=withheld,
             )
             self._tell(shard.queue[0].messages[0], error, decision, shard.attempts)
-            where = f"{state} offset {work.received.offset(work.handled)}"
+            where = MessagePlace(*state.key, work.received.offset(work.handled))
             if isinstance(decision, Isolate):
                 # The batch's failure is nobody's own yet.
                 shard.forget_failures()
@@ -183,8 +184,8 @@ class FailedMessages:
         shard.backoff_step += 1
         pause_s = self._policy.pause_s(shard.backoff_step, random.random())  # noqa: S311  (not a secret)
         log.error(
-            "%s offset %s: not written to the dead-letter topic %s, next try in %.1f s, nothing is skipped: %s",
-            state, message.offset(), topic, pause_s, dead_letter.error,
+            "%s: not written to the dead-letter topic %s, next try in %.1f s, nothing is skipped: %s",
+            MessagePlace(*state.key, message.offset()), topic, pause_s, dead_letter.error,
         )  # fmt: skip
         shard.retry_at = time.monotonic() + pause_s
         if state.in_order:

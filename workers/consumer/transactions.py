@@ -35,6 +35,7 @@ from workers.deadletters.writer import ANY_SIZE, TOO_LARGE, DeadLetter, DeadLett
 from workers.errors import ConfigError, WorkerError
 from workers.handlers import Retry
 from workers.kafka.client import ClientState
+from workers.kafka.messages import MessagePlace
 from workers.kafka.transactional import TransactionalProducer
 from workers.lifecycle import Shutdown
 from workers.producer.deliveries import LATENCY_SAMPLE, DeliveriesByTopic
@@ -732,7 +733,7 @@ class Transaction:
             return
         for place, refusal in self._refusals.items():
             (topic, partition), offset = place
-            where = f"{topic}[{partition}] offset {offset}"
+            where = MessagePlace(topic, partition, offset)
             known = self._failures.get(place)
             attempts = 1 if known is None else known.attempts + 1
             deliveries = self.topics[refusal.output.topic]

@@ -4,7 +4,7 @@ import base64
 import logging
 import re
 from functools import cache
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from confluent_kafka import Message
 
@@ -13,6 +13,21 @@ from workers.accounting.stamps import STAMP_HEADER, Stamp, decode
 log = logging.getLogger(__name__)
 
 Headers: TypeAlias = list[tuple[str, bytes | None]]
+
+
+class MessagePlace(NamedTuple):
+    """Where a message is. A log has it as text, and in JSON each field beside that."""
+
+    topic: str
+    partition: int
+    offset: int | None
+
+    def __str__(self) -> str:
+        return f"{self.topic}[{self.partition}] offset {self.offset}"
+
+    @property
+    def log_fields(self) -> dict[str, object]:
+        return self._asdict()
 
 
 def headers_of(message: Message) -> Headers:

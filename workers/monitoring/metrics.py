@@ -197,8 +197,8 @@ LAG = (
         "kafka_group_deleted_messages_total",
         "counter",
         _BY_PARTITION,
-        "Messages deleted, by retention for one, before the group had committed them; with those of before the "
-        "exporter's start that the group has not passed.",
+        "Messages that were deleted, by retention for example, before the group had committed them. Deletions before "
+        "the exporter's start count while the group is still behind them.",
     ),
     Definition(
         "kafka_group_uncommitted_partitions",
