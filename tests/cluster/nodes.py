@@ -35,8 +35,9 @@ KEDA_SCRIPT = os.environ.get("KEDA_SCRIPT", str(KAFKA_CLUSTER.with_name("keda-op
 NODE_IMAGE = os.environ.get("NODE_IMAGE", "")
 # Set while one works on these tests: the next run goes on with the same cluster, and what is in it.
 KEEP = os.environ.get("KEEP_NODES") == "1"
-# kind's own for Services.
+# kind's own for Services and for pods.
 SERVICES = "10.96.0.0/16"
+PODS = "10.244.0.0/16"
 TAINT = "node-role.kubernetes.io/control-plane:NoSchedule"
 EXTERNAL_METRICS = "v1beta1.external.metrics.k8s.io"
 START_S = 600.0
@@ -106,8 +107,9 @@ def _connect() -> None:
     """Makes the routes to the pods of other nodes that kindnet makes, for a node image without it. Pods in a node's
     network may have another resolver than the node there, so the node's hosts file names the control plane.
 
-    The address of a Service that kube-proxy does not know yet is refused: a connection to it would leave the machine.
-    Where something out there accepts it, the API server keeps that connection, and KEDA's API stays 404.
+    The address of a Service that kube-proxy does not know yet is refused, and that of a pod that has gone is
+    unreachable: a connection to it would leave the machine. Where something out there accepts it, the API server keeps
+    that connection, and KEDA's API stays 404.
     """
     addresses, subnets = {}, {}
     for node in found("nodes"):
@@ -120,6 +122,7 @@ def _connect() -> None:
     for name in addresses:
         for chain in ("OUTPUT", "FORWARD"):
             output("docker", "exec", name, "iptables", "-A", chain, "-d", SERVICES, "-j", "REJECT")
+        output("docker", "exec", name, "ip", "route", "replace", "unreachable", PODS)
         for other in addresses.keys() - {name}:
             output("docker", "exec", name, "ip", "route", "replace", subnets[other], "via", addresses[other])
     kubectl("--namespace", "kube-system", "rollout", "restart", "daemonset/kube-proxy")
