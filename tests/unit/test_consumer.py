@@ -142,6 +142,36 @@ def test_a_batch_that_is_tried_again_as_a_whole_takes_the_places_of_all_its_mess
     assert len(begun) == 7
 
 
+@pytest.mark.parametrize("how", ["revoke", "lose"])
+def test_a_limit_of_messages_is_reached_though_a_partition_goes_while_its_batch_is_taken_apart(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Its messages counted as begun for ever, and the member turned without doing anything."""
+    monkeypatch.setattr("workers.consumer.membership.REVOKE_WAIT_S", 0.05)
+    broker.add_partition("t")
+    broker.produce(numbers(0, 10))
+    begun = threading.Event()
+
+    @batch
+    def handler(messages: list[Message]) -> None:
+        if messages[0].partition() == 0:
+            if len(messages) > 1:
+                raise ValueError("no")
+            if messages[0].offset() == 3:
+                begun.set()
+                group.gate.wait(20)
+
+    member = group.member(handler, max_messages=60).start()
+    assert begun.wait(20)
+    getattr(broker, how)(("t", 0))
+    group.until(lambda: ("t", 0) not in broker.owners, "it has gone")
+    broker.produce(numbers(0, 100), partition=1)
+    group.gate.set()
+    member.finish()
+
+    assert member.consumer.status.handled == 60
+
+
 def test_a_member_does_not_spin_while_the_last_messages_wait_for_a_retry(broker: FakeBroker, group: Group) -> None:
     broker.add_partition("t")
     broker.produce(numbers(0, 5))

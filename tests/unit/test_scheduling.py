@@ -405,3 +405,28 @@ def test_the_next_message_of_a_partition_may_come_behind_offsets_that_hold_none(
     assert work is not None
     assert offsets_of(work) == [12]
     assert scheduler.take(1, only_next=True) is None
+
+
+@pytest.mark.parametrize("handled", [0, 1])
+def test_messages_of_a_partition_that_has_gone_are_not_to_be_tried_again(handled: int) -> None:
+    """A message of a batch that is taken apart comes back when its partition was revoked."""
+    scheduler = Scheduler("partition", batches=True)
+    partition = Partition(0)
+    scheduler.add(partition, received_of([None] * 5))
+    batch = scheduler.take(5)
+    assert batch is not None
+    [shard] = batch.shards
+    scheduler.release(batch)
+    shard.isolating = 5
+    scheduler.note_failed(shard, 5)
+    scheduler.resume(shard)
+    assert scheduler.begun == 5
+    single = scheduler.take(5)
+    assert single is not None
+    assert offsets_of(single) == [0]
+
+    partition.owned = False
+    scheduler.drop(partition)
+    single.handled = handled
+    scheduler.release(single)
+    assert (scheduler.begun, scheduler.may_repeat) == (0, False)

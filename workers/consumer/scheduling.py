@@ -408,7 +408,8 @@ class Scheduler:
 
     def _mark_begun(self, shard: Shard, messages: int) -> None:
         shard.begun = max(0, messages)
-        if shard.begun:
+        # A work can come back when its partition has gone: nothing would take its shard out again.
+        if shard.begun and shard.partition.owned:
             self._begun.add(shard)
         else:
             self._begun.discard(shard)
