@@ -430,3 +430,17 @@ def test_messages_of_a_partition_that_has_gone_are_not_to_be_tried_again(handled
     single.handled = handled
     scheduler.release(single)
     assert (scheduler.begun, scheduler.may_repeat) == (0, False)
+
+
+def test_a_message_is_tried_again_though_more_were_begun_than_may_be() -> None:
+    scheduler = Scheduler("partition")
+    scheduler.add(Partition(0), received_of([None] * 3))
+    work = scheduler.take(1)
+    assert work is not None
+    scheduler.release(work)
+    scheduler.note_failed(work.shards[0], 1)
+    scheduler.resume(work.shards[0])
+
+    again = scheduler.take(10, new=-2)
+    assert again is not None
+    assert (offsets_of(again), again.repeated) == ([0], 1)

@@ -243,7 +243,10 @@ class Scheduler:
         self._wake()
         if not self._turns:
             return None
-        only_begun = new is not None and new <= 0
+        if new is not None:
+            # More may be begun than was allowed: messages that were discounted count again when their commit is known.
+            new = max(0, new)
+        only_begun = new == 0
         if only_next or only_begun:
             if not self._turn_to(held, only_next=only_next, only_begun=only_begun):
                 return None
