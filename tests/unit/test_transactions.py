@@ -206,6 +206,39 @@ def test_a_message_whose_output_brokers_refuse_becomes_a_dead_letter_and_all_oth
     assert broker.offset() == 50
 
 
+@pytest.mark.parametrize(
+    ("other", "max_attempts"), [(b"bad", 5), (b"good", 1)], ids=["one of two is looked for", "a dead letter is due"]
+)
+@pytest.mark.parametrize("gone", ["before the abort", "before the report"])
+def test_a_refused_output_of_a_partition_that_has_gone_holds_up_no_other(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch, other: bytes, max_attempts: int, gone: str
+) -> None:
+    """Each message of the other partition got a transaction of its own, until the worker was started again."""
+    # The abort waits for the reports, however long they take.
+    monkeypatch.setattr(module, "SETTLE_S", 20.0)
+    policy = ErrorPolicy(max_attempts=max_attempts, backoff_s=0.01, backoff_max_s=0.02)
+    member = with_outputs_under_way(broker, group, [b"bad"], [other], policy=policy)
+    slow = SlowCall(broker, "abort")
+
+    def outcome(message: Message) -> int | None:
+        return KafkaError.MSG_SIZE_TOO_LARGE if message.value() == b"bad" and not slow.there.is_set() else None
+
+    if gone == "before the abort":
+        broker.outcome = outcome
+        assert slow.there.wait(20)
+    broker.lose(("t", 0))
+    group.until(lambda: member.consumer.status.rebalances["lost"], "it has heard of that")
+    broker.outcome = outcome
+    assert slow.there.wait(20)
+    broker.produce(numbers(0, 200), partition=1)
+    slow.go.set()
+    group.until(lambda: broker.offset(1) == 201, "all of the other is committed")
+
+    commits = [offset for key, offset in broker.commits if key == ("t", 1)]
+    assert len(commits) < 200
+    assert broker.offset(0) is None
+
+
 def test_a_refused_output_stops_the_worker_where_it_is_told_to(broker: FakeBroker, group: Group) -> None:
     broker.produce(numbers(0, 10))
     broker.outcome = lambda message: KafkaError.TOPIC_AUTHORIZATION_FAILED if message.value() == b"7" else None

@@ -728,10 +728,12 @@ class Transaction:
         """Decide what becomes of the message whose output was refused. Where several were, as they are written and
         refused together, it is found out first which.
         """
-        if len(self._refusals) > 1 and not self._suspects.issuperset(self._refusals):
-            self._suspects.update(self._refusals)
+        # Of a partition that has gone meanwhile nothing is kept: no commit of this member would ever end that.
+        refusals = {place: refusal for place, refusal in self._refusals.items() if self._touched[place[0]].owned}
+        if len(refusals) > 1 and not self._suspects.issuperset(refusals):
+            self._suspects.update(refusals)
             return
-        for place, refusal in self._refusals.items():
+        for place, refusal in refusals.items():
             (topic, partition), offset = place
             where = MessagePlace(topic, partition, offset)
             known = self._failures.get(place)
