@@ -509,6 +509,33 @@ def test_a_client_is_replaced_no_more_often_than_said_and_not_for_a_broker_that_
     assert bed.canary.reconnects == 2
 
 
+def test_a_topic_that_comes_back_with_fewer_partitions_is_probed_in_those() -> None:
+    bed = Bed(3)
+    bed.broker.hung["canary", 2] = "never"
+    bed.rounds(2)
+    assert bed.canary.probes.unread(2) is not None
+    gone = bed.layout.partitions[2]
+    bed.layout = Layout(
+        bed.layout.brokers, {0: bed.layout.partitions[0], 1: bed.layout.partitions[1]}, bed.layout.starts
+    )
+    bed.rounds(int(LOST_S) + 3)
+    assert bed.canary.status.partitions == 2
+    assert bed.canary.status.brokers == {0: 1, 1: 1}
+    # It is read again when it is back.
+    del bed.broker.hung["canary", 2]
+    bed.layout = Layout(bed.layout.brokers, {**bed.layout.partitions, 2: gone}, bed.layout.starts)
+    bed.rounds(3)
+    assert bed.canary.status.availability == 1
+
+
+def test_a_partition_that_had_gone_before_the_first_round_is_not_asked_for() -> None:
+    """Where it ended was found before, and is kept."""
+    bed = Bed(2)
+    bed.layout = Layout(bed.layout.brokers, {0: bed.layout.partitions[0]}, bed.layout.starts)
+    bed.rounds(2)
+    assert bed.canary.status.partitions == 1
+
+
 def test_failed_deliveries_make_a_partition_unavailable_and_are_not_lost() -> None:
     bed = Bed()
     bed.broker.outcome = lambda _: KafkaError.NOT_ENOUGH_REPLICAS

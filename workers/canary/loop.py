@@ -211,7 +211,8 @@ class Canary:
         """
         if now - self._reconnected_at < RECONNECT_INTERVAL_S:
             return
-        unread = {number: self.probes.unread(number) for number in self._streams}
+        # A topic that was created again may have fewer partitions.
+        unread = {number: self.probes.unread(number) for number in self._streams if number in self._layout.partitions}
         stuck = [
             number
             for number, each in unread.items()
