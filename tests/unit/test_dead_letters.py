@@ -1,21 +1,32 @@
 """Dead letters as a person and a machine get them, whatever is in them."""
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from confluent_kafka import Message
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from workers.deadletters.headers import (
+    ATTEMPTS,
+    ERROR_CLASS,
     ERROR_MESSAGE,
+    ERROR_TRACEBACK,
+    GROUP,
+    ORIGINAL_OFFSET,
     ORIGINAL_PARTITION,
+    ORIGINAL_TIMESTAMP,
     ORIGINAL_TOPIC,
+    TREATED,
     dead_letter_headers,
     invalid_line_headers,
 )
-from workers.deadletters.stored import Origin, Place, Selection, StoredDeadLetter
-from workers.deadletters.text import as_document, as_table, as_text, time_of
-from workers.deadletters.treated import Record, State
+from workers.deadletters.listing import row_of
+from workers.deadletters.stored import EVERYTHING, Origin, Place, Selection, StoredDeadLetter
+from workers.deadletters.text import BY, Tally, as_document, as_table, as_text, time_of
+from workers.deadletters.treated import Record, State, record_of
 
 
 def letter(value: bytes | None = b"value", key: bytes | None = b"key", text: str = "no") -> StoredDeadLetter:
@@ -127,3 +138,85 @@ def test_a_named_dead_letter_says_where_to_begin() -> None:
     named = Selection(letters=frozenset({Place(1, 9), Place(1, 7), Place(2, 5)}))
     assert [named.first_offset(partition) for partition in range(3)] == [0, 7, 5]
     assert [named.includes_partition(partition) for partition in range(3)] == [False, True, True]
+
+
+NOON = datetime(2026, 11, 25, 12, 0, 0, 123_000, tzinfo=UTC)
+NOON_MS = 1_795_608_000_123
+
+
+@pytest.mark.parametrize(
+    ("at_ms", "since", "before"),
+    [
+        (NOON_MS - 1, False, True),
+        (NOON_MS, True, False),
+        (NOON_MS + 1, True, False),
+        # Whoever writes a message chooses its time, up to one that no calendar has.
+        (2**63 - 1, True, False),
+        (-1, False, True),
+    ],
+)
+def test_dead_letters_are_chosen_by_their_time_whatever_it_is(at_ms: int, since: bool, before: bool) -> None:
+    found = StoredDeadLetter(Message(topic="t", timestamp=(1, at_ms)))
+    assert Selection(since=NOON).matches(found) is since
+    assert Selection(until=NOON).matches(found) is before
+    assert EVERYTHING.matches(found)
+
+
+OWN = [
+    ORIGINAL_TOPIC, ORIGINAL_PARTITION, ORIGINAL_OFFSET, ORIGINAL_TIMESTAMP, GROUP, ATTEMPTS, ERROR_CLASS,
+    ERROR_MESSAGE, ERROR_TRACEBACK, TREATED,
+]  # fmt: skip
+CONTENT = (
+    st.none()
+    | st.binary(max_size=20)
+    | st.integers().map(lambda number: b"%d" % number)
+    | st.sampled_from([b"orders", b"discarded", b"replayed", b"1e999", b"nan", b"9" * 4300, b"-" + b"9" * 5000])
+)
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda each: st.lists(each, max_size=3) | st.dictionaries(st.text(max_size=3), each, max_size=3),
+    max_leaves=8,
+)
+NUMBER = st.integers(-1, 9) | st.floats() | st.text(max_size=3)
+RECORD = st.fixed_dictionaries(
+    {"offsets": JSON | st.lists(st.tuples(NUMBER, NUMBER), max_size=3), "group": JSON, "at": JSON, "by": JSON,
+     "reason": JSON}
+).map(lambda fields: json.dumps(fields).encode())  # fmt: skip
+INFINITE = b'{"offsets": [[1e999, 1]], "group": "", "at": "", "by": "", "reason": ""}'
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(OWN) | st.text(max_size=8), CONTENT), max_size=12),
+    CONTENT | RECORD,
+    CONTENT,
+    st.integers(-1, 2**63 - 1),
+)
+@example([(TREATED, b"discarded")], INFINITE, None, 0)
+@example([], b"", b"", 2**63 - 1)
+def test_whatever_is_written_into_a_dead_letter_topic_can_be_listed_and_shown(
+    headers: list[tuple[str, bytes | None]], value: bytes | None, key: bytes | None, at_ms: int
+) -> None:
+    """Whoever may write to the topic could end each command for it with a traceback."""
+    message = Message(topic="t", partition=0, offset=7, value=value, key=key, headers=[*headers], timestamp=(1, at_ms))
+    record = record_of(message)
+    found = StoredDeadLetter(message)
+    for selection in (
+        EVERYTHING,
+        Selection(since=NOON),
+        Selection(until=NOON),
+        Selection(source_offsets=frozenset({1})),
+    ):
+        selection.matches(found)
+    state = State.WAITING if record is None else record.state
+    json.dumps(as_document("t", found, state, record))
+    for text in (
+        as_text("t", found, state, record),
+        as_table([(found, state)], show_state=True, width=80),
+        row_of("t", found, state, record).text,
+        *(named(found) for named in BY.values()),
+    ):
+        # A terminal is given UTF-8.
+        text.encode()
+    tally = Tally()
+    tally.add(found)
+    json.dumps(tally.document("error", BY["error"](found)))

@@ -321,6 +321,9 @@ def test_a_record_is_read_as_it_was_written() -> None:
         record(9, value=b"[]"),
         record(9, value=b'{"offsets": [[3, 2]], "group": "", "at": "", "by": "", "reason": ""}'),
         record(9, value=b'{"offsets": [[1, 2]]}'),
+        record(9, value=b'{"offsets": [[1e999, 1]], "group": "", "at": "", "by": "", "reason": ""}'),
+        record(9, value=b'{"offsets": [[NaN, 1]], "group": "", "at": "", "by": "", "reason": ""}'),
+        record(9, value=b"[" * 100_000),
         Message(topic=LETTERS, offset=9, headers=[(TREATED, b"discarded"), (ORIGINAL_TOPIC, b"orders")]),
     ],
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from workers.deadletters import headers
 from workers.kafka.messages import Headers, headers_of, is_topic_name
 
 MAX_PARTITION = 2**31 - 1
+EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class Origin(NamedTuple):
@@ -157,8 +158,13 @@ class Selection:
         )
         if any(wanted and found not in wanted for wanted, found in chosen):
             return False
-        at = datetime.fromtimestamp(max(0, letter.timestamp_ms) / 1000, UTC)
-        return (self.since is None or self.since <= at) and (self.until is None or at < self.until)
+        at_ms = max(0, letter.timestamp_ms)
+        return (self.since is None or _ms(self.since) <= at_ms) and (self.until is None or at_ms < _ms(self.until))
+
+
+def _ms(at: datetime) -> float:
+    """Unix time in milliseconds: a message may have a time that no datetime can be."""
+    return (at - EPOCH) / timedelta(milliseconds=1)
 
 
 EVERYTHING = Selection()

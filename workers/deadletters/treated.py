@@ -73,7 +73,7 @@ def record_of(message: Message) -> Record | None:
         fields = json.loads(message.value() or b"")
         offsets = tuple(Ranges((int(first), int(end)) for first, end in fields["offsets"]).merged())
         texts = [str(fields[name]) for name in ("group", "at", "by", "reason")]
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
     # It stands behind what it is about: nothing that comes later can be treated already.
     whole = state != State.WAITING and all(first >= 0 and end <= (message.offset() or 0) for first, end in offsets)
