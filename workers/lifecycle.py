@@ -25,6 +25,8 @@ BROWSING_THREAD = "browsing"
 LEFT_BEHIND = frozenset(
     {HANDLER_THREAD, CLOSING_THREAD, WATERMARKS_THREAD, TRANSACTION_THREAD, PLACEMENT_THREAD, BROWSING_THREAD}
 )
+# A stop that is asked for while a call is waited for is noticed after so long.
+STOP_LOOK_S = 0.1
 # Python looks for cycles after this many new objects instead of 700: at 700 it would walk through each batch of
 # messages, which have none, several times while they are alive.
 NEW_OBJECTS_BEFORE_COLLECTION = 50_000
@@ -129,6 +131,24 @@ def call_with_timeout(call: Callable[[], object], timeout_s: float) -> bool:
         returned.set()
 
     call_in_thread(run).join(timeout_s)
+    return returned.is_set()
+
+
+def call_until_stopped(call: Callable[[], object], shutdown: Shutdown) -> bool:
+    """Whether `call` returned before the time to stop was up; until a stop is asked for it may last. Logs what it
+    raised.
+
+    For a call that waits for brokers: in the main thread it would keep Python from running the handlers of signals.
+    """
+    returned = threading.Event()
+
+    def run() -> None:
+        call()
+        returned.set()
+
+    thread = call_in_thread(run)
+    while thread.is_alive() and (left_s := shutdown.remaining_s()) > 0:
+        thread.join(min(STOP_LOOK_S, left_s))
     return returned.is_set()
 
 

@@ -2,10 +2,11 @@
 
 import os
 import signal
+import threading
 
 import pytest
 
-from workers.lifecycle import Shutdown, Stopped, call_with_timeout
+from workers.lifecycle import Shutdown, Stopped, call_until_stopped, call_with_timeout
 
 pytestmark = pytest.mark.usefixtures("signal_handlers")
 
@@ -52,3 +53,16 @@ def test_a_call_that_raised_has_not_returned_and_its_error_is_logged(caplog: pyt
 
     assert not call_with_timeout(close, 5)
     assert "RuntimeError: the broker is gone" in caplog.text
+
+
+def test_a_call_may_last_until_a_stop_and_the_time_for_that_is_up() -> None:
+    shutdown, gate = Shutdown(0.05), threading.Event()
+    assert call_until_stopped(lambda: None, shutdown)
+    assert not shutdown.requested
+
+    def stop_and_hang() -> None:
+        shutdown.request()
+        gate.wait(20)
+
+    assert not call_until_stopped(stop_and_hang, shutdown)
+    gate.set()

@@ -2,6 +2,9 @@
 notes.
 """
 
+import os
+import signal
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -22,6 +25,7 @@ from workers.deadletters.sender import Sender
 from workers.deadletters.stored import EVERYTHING, Origin, Place, Selection
 from workers.deadletters.treated import Record, State, Treated, record_of
 from workers.errors import ConfigError, WorkerError
+from workers.lifecycle import Shutdown
 
 LETTERS = "orders.dlq"
 
@@ -124,6 +128,7 @@ class Scene:
             treated or Treated("g", {}),
             held or set(),
             self.done,
+            Shutdown(1),
         )
 
     def replay(self, *letters: Message) -> None:
@@ -343,7 +348,7 @@ def test_a_replay_counts_for_its_group_and_a_discard_for_every_group() -> None:
 def test_a_commit_that_fails_for_one_partition_is_an_error_that_names_it() -> None:
     reader = Reader({1: KafkaError.OFFSET_METADATA_TOO_LARGE})
     with pytest.raises(WorkerError, match=r"partition 1.* the next replay sends them again: ") as failed:
-        commit(cast(confluent_kafka.Consumer, reader), [letter(0), letter(4, partition=1)])
+        commit(cast(confluent_kafka.Consumer, reader), [letter(0), letter(4, partition=1)], Shutdown(1))
 
     assert "partition 0" not in str(failed.value)
     assert reader.committed == {0: 1}
@@ -355,7 +360,25 @@ def test_a_commit_that_fails_as_a_whole_is_an_error() -> None:
             raise KafkaException(KafkaError(KafkaError._TRANSPORT))
 
     with pytest.raises(WorkerError, match="the next replay sends them again"):
-        commit(cast(confluent_kafka.Consumer, Away()), [letter(0)])
+        commit(cast(confluent_kafka.Consumer, Away()), [letter(0)], Shutdown(1))
+
+
+def test_a_stop_ends_a_commit_that_brokers_do_not_answer(signal_handlers: None) -> None:
+    """Neither the first signal nor the second ended it: the main thread waited for the brokers."""
+    shutdown, gate = Shutdown(0.05), threading.Event()
+    shutdown.install()
+
+    class Silent(Reader):
+        def commit(self, **_: object) -> list[TopicPartition]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            gate.wait(5)
+            return []
+
+    try:
+        with pytest.raises(WorkerError, match=r"^1 dead letters .* may send them again: the brokers did not answer"):
+            commit(cast(confluent_kafka.Consumer, Silent()), [letter(0)], shutdown)
+    finally:
+        gate.set()
 
 
 def test_the_letters_of_a_dead_letter_topic_go_to_the_topic_of_its_name() -> None:

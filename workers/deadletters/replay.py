@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 import confluent_kafka
-from confluent_kafka import KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from workers.config import ClientConfig
 from workers.deadletters.headers import ORIGINAL_TOPIC, SUFFIX
@@ -30,7 +30,7 @@ from workers.deadletters.sender import Sender
 from workers.deadletters.stored import EVERYTHING, Origin, Selection, StoredDeadLetter
 from workers.deadletters.treated import Record, State, Treated, ranges_of, record_of
 from workers.errors import ConfigError, WorkerError
-from workers.lifecycle import Shutdown
+from workers.lifecycle import Shutdown, call_until_stopped
 
 log = logging.getLogger(__name__)
 SKIPPED = "it came from {}, and replay ran with --skip-other-topics"
@@ -124,7 +124,7 @@ def replay(
                     rules.topic,
                 )
             held = dead_letters.partitions_begun_later(starts)
-            replayer = Replayer(dead_letters.client, sender, rules, dead_letters.treated, held, done)
+            replayer = Replayer(dead_letters.client, sender, rules, dead_letters.treated, held, done, shutdown)
             for messages in dead_letters.read(starts):
                 replayer.replay(messages)
                 if rules.limit is not None and done.treated >= rules.limit:
@@ -163,12 +163,14 @@ class Replayer:
         treated: Treated,
         held: set[int],
         done: Replayed,
+        shutdown: Shutdown,
     ) -> None:
         self._reader = reader
         self._sender = sender
         self._rules = rules
         self._treated = treated
         self._done = done
+        self._shutdown = shutdown
         # Partitions in which a dead letter waits before what comes next.
         self._held = set(held)
 
@@ -255,7 +257,7 @@ class Replayer:
             and (choice.message.offset() or 0) >= self._treated.first_waiting(choice.message.partition() or 0)
         ]
         if committable:
-            commit(self._reader, committable)
+            commit(self._reader, committable, self._shutdown)
         self._count(kept)
         if failed:
             again = sum(choice.origin is not None for choice, _ in over if choice.message.partition() in failed)
@@ -294,16 +296,27 @@ class Replayer:
                 self._done.without_origin += bool(choice.reason)
 
 
-def commit(reader: confluent_kafka.Consumer, dead_letters: Sequence[Message]) -> None:
-    """Commits dead letters of one topic that were sent; raises WorkerError when that fails in one or all."""
+def commit(reader: confluent_kafka.Consumer, dead_letters: Sequence[Message], shutdown: Shutdown) -> None:
+    """Commits dead letters of one topic that were sent; raises WorkerError when that fails in one or all, and when it
+    is not known in the time to stop.
+    """
     following = {dead_letter.partition() or 0: (dead_letter.offset() or 0) + 1 for dead_letter in dead_letters}
     topic = dead_letters[0].topic() or ""
     offsets = [TopicPartition(topic, number, offset) for number, offset in following.items()]
-    try:
-        answers = reader.commit(offsets=offsets, asynchronous=False)
-        errors = {each.partition: each.error for each in answers if each.error is not None}
-    except KafkaException as error:
-        errors = dict.fromkeys(following, error.args[0])
+    errors: dict[int, KafkaError] = {}
+
+    def ask() -> None:
+        try:
+            answers = reader.commit(offsets=offsets, asynchronous=False)
+            errors.update({each.partition: each.error for each in answers if each.error is not None})
+        except KafkaException as error:
+            errors.update(dict.fromkeys(following, error.args[0]))
+
+    if not call_until_stopped(ask, shutdown):
+        raise WorkerError(
+            f"{len(dead_letters)} dead letters were sent, and it is not known whether they are committed, so the next "
+            "replay may send them again: the brokers did not answer in the time to stop"
+        )
     if errors:
         again = sum(dead_letter.partition() in errors for dead_letter in dead_letters)
         names = ", ".join(map(str, sorted(errors)))
