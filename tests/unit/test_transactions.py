@@ -18,7 +18,7 @@ from workers.consumer.failures import ErrorPolicy
 from workers.consumer.membership import Membership
 from workers.deadletters.headers import ATTEMPTS, ERROR_CLASS
 from workers.errors import ConfigError, WorkerError
-from workers.handlers import Reject, batch
+from workers.handlers import Reject, Retry, batch
 from workers.kafka.credentials import CredentialsWatch
 from workers.sources import Outgoing
 from workers.testing.handling import Member
@@ -596,6 +596,34 @@ def test_outputs_that_are_held_are_bounded_and_the_message_they_wait_for_goes_on
     group.gate.set()
     group.until(lambda: broker.offset() == 300, "all is committed")
     assert [int(value.rstrip(b"x")) for value in broker.values("out")] == [*range(300)]
+
+
+def test_messages_that_wait_for_the_retry_of_the_one_before_them_are_no_stall(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`/livez` failed where the pause was longer than --stall-timeout, and the pod was restarted."""
+    monkeypatch.setattr(module, "MAX_MESSAGES", 50)
+    monkeypatch.setattr(execution, "MAX_MESSAGES", 50)
+    broker.produce(numbers(0, 300), key=key_of_ten)
+
+    def handler(message: Message) -> Outgoing:
+        if message.value() == b"0" and not group.gate.is_set():
+            raise Retry(after_s=600)
+        return forward(message)
+
+    member = group.member(handler, **ONCE, **BY_KEY, stall_timeout_s=0.3).start()
+    group.until(lambda: member.consumer.status.outputs_in_flight >= 50, "much is held")
+    group.until(lambda: not member.consumer.status.in_flight, "nothing is begun any more")
+    since = member.consumer.status.at
+    said = set()
+
+    def longer_than_a_stall() -> bool:
+        said.add(member.consumer.live())
+        return member.consumer.status.at > since + 1.0
+
+    group.until(longer_than_a_stall, "longer than a stall")
+    assert said == {None}
+    assert member.consumer.status.topics["t"].handled < 300
 
 
 def test_the_limit_of_messages_counts_what_was_committed(broker: FakeBroker, group: Group) -> None:

@@ -66,6 +66,8 @@ class Publisher:
         self._parts = parts
         self._membership = membership
         self._stall_timeout_s = stall_timeout_s
+        # When messages were last seen to have a reason to wait.
+        self._idle_since = float("-inf")
 
     def take(self, now: float, *, may_begin: bool) -> ConsumerStatus:
         """The picture of now; `may_begin` says that --max-messages lets more messages be begun."""
@@ -115,14 +117,17 @@ class Publisher:
                     f"{work.partition} has made no progress for {now - max(work.begun_at, work.progress_at):.0f} s at "
                     f"offset {work.received.offset(min(work.handled, len(work) - 1))}: the handler has not returned"
                 )
-        at_work = self._parts.executor.in_flight or self._parts.outputs.works or self._parts.outputs.full
-        if (
-            not at_work
-            and self._parts.scheduler.runnable
-            and may_begin
-            and now - self._parts.assignment.progress_at > self._stall_timeout_s
-        ):
-            return (
-                f"messages wait, and none was given to the handler for {now - self._parts.assignment.progress_at:.0f} s"
-            )
+        if not self._idles(may_begin):
+            self._idle_since = now
+        idle_s = now - max(self._idle_since, self._parts.assignment.progress_at)
+        if idle_s > self._stall_timeout_s:
+            return f"messages wait, and none was given to the handler for {idle_s:.0f} s"
         return self._parts.fetching.stuck(self._parts.assignment.partitions, now)
+
+    def _idles(self, may_begin: bool) -> bool:
+        """Whether messages wait though the handler could be given some."""
+        scheduler, outputs = self._parts.scheduler, self._parts.outputs
+        if self._parts.executor.in_flight or outputs.works or outputs.full or not (may_begin and scheduler.runnable):
+            return False
+        # Those that could run wait for the one at the low-water mark, which waits for its retry.
+        return not (outputs.only_next and scheduler.next_retry_s() is not None)
