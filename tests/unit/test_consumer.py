@@ -1485,6 +1485,24 @@ def test_a_committed_offset_that_is_not_answered_in_time_is_not_taken_for_none(
     assert member.consumer.status.topics["t"].deleted == 10
 
 
+@pytest.mark.parametrize("strategy", ["cooperative-sticky", "range"])
+def test_a_log_that_was_cut_is_read_from_the_cut_though_the_committed_offset_came_late(
+    broker: FakeBroker, group: Group, strategy: str
+) -> None:
+    """The offset was fetched without its epoch, and the new messages before it were skipped."""
+    broker.produce(numbers(0, 100))
+    group.member(Handled(), max_messages=100).finish()
+    with broker.lock:
+        broker.truncate(80)
+        broker.produce([b"new %d" % each for each in range(50)])
+    broker.committed_timeouts = 1
+    handled = Handled()
+    properties = {"partition.assignment.strategy": strategy}
+    group.member(handled, properties=properties, idle_timeout_s=0.5).finish()
+
+    assert handled.values == [b"new %d" % each for each in range(50)]
+
+
 def test_a_topic_that_was_created_again_is_known_for_another_though_the_committed_offset_came_late(
     broker: FakeBroker, group: Group
 ) -> None:

@@ -999,6 +999,19 @@ def test_partitions_whose_offset_is_not_known_at_the_assignment_are_sought_when_
     assert member.client.joins == 1
 
 
+def test_a_log_that_was_cut_is_written_from_the_cut_though_the_committed_offset_came_late(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.produce(numbers(0, 100))
+    finish(group)
+    with broker.lock:
+        broker.truncate(80)
+        broker.produce(numbers(200, 250))
+    broker.committed_timeouts = 1
+    finish(group)
+    assert broker.values("out") == [*numbers(0, 100), *numbers(200, 250)]
+
+
 @pytest.mark.parametrize("options", [{}, BY_KEY], ids=["one call", "by key"])
 def test_a_member_joins_again_to_go_on_behind_messages_that_were_deleted(
     broker: FakeBroker, group: Group, options: dict[str, Any]

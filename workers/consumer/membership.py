@@ -129,11 +129,14 @@ class Membership:
                     state = self._parts.assignment.reset(state, start.offset)
             else:
                 self._parts.assignment.skip_to(state, start.offset)
+            known = start.committed
+            # With its epoch, where the group has committed it: librdkafka tells then where the log was cut since.
+            place = state.topic_partition(start.offset) if known is None else self._fetched_from(known)
             if self._exactly_once:
-                if not self._seek(state, start.offset):
+                if not self._seek(state, place):
                     self._await_assignment(state)
-            elif not (start.rewound and self._seek(state, start.offset)):
-                self._reassign(state, start.offset)
+            elif not (start.rewound and self._seek(state, place)):
+                self._reassign(state, place)
             if start.commit:
                 state.commit_explicitly()
             self._parts.committer.stage([state], now=True)
@@ -165,7 +168,7 @@ class Membership:
             self._parts.starts.forget(state)
             self._parts.starts.await_committed(self._parts.assignment.rewind(state), rewound=True)
 
-    def _seek(self, state: PartitionState, offset: int) -> bool:
+    def _seek(self, state: PartitionState, place: TopicPartition) -> bool:
         """Fetch from another offset; return False where the client cannot.
 
         With exactly-once partitions are only assigned inside of a rebalance: between two librdkafka may take that for
@@ -173,15 +176,14 @@ class Membership:
         by us.
         """
         try:
-            self._parts.client.seek(state.topic_partition(offset))
+            self._parts.client.seek(place)
         except KafkaException as error:
             log.debug("%s: not sought, so assigned anew: %s", state, error)
             return False
         return True
 
-    def _reassign(self, state: PartitionState, offset: int) -> None:
+    def _reassign(self, state: PartitionState, place: TopicPartition) -> None:
         """Begin to fetch anew: a partition without a valid offset cannot be sought. Not with exactly-once."""
-        place = state.topic_partition(offset)
         if self._eager:
             others = [
                 each.topic_partition(each.position if each.position is not None else OFFSET_INVALID)

@@ -342,6 +342,9 @@ class FakeClient:
         self._end_told_at.pop(key, None)
         if place.offset == OFFSET_END:
             self._end_told_at[key] = self.polls + END_POLLS
+        self._take_epoch(key, place)
+
+    def _take_epoch(self, key: Key, place: TopicPartition) -> None:
         log = self._broker.logs.get(key)
         # Without an epoch librdkafka does not ask whether the log was cut.
         epoch: int | None = place.leader_epoch
@@ -379,6 +382,7 @@ class FakeClient:
         self.seeks.append((key, place.offset))
         # librdkafka takes the answer to the request for the end all the same, and goes there.
         self._assigned[key] = OFFSET_END if key in self._end_told_at else place.offset
+        self._take_epoch(key, place)
         self._eof_at.pop(key, None)
         if self._broker.hung.get(key) == "seek":
             del self._broker.hung[key]
