@@ -328,7 +328,7 @@ def test_a_call_that_hangs_is_left_behind() -> None:
 
 def statistics() -> str:
     def partition(**fields: object) -> dict[str, object]:
-        return {"desired": True, "fetch_state": "active", "ls_offset": 9, "next_offset": 4, **fields}
+        return {"desired": True, "fetch_state": "active", "ls_offset": 9, "next_offset": 4, "leader": 1, **fields}
 
     rtt = {"cnt": 3, "p50": 1000, "p95": 2000, "p99": 3000}
     idle = {"cnt": 0, "p50": 0, "p95": 0, "p99": 0}

@@ -114,7 +114,9 @@ class Membership:
 
     def restart_partitions(self) -> None:
         """Have partitions whose offset was not known, or is not in the log any more, begin where `Starts` says."""
-        for start in self._parts.starts.decided(self._parts.client):
+        statistics = self._parts.client_state.statistics
+        leaders = {} if statistics is None else statistics.leaders
+        for start in self._parts.starts.decided(self._parts.client, leaders):
             state = start.state
             if start.anew:
                 if state.paused:

@@ -107,15 +107,24 @@ class Starts:
             elif each.offset < 0 and self._policy == "earliest":
                 each.offset = OFFSET_BEGINNING
             elif each.offset < 0 and self._policy == "latest":
-                try:
-                    first, at_begin = self._first_offset(client, each, max(0.1, until - time.monotonic()))
-                    metadata = encode(first, OffsetMetadata(partitions=at_begin))
-                    assigned[place] = TopicPartition(each.topic, each.partition, first, metadata)
-                    begins.append(assigned[place])
-                except KafkaException as error:
-                    log.warning("%s[%d]: where it begins is not known yet: %s", each.topic, each.partition, error)
+                left_s = until - time.monotonic()
+                # However many there are, a rebalance does not wait longer: `decided` asks for the rest.
+                begin = self._first_place(client, each, min(left_s, ASK_TIMEOUT_S)) if left_s > 0 else None
+                if begin is None:
                     each.offset = OFFSET_INVALID
+                else:
+                    assigned[place] = begin
+                    begins.append(begin)
         return assigned, begins
+
+    def _first_place(self, client: Any, each: TopicPartition, timeout_s: float) -> TopicPartition | None:
+        """The place to commit of `_first_offset`, None where the brokers do not answer."""
+        try:
+            first, at_begin = self._first_offset(client, each, timeout_s)
+        except KafkaException as error:
+            log.warning("%s[%d]: where it begins is not known yet: %s", each.topic, each.partition, error)
+            return None
+        return TopicPartition(each.topic, each.partition, first, encode(first, OffsetMetadata(partitions=at_begin)))
 
     def _first_offset(self, client: Any, place: TopicPartition, timeout_s: float) -> tuple[int, int]:
         """Where a partition without a committed offset begins under --from-end, and how many partitions the topic had
@@ -168,19 +177,26 @@ class Starts:
     def forget(self, state: PartitionState) -> None:
         self._needs.pop(state.key, None)
 
-    def decided(self, client: Any) -> Iterator[Start]:
-        """Where partitions in need go on, as soon as the brokers have said what they hold.
+    def decided(self, client: Any, leaders: Mapping[Key, int]) -> Iterator[Start]:
+        """Where partitions in need go on, as soon as the brokers have said what they hold. However many there are, the
+        loop is held up for a bounded time: of each of the `leaders` that hangs one partition is asked for, and the next
+        call goes on with the others.
 
         Raises WorkerError where the user has chosen to stop.
         """
         now = time.monotonic()
         due = [need for need in self._needs.values() if need.ask_at <= now and not need.state.seeks_end]
         known = self._committed(client, [need for need in due if need.state.awaits_committed])
+        until = time.monotonic() + ASK_TIMEOUT_S
+        silent: set[int] = set()
+        asked: list[Need] = []
+        skipped: list[Need] = []
         for need in due:
             if self._exactly_once and not need.anew and need.state.count:
                 # To go on elsewhere this member joins again, so what it was given is handled and committed before.
                 continue
             place = need.state.topic_partition()
+            leader = leaders.get(need.state.key)
             try:
                 if need.state.awaits_committed:
                     committed = known.get(need.state.key)
@@ -196,14 +212,25 @@ class Starts:
                         begin = need.state.restart_at
                         yield Start(need.state, begin.offset, True, commit=True, committed=begin, rewound=need.rewound)
                         continue
+                if leader in silent:
+                    skipped.append(need)
+                    continue
+                if time.monotonic() >= until:
+                    continue
                 low, high = client.get_watermark_offsets(place, timeout=ASK_TIMEOUT_S)
                 start = self._decide(client, need, low, high)
             except KafkaException as error:
-                need.ask_at = time.monotonic() + ASK_AGAIN_S
+                asked.append(need)
+                if leader is not None and error.args[0].code() == KafkaError._TIMED_OUT:
+                    silent.add(leader)
                 log.debug("%s: where it begins is not known yet: %s", need.state, error)
                 continue
             self._needs.pop(need.state.key, None)
             yield replace(start, rewound=need.rewound)
+        # The others have their turn before them, and of one leader those that were not asked for.
+        for need in (*skipped, *asked):
+            need.ask_at = time.monotonic() + ASK_AGAIN_S
+            self._needs[need.state.key] = self._needs.pop(need.state.key)
 
     def _committed(self, client: Any, needs: list[Need]) -> dict[Key, TopicPartition]:
         """The group's committed offsets, of the partitions for which the brokers have answered."""

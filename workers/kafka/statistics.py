@@ -31,6 +31,8 @@ class Statistics:
     broker_states: dict[str, str] = field(default_factory=dict)
     topic_partitions: dict[str, int] = field(default_factory=dict)
     partitions: dict[tuple[str, int], PartitionStatistics] = field(default_factory=dict)
+    # The broker that leads a partition, -1 where the client knows none.
+    leaders: dict[tuple[str, int], int] = field(default_factory=dict)
 
 
 def parse(text: str) -> Statistics:
@@ -60,5 +62,11 @@ def parse(text: str) -> Statistics:
             for topic, entry in data["topics"].items()
             for number, partition in entry["partitions"].items()
             if int(number) >= 0 and partition["desired"] and partition["fetch_state"] == "active"
+        },
+        leaders={
+            (topic, int(number)): partition["leader"]
+            for topic, entry in data["topics"].items()
+            for number, partition in entry["partitions"].items()
+            if int(number) >= 0
         },
     )

@@ -606,6 +606,7 @@ class FakeClient:
                 # The last stable offset of a hung fetch does not move.
                 "ls_offset": -1 if log is None else position if (topic, number) in self._broker.hung else log.end,
                 "next_offset": position,
+                "leader": 1,
                 "desired": True,
                 "fetch_state": "active",
             }
