@@ -14,12 +14,14 @@ from confluent_kafka import KafkaError, Message, TopicPartition
 
 from tests.unit.members import BY_KEY, FOR_EVER, Group, Handled, key_of_ten, numbers
 from workers.accounting.offset_metadata import OffsetMetadata, decode, encode
+from workers.consumer.committing import StoredOffsets
 from workers.consumer.failures import ErrorPolicy
 from workers.consumer.status import PartitionStatus
 from workers.deadletters.headers import dead_letter_headers, remember_traceback
 from workers.errors import ExitCode, WorkerError
 from workers.handlers import Reject, Retry, batch
 from workers.kafka.credentials import CredentialsWatch
+from workers.lifecycle import CLOSING_THREAD
 from workers.testing.memory import FakeBroker, FakeClient, FakeDeadLetters
 
 # Every message is handled, and committed afterwards
@@ -327,17 +329,23 @@ def test_a_member_that_stops_during_a_rebalance_leaves_when_its_commit_was_taken
     assert member.consumer.trouble is None
 
 
-def test_new_certificates_during_a_rebalance_have_nothing_handled_again(
-    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rebalancing = Rebalancing(broker, refusals=3)
-    monkeypatch.setattr(broker, "take_commit", rebalancing.take_commit)
+def new_certificates(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """An event that says that the first client is to be given up for another."""
     changed = threading.Event()
 
     def refresh(_watch: CredentialsWatch, client: FakeClient | None) -> bool:
         return changed.is_set() and client is broker.clients[0]
 
     monkeypatch.setattr(CredentialsWatch, "refresh", refresh)
+    return changed
+
+
+def test_new_certificates_during_a_rebalance_have_nothing_handled_again(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rebalancing = Rebalancing(broker, refusals=3)
+    monkeypatch.setattr(broker, "take_commit", rebalancing.take_commit)
+    changed = new_certificates(broker, monkeypatch)
     broker.produce(numbers(0, 5))
     begun, hold = group.hold_at(4)
     handled = Handled(hold)
@@ -354,6 +362,61 @@ def test_new_certificates_during_a_rebalance_have_nothing_handled_again(
 
     assert handled.offsets == [*range(10)]
     assert broker.clients[0].closed
+
+
+def test_a_call_that_lasts_is_waited_for_once_when_certificates_are_new(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was waited for twice, so the group was not left in time."""
+    for name, seconds in {"REVOKE_WAIT_S": 1.5, "CONFIRM_S": 0.01, "LEAVE_S": 1.4}.items():
+        monkeypatch.setattr(f"workers.consumer.membership.{name}", seconds)
+    changed = new_certificates(broker, monkeypatch)
+    broker.produce(numbers(0, 5))
+    begun, hold = group.hold_at(4)
+    handled = Handled(hold)
+    group.member(handled).start()
+    assert begun.wait(20)
+    group.until(lambda: broker.offset() == 4, "all but the last are committed")
+    changed.set()
+    group.until(lambda: len(broker.clients) == 2 and broker.clients[1].joins, "the group is joined with another client")
+    group.gate.set()
+    group.until(lambda: broker.offset() == 5, "all is committed")
+
+    assert "was not left in time" not in caplog.text
+    assert handled.offsets == [0, 1, 2, 3, 4, 4]
+
+
+def test_a_client_that_is_given_up_while_it_commits_stores_nothing_in_the_next_one(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loop went on beside the thread that closed it, and both changed the same parts."""
+    for name in ("REVOKE_WAIT_S", "CONFIRM_S", "LEAVE_S"):
+        monkeypatch.setattr(f"workers.consumer.membership.{name}", 0.05)
+    changed = new_certificates(broker, monkeypatch)
+    used: list[Any] = []
+    stage = StoredOffsets.stage
+
+    def slowly(self: StoredOffsets, states: Any, **options: Any) -> None:
+        if threading.current_thread().name == CLOSING_THREAD and not used:
+            until = time.monotonic() + 1.0
+            while time.monotonic() < until and not (broker.clients[1:] and broker.clients[1].joins):
+                time.sleep(0.01)
+            used.append(self._client())
+        stage(self, states, **options)
+
+    monkeypatch.setattr(StoredOffsets, "stage", slowly)
+    broker.produce(numbers(0, 5))
+    handled = Handled()
+    group.member(handled).start()
+    group.until(lambda: broker.offset() == 5, "all is committed")
+    changed.set()
+    group.until(lambda: len(broker.clients) == 2 and broker.clients[1].joins, "the group is joined with another client")
+    broker.produce(numbers(5, 10))
+    group.until(lambda: broker.offset() == 10, "it goes on")
+
+    assert "was not left in time" in caplog.text
+    assert used == [broker.clients[0]]
+    assert handled.offsets == [*range(10)]
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])

@@ -398,6 +398,25 @@ def test_certificates_that_change_while_a_producer_is_fenced_end_nothing(
     assert broker.values("out") == numbers(0, 10)
 
 
+def test_a_member_that_does_not_leave_its_group_in_time_ends_and_commits_nothing_more(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client is left to the thread that closes it; the one that was to follow is closed."""
+    for name in ("REVOKE_WAIT_S", "CONFIRM_S", "LEAVE_S"):
+        monkeypatch.setattr(f"workers.consumer.membership.{name}", 0.05)
+    monkeypatch.setattr(module.Transaction, "longest_s", 0.05)
+    broker.produce(numbers(0, 10))
+    member = group.member(forward, **ONCE).start()
+    group.until(lambda: broker.offset() == 10, "all is committed")
+    first = member.client
+    monkeypatch.setattr(first, "close", lambda: group.gate.wait(20))
+    monkeypatch.setattr(CredentialsWatch, "refresh", lambda _, client: client is first)
+    eventually(lambda: member.ended, "the member ends", 20)
+    assert isinstance(member.error, WorkerError)
+    assert "the group was not left in time" in str(member.error)
+    assert [client.closed for client in broker.clients] == [False, True]
+
+
 def test_a_member_that_cannot_go_on_leaves_its_group(broker: FakeBroker, group: Group) -> None:
     broker.produce(numbers(0, 100))
     Answers(broker, commit=[FENCED] * 9)

@@ -1,8 +1,10 @@
 """Membership in the group: joining, rebalances, leaving. The callbacks run inside `poll` and `close`."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from confluent_kafka import OFFSET_END, OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
@@ -70,6 +72,9 @@ class Membership:
         self._not_sought_since = 0.0
         # Nothing is begun of what is assigned meanwhile.
         self._leaving = False
+        # Held by a callback while it changes the parts: a client is given up before or after that. Closing calls back
+        # in another thread, and the loop goes on beside one that hangs.
+        self._handover = threading.RLock()
         self._broker_assigns = config.get("group.protocol") == "consumer"
         # Strategies other than cooperative-sticky take everything away in a rebalance and give it back.
         strategy = config.get("partition.assignment.strategy", "cooperative-sticky")
@@ -205,14 +210,18 @@ class Membership:
         if fresh is None:
             return
         self._parts.executor.interrupt()
+        self._leaving = True
         # Its callbacks wait for the messages at hand, and are to be over when the new client is in its place.
         longest_s = REVOKE_WAIT_S + CONFIRM_S + LEAVE_S + self._parts.committer.longest_s
-        if not call_with_timeout(self._finish_and_close, longest_s):
-            if not isinstance(self._parts.committer, StoredOffsets):
+        left = call_with_timeout(partial(self._finish_and_close, self._parts.client), longest_s)
+        with self._handover:
+            # One that is still closing is given up: its callbacks change nothing any more.
+            self._parts.client = fresh
+        self._leaving = False
+        if not left:
+            if self._exactly_once:
                 raise WorkerError("the group was not left in time, so what the last transaction did is not known")
             log.warning("the group was not left in time: its session with the old client has to time out")
-        self._parts.client = fresh
-        self._leaving = False
         # Where brokers do not answer, closing has called back for nothing.
         gone = self._take_away([state.topic_partition() for state in self._parts.assignment.partitions.values()])
         self._parts.outputs.forsake(gone)
@@ -237,17 +246,20 @@ class Membership:
         self._credentials.renewed()
         self._parts.watermarks.reconnect()
 
-    def _finish_and_close(self) -> None:
+    def _finish_and_close(self, client: Any) -> None:
         states = [*self._parts.assignment.partitions.values()]
-        # A transaction may not last as long as the messages at hand are waited for.
-        self._parts.committer.stage(states, now=True)
-        self._await_works(states)
-        self.close_client()
+        with self._handover:
+            # A transaction may not last as long as the messages at hand are waited for.
+            self._parts.committer.stage(states, now=True)
+            self._await_works(states)
+        self._close(client)
 
     def close_client(self) -> None:
         """Commit what was handled, leave the group and close the client. Nothing is handled any more."""
-        client = self._parts.client
         self._leaving = True
+        self._close(self._parts.client)
+
+    def _close(self, client: Any) -> None:
         self._confirm_commits(client)
         # With cooperative-sticky, close() of librdkafka 2.16 sends no LeaveGroup for a member without partitions:
         # the group would wait for it until its session times out.
@@ -268,16 +280,19 @@ class Membership:
             # A transaction is committed when its partitions are revoked, or aborted.
             return
         until = time.monotonic() + min(CONFIRM_S, self._parts.shutdown.remaining_s() / 2)
-        for state in assignment.partitions.values():
-            if state.unconfirmed:
-                state.commit_explicitly()
-        refused = -1
-        while client is self._parts.client:
-            waiting = [state for state in assignment.partitions.values() if state.unconfirmed]
-            if not waiting or time.monotonic() >= until:
-                return
-            committer.stage(waiting, now=committer.failures != refused)
-            refused = committer.failures
+        refused: int | None = None
+        while True:
+            with self._handover:
+                if client is not self._parts.client:
+                    return
+                waiting = [state for state in assignment.partitions.values() if state.unconfirmed]
+                if not waiting or time.monotonic() >= until:
+                    return
+                if refused is None:
+                    for state in waiting:
+                        state.commit_explicitly()
+                committer.stage(waiting, now=committer.failures != refused)
+                refused = committer.failures
             try:
                 # Messages that come now are for the next owner.
                 client.poll(CONFIRM_LOOK_S)
@@ -313,19 +328,23 @@ class Membership:
         A commit of our own would block this thread, and signals with it, for as long as the coordinator is unreachable
         (rd_kafka_assignment_serve_removals in librdkafka's rdkafka_assignment.c).
         """
-        if client is not self._parts.client:
-            # One that was given up, and is still closing.
-            self._unassign(client, partitions)
-            return
+        with self._handover:
+            # One that was given up, and is still closing, has nothing here any more.
+            if client is self._parts.client:
+                self._give_back(partitions)
+        self._unassign(client, partitions)
+
+    def _give_back(self, partitions: list[TopicPartition]) -> None:
         self.rebalances["revoke"] += 1
         if self._parts.executor.in_flight:
             # A transaction may not last as long as the messages at hand are waited for.
             self._parts.committer.stage(self._parts.assignment.partitions.values(), now=True)
         revoked = self._take_away(partitions)
-        self._await_works(revoked)
+        if not self._leaving:
+            # Who leaves has waited for them before.
+            self._await_works(revoked)
         self._parts.committer.stage(revoked, now=True)
         self._parts.outputs.forsake(revoked)
-        self._unassign(client, partitions)
         log.info("revoked %s", names(partitions))
 
     def _await_works(self, states: Sequence[PartitionState]) -> None:
@@ -353,15 +372,16 @@ class Membership:
 
     def _on_lost(self, client: Any, partitions: list[TopicPartition]) -> None:
         """Others may own them already, so nothing is committed: what was handled since is redelivered there."""
-        if client is not self._parts.client:
-            # One that was given up, and is still closing.
-            self._unassign(client, partitions)
-            return
+        with self._handover:
+            if client is self._parts.client:
+                self._lose(partitions)
+        self._unassign(client, partitions)
+
+    def _lose(self, partitions: list[TopicPartition]) -> None:
         self.rebalances["lost"] += 1
         gone = self._take_away(partitions)
         self._parts.outputs.forsake(gone)
         self._parts.executor.forsake([work for work in self._parts.executor.in_flight if work.partition in gone])
-        self._unassign(client, partitions)
         log.warning("lost %s: this member did not answer its group in time", names(partitions))
 
     def _take_away(self, partitions: list[TopicPartition]) -> list[PartitionState]:
