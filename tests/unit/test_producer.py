@@ -111,7 +111,7 @@ def test_a_client_that_gives_up_leaves_no_message_without_an_outcome(monkeypatch
     def give_up() -> None:
         eventually(lambda: producer.buffer_full, "the queue is full")
         # So the binding tells of a fatal error: it raises.
-        monkeypatch.setattr(producer, "_client", Fatal(producer._client))
+        monkeypatch.setattr(producer._producer, "client", Fatal(producer._producer.client))
 
     def tell(delivery: Delivery) -> None:
         told.append(delivery.outcome)
@@ -182,7 +182,7 @@ def test_what_was_taken_and_cannot_be_sent_in_time_has_failed(monkeypatch: pytes
 def test_a_fatal_error_leaves_no_message_that_was_taken_without_an_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     orders = Orders()
     producer = producer_with(Shutdown(2), AWAY)
-    orders.at[5000] = lambda: monkeypatch.setattr(producer, "_client", Fatal(producer._client))
+    orders.at[5000] = lambda: monkeypatch.setattr(producer._producer, "client", Fatal(producer._producer.client))
     with pytest.raises(WorkerError, match="fatal"):
         producer.run(ThreadedSource(orders.records()))
 

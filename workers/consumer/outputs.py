@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
-import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from workers.config import ClientConfig
@@ -19,8 +18,8 @@ from workers.consumer.scheduling import Partition, Work
 from workers.deadletters.writer import TOO_LARGE
 from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.handlers import Retry
-from workers.kafka.client import BESIDE_A_CONSUMER, ClientState, create_client, poll_producer, reason_of
-from workers.kafka.credentials import CredentialsWatch
+from workers.kafka.client import BESIDE_A_CONSUMER, poll_producer, reason_of
+from workers.kafka.renewed import RenewedProducer
 from workers.lifecycle import call_with_timeout
 from workers.producer.deliveries import DeliveriesByTopic, outcome_of
 
@@ -61,13 +60,7 @@ class Outputs:
         self.topics = DeliveriesByTopic()
         self.messages = 0
         self.bytes = 0
-        self._client_state = ClientState(config, auth_timeout_s)
-        self._watch = CredentialsWatch(config, self._client_state)
-        self._connect = connect or (
-            lambda own: create_client(confluent_kafka.Producer, config, own, self._watch.credentials)
-        )
-        self._client: Any = None
-        self._renewal_due = False
+        self._producer = RenewedProducer(config, auth_timeout_s, properties=BESIDE_A_CONSUMER, connect=connect)
         self._sendings: dict[Work, _Sending] = {}
         # Those that have something to send, in the order in which they came.
         self._queue: deque[_Sending] = deque()
@@ -100,7 +93,7 @@ class Outputs:
     def poll(self, timeout_s: float) -> None:
         """Serve delivery reports, and send waiting outputs; raises WorkerError when the client cannot go on."""
         self._hear(timeout_s)
-        self._client_state.check()
+        self._producer.state.check()
 
     def take(self) -> list[Work]:
         """The works whose outputs have their outcomes. Where one has failed, its message was not handled."""
@@ -124,7 +117,7 @@ class Outputs:
         latest; return how many have none. Raises nothing, as rebalance callbacks wait here too.
         """
         of = [each for each in self._sendings.values() if partitions is None or each.work.partition in partitions]
-        while not all(each.over for each in of) and self._client_state.fatal is None:
+        while not all(each.over for each in of) and self._producer.state.fatal is None:
             left_s = until - time.monotonic()
             if left_s <= 0:
                 break
@@ -138,56 +131,35 @@ class Outputs:
             self._withdraw(sending)
         self._sendings.clear()
         self._queue.clear()
-        client, self._client = self._client, None
+        client, self._producer.client = self._producer.client, None
         if client is None:
             return None
         client.purge()
         until = time.monotonic() + PURGE_S
         while len(client) and time.monotonic() < until:
-            poll_producer(client, self._client_state, LOOK_S)
+            poll_producer(client, self._producer.state, LOOK_S)
         call_with_timeout(client.close, timeout_s)
         return None
 
     # The client
 
     def _hear(self, timeout_s: float) -> None:
-        """Changed certificates are for the next client, which is made when nothing is under way; what waits, waits."""
-        self._renewal_due = self._watch.refresh(self._client) or self._renewal_due
-        if self._client is None:
-            if self._renewal_due:
-                self._renewal_due = False
-                self._watch.renewed()
-            return
-        poll_producer(self._client, self._client_state, timeout_s)
-        if self._renewal_due and not len(self._client):
-            self._renewal_due = False
-            self._renew()
+        self._producer.serve(timeout_s)
         self._send_what_fits()
 
-    def _renew(self) -> None:
-        fresh = self._watch.connect(self._make_client)
-        if fresh is None:
-            return
-        call_with_timeout(self._client.close, 0)
-        self._client = fresh
-        self._watch.renewed()
-
-    def _make_client(self) -> Any:
-        return self._connect({**self._client_state.callbacks(), **BESIDE_A_CONSUMER})
-
     def _send_what_fits(self) -> None:
-        if not self._queue or self._renewal_due:
+        # A new client is made when nothing is under way, so outputs that come before that wait.
+        if not self._queue or self._producer.due:
             return
-        if self._client is None:
-            try:
-                self._client = self._make_client()
-            except ConfigError as error:
-                self._client_state.fatal = WorkerError(str(error), ExitCode.USAGE)
-                return
+        try:
+            client = self._producer.made()
+        except ConfigError as error:
+            self._producer.state.fatal = WorkerError(str(error), ExitCode.USAGE)
+            return
         while self._queue:
             sending = self._queue[0]
             while sending.unsent:
-                if len(self._client) >= MAX_MESSAGES or not self._produce(sending, *sending.unsent[0]):
+                if len(client) >= MAX_MESSAGES or not self._produce(sending, *sending.unsent[0]):
                     return
             self._queue.popleft()
 
@@ -196,7 +168,7 @@ class Outputs:
         on_delivery = partial(self._on_delivery, sending, answer, output)
         failed: KafkaError | None = None
         try:
-            produce(self._client, output, on_delivery)
+            produce(self._producer.client, output, on_delivery)
         except BufferError:
             return False
         except KafkaException as error:

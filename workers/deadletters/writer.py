@@ -9,9 +9,8 @@ from confluent_kafka import KafkaError, KafkaException, Message
 
 from workers.config import ClientConfig
 from workers.deadletters.headers import SUFFIX, dead_letter_headers
-from workers.errors import ConfigError, WorkerError
-from workers.kafka.client import BESIDE_A_CONSUMER, ClientState, create_client, poll_producer, reason_of
-from workers.kafka.credentials import CredentialsWatch
+from workers.kafka.client import BESIDE_A_CONSUMER, reason_of
+from workers.kafka.renewed import RenewedProducer
 from workers.lifecycle import call_with_timeout
 
 # A dead letter is larger than its message. How large it may be is the topic's business, not the client's.
@@ -42,12 +41,9 @@ class DeadLetters:
     held = False
 
     def __init__(self, config: ClientConfig, topic: str | None, group_id: str, auth_timeout_s: float = 0.0) -> None:
-        self._config = config
         self._topic = topic
         self._group_id = group_id
-        self._client_state = ClientState(config, auth_timeout_s)
-        self._watch = CredentialsWatch(config, self._client_state)
-        self._client: confluent_kafka.Producer | None = None
+        self._producer = RenewedProducer(config, auth_timeout_s, properties={**BESIDE_A_CONSUMER, **ANY_SIZE})
 
     def topic_for(self, message: Message) -> str:
         return self._name(message.topic() or "")
@@ -74,11 +70,10 @@ class DeadLetters:
 
     def send(self, message: Message, error: BaseException, attempts: int) -> DeadLetter:
         """Hands the message to the client; look at the dead letter after later calls of `poll`."""
-        if self._client is None:
-            self._client = self._create_client()
+        client = self._producer.made()
         dead_letter = DeadLetter()
         try:
-            self._client.produce(
+            client.produce(
                 self.topic_for(message),
                 message.value(),
                 message.key(),
@@ -92,37 +87,15 @@ class DeadLetters:
         return dead_letter
 
     def poll(self, timeout_s: float) -> None:
-        """Serve delivery reports of dead letters; raises WorkerError when the client cannot go on.
-
-        Changed certificates are for the next client, which is made when nothing is under way.
-        """
-        changed = self._watch.refresh(self._client)
-        if self._client is not None:
-            poll_producer(self._client, self._client_state, timeout_s)
-            self._client_state.check()
-        if changed and (self._client is None or not len(self._client)):
-            self._take_up_certificates()
-
-    def _take_up_certificates(self) -> None:
-        if self._client is not None:
-            try:
-                fresh = self._create_client()
-            except (ConfigError, WorkerError) as error:
-                self._watch.postpone(str(error))
-                return
-            call_with_timeout(self._client.close, 0)
-            self._client = fresh
-        self._watch.renewed()
-
-    def _create_client(self) -> confluent_kafka.Producer:
-        extra = {**self._client_state.callbacks(), **BESIDE_A_CONSUMER, **ANY_SIZE}
-        return create_client(confluent_kafka.Producer, self._config, extra, self._watch.credentials)
+        """Serve delivery reports of dead letters; raises WorkerError when the client cannot go on."""
+        self._producer.serve(timeout_s)
+        self._producer.state.check()
 
     def close(self, timeout_s: float) -> None:
         """Purge and close the client. The messages of undelivered dead letters are redelivered: their offsets were not
         stored.
         """
-        if self._client is not None:
-            client = self._client
+        client = self._producer.client
+        if client is not None:
             client.purge()
             call_with_timeout(client.close, timeout_s)

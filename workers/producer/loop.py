@@ -9,17 +9,16 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from workers.accounting.accounts import StreamSent
 from workers.config import ClientConfig
 from workers.deadletters.headers import invalid_line_headers
 from workers.errors import ConfigError, WorkerError
-from workers.kafka.client import ClientState, create_client, poll_producer, wait_for_topics
-from workers.kafka.credentials import CredentialsWatch
+from workers.kafka.client import wait_for_topics
+from workers.kafka.renewed import RenewedProducer
 from workers.lifecycle import Shutdown, call_with_timeout
 from workers.loading import named
 from workers.producer.deliveries import NOT_SENT, Deliveries, outcome_of
@@ -60,7 +59,9 @@ class Producer:
         report: Report | None = None,
         auth_timeout_s: float = 0.0,
     ) -> None:
-        self.client_state = ClientState(config, auth_timeout_s)
+        self._producer = RenewedProducer(config, auth_timeout_s, properties={}, topic=topic)
+        self._producer.made()
+        self.client_state = self._producer.state
         self.deliveries = Deliveries(topic)
         self.dead_letters = Deliveries(dead_letter_topic or f"{topic}.dlq")
         self.writes_dead_letters = dead_letter_topic is not None
@@ -77,9 +78,6 @@ class Producer:
             each.on_delivery if report is None else partial(_both, each, report)
             for each in (self.deliveries, self.dead_letters)
         )
-        self._watch = CredentialsWatch(config, self.client_state)
-        self._renewal_due = False
-        self._client = self._create_client()
         _check_queue(config)
         self._partitions = 1
 
@@ -97,7 +95,7 @@ class Producer:
 
     def _wait_for(self, topic: str, option: str, timeout_s: float | None) -> dict[str, int]:
         return wait_for_topics(
-            self._client,
+            self._producer.client,
             [topic],
             self._config,
             self.client_state,
@@ -147,7 +145,7 @@ class Producer:
                 self.interrupted = self.interrupted and not source.complete
 
     def close(self) -> None:
-        call_with_timeout(self._client.close, 2.0)
+        call_with_timeout(self._producer.client.close, 2.0)
 
     def _send_until(self, until: float, source: Source, progress: Callable[[int], None]) -> None:
         """Sends until the source is at its end, the time `until` has come, or a stop is asked for."""
@@ -175,34 +173,15 @@ class Producer:
             progress(len(batch.records))
         return True
 
-    def _create_client(self) -> confluent_kafka.Producer:
-        return create_client(
-            confluent_kafka.Producer, self._config, self.client_state.callbacks(), self._watch.credentials
-        )
-
     def _renew(self) -> None:
-        """Makes a new client when certificates have changed, after the old one has delivered what it had: the order
-        within a partition holds, and no message is in both.
-        """
-        if not self._renewal_due:
-            return
-        self._renewal_due = False
-        fresh = self._watch.connect(self._create_client, self.deliveries.topic)
-        if fresh is None:
-            return
-        self._drain(DRAIN_TIMEOUT_S)
-        call_with_timeout(self._client.close, 0)
-        self._client = fresh
-        self._watch.renewed()
+        self._producer.renew(lambda: self._drain(DRAIN_TIMEOUT_S))
 
-    def _refreshed(self) -> confluent_kafka.Producer:
+    def _refreshed(self) -> Any:
         """The client to use while nothing was sent yet."""
-        self._refresh()
-        self._renew()
-        return self._client
-
-    def _refresh(self) -> None:
-        self._renewal_due = self._watch.refresh(self._client) or self._renewal_due
+        # Not polled: `wait_for_topics` says what a fatal error is about.
+        self._producer.refresh()
+        self._producer.renew()
+        return self._producer.client
 
     def _send(self, batch: Batch, source: Source) -> None:
         self._account_for(batch)
@@ -247,7 +226,7 @@ class Producer:
         return self.deliveries.outstanding + self.dead_letters.outstanding
 
     def _send_plain(self, batch: Batch) -> None:
-        sent = self._client.produce_batch(
+        sent = self._producer.client.produce_batch(
             self.deliveries.topic, batch.records, partition=batch.partition, on_delivery=self._on_delivery
         )
         if sent != len(batch.records):
@@ -261,7 +240,7 @@ class Producer:
         if "invalid" in record:
             headers = [*headers, *invalid_line_headers(record["invalid"])]
         try:
-            self._client.produce(
+            self._producer.client.produce(
                 topic,
                 record["value"],
                 record["key"],
@@ -300,9 +279,8 @@ class Producer:
     def _hear(self, timeout_s: float) -> None:
         """Serves the callbacks: delivery reports, statistics, errors. A full queue may wait for a changed password."""
         self.turned_at = time.monotonic()
-        self._refresh()
         before = self.deliveries.acknowledged
-        poll_producer(self._client, self.client_state, timeout_s)
+        self._producer.poll(timeout_s)
         if self.deliveries.acknowledged != before:
             self.last_success_s = time.time()
         statistics = self.client_state.statistics
@@ -338,17 +316,17 @@ class Producer:
     def _drain(self, timeout_s: float) -> None:
         """Waits until the client's messages have their outcomes; purges the rest after `timeout_s`, or at a stop."""
         until = time.monotonic() + timeout_s
-        while len(self._client) and not self.client_state.fatal:
+        while len(self._producer.client) and not self.client_state.fatal:
             wait_s = min(POLL_S, self._shutdown.remaining_s(), until - time.monotonic())
             if wait_s <= 0:
                 break
             self._hear(wait_s)
-        if len(self._client):
-            log.warning("giving up on %d messages that were not acknowledged in time", len(self._client))
-            self._client.purge()
+        if len(self._producer.client):
+            log.warning("giving up on %d messages that were not acknowledged in time", len(self._producer.client))
+            self._producer.client.purge()
             # Not `flush`, which raises a fatal error before the reports are heard.
             until = time.monotonic() + PURGE_S
-            while len(self._client) and time.monotonic() < until:
+            while len(self._producer.client) and time.monotonic() < until:
                 self._hear(POLL_S)
 
 

@@ -655,7 +655,7 @@ class FakeProducer:
         value: Any,
         key: Any = None,
         *,
-        partition: int,
+        partition: int = -1,
         timestamp: int = 0,
         headers: Any = None,
         on_delivery: Callable[[KafkaError | None, Message], None],
