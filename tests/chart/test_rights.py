@@ -125,7 +125,7 @@ def test_the_rights_are_enough_for_everything_and_without_them_that_is_said(
         "all brokers know the rights to transactions",
     )
 
-    replay = ("replay", "--topic", "teste.dlq", "--group-id", "kafka-workers-replay")
+    replay = ("dead-letters", "replay", "--topic", "teste.dlq")
     refused = processes.run(*replay, env=as_user["consumer"])
     assert refused.returncode == 1
     assert "may the user read the group?" in refused.stderr.splitlines()[-1]

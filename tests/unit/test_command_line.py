@@ -280,7 +280,6 @@ def test_the_command_line_wins_over_a_variable_that_a_service_has_set() -> None:
         ["lag-exporter", "--group-id"],
         ["offsets", "show", "--group-id"],
         ["offsets", "reset", "--to", "end", "--group-id"],
-        ["replay", "--topic", "teste.dlq", "--group-id"],
         *(
             ["dead-letters", each, "--topic", "t.dlq", "--replay-group"]
             for each in ("list", "show", "replay", "discard")

@@ -51,8 +51,6 @@ def in_bash(line: str, directory: Path, **extra: str) -> list[str]:
         ("kafka-workers dead", ["dead-letters"]),
         ("kafka-workers dead-letters ", ["browse", "discard", "list", "replay", "show"]),
         ("kafka-workers offsets ", ["reset", "show"]),
-        # Hidden: there is another name for it.
-        ("kafka-workers reset", []),
         ("kafka-workers dead-letters list --sta", ["--state"]),
         ("kafka-workers dead-letters list --state d", ["discarded"]),
         ("kafka-workers completion z", ["zsh"]),

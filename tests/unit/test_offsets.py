@@ -170,12 +170,12 @@ FOREIGN = st.one_of(
     st.from_regex(
         r"(?s)kw1\|.{0,40}\|-?\d{1,12}\|\d{1,18}\|(\d{1,20}-\d{1,20},){0,4}\d*-?\d*\|.{0,60}", fullmatch=True
     ),
-    st.from_regex(r"(?s).{23} [0-9]{1,30}( [0-9]{1,5}-[0-9]{1,5}){0,3}", fullmatch=True),
+    st.from_regex(r"(?s)kw1\|\|0\|-1\|0\|\|.{23} [0-9]{1,30}( [0-9]{1,5}-[0-9]{1,5}){0,3}", fullmatch=True),
 )
 
 
-# Text that looks like a ledger, as large as Kafka takes it, in characters of three bytes.
-WIDE = ";".join(["€" * 20 + f"{number:03d} 5" for number in range(62)])
+# An envelope, and text that looks like a ledger, as large as Kafka takes it, in characters of three bytes.
+WIDE = "kw1||0|-1|0||" + ";".join(["€" * 20 + f"{number:03d} 5" for number in range(62)])
 
 
 @given(OFFSETS, FOREIGN, st.sampled_from([0, 2, MAX_STREAMS]))
@@ -222,11 +222,9 @@ def test_what_is_no_envelope_of_this_version_names_no_offset_as_done(text: str |
     assert decode(100, text).ahead == ()
 
 
-def test_a_ledger_of_version_0_1_is_still_read_and_that_of_another_envelope_is_not() -> None:
-    ledger = crowded_ledger(2, 1).as_text()
-
-    assert decode(5, ledger).ledger == ledger
-    assert decode(5, f"kw2|id|3|100|5-7|{ledger}").ledger == ""
+@pytest.mark.parametrize("before", ["", "somebody else's ", "kw2|id|0|3|100|5-7|"])
+def test_a_ledger_that_is_in_no_envelope_of_this_version_is_ignored(before: str) -> None:
+    assert decode(5, before + crowded_ledger(2, 1).as_text()) == OffsetMetadata()
 
 
 def committing(*, in_order: bool = True) -> tuple[Mock, Assignment, PartitionState, StoredOffsets]:

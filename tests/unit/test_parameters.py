@@ -39,8 +39,6 @@ KINDS: dict[str, type[Any]] = {
     "canary": CanaryOptions,
     "top": TopOptions,
     "verify": VerifyOptions,
-    "replay": ReplayOptions,
-    "reset-offsets": ResetOffsetsOptions,
     "offsets show": ShowOffsetsOptions,
     "offsets reset": ResetOffsetsOptions,
     "dead-letters list": ListDeadLettersOptions,
@@ -50,9 +48,7 @@ KINDS: dict[str, type[Any]] = {
     "dead-letters discard": DiscardOptions,
 }
 REQUIRED = {
-    "replay": ["--topic", "orders.dlq"],
     "dead-letters": ["--topic", "orders.dlq"],
-    "reset-offsets": ["--group-id", "g", "--to", "end"],
     "offsets reset": ["--group-id", "g", "--to", "end"],
 }
 COMMANDS = pytest.mark.parametrize("command", KINDS)

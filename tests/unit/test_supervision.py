@@ -147,7 +147,6 @@ main()
         ("lag", "child"),
         ("offsets show", "child"),
         ("offsets reset", "child"),
-        ("reset-offsets", "child"),
         ("consume", "same"),
     ],
 )

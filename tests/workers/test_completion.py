@@ -17,7 +17,7 @@ def test_topics_and_groups_of_the_brokers_are_offered(
 
     assert in_bash(f"kafka-workers consume {brokers} --topic {topic}", tmp_path) == [topic, f"{topic}.dlq"]
     # Only dead-letter topics where one is asked for.
-    for command in ("dead-letters list", "dead-letters replay", "replay"):
+    for command in ("dead-letters list", "dead-letters replay"):
         assert in_bash(f"kafka-workers {command} {brokers} --topic {topic}", tmp_path) == [f"{topic}.dlq"]
     offered = in_bash("kafka-workers lag --group-id ", tmp_path, KAFKA_BOOTSTRAP_SERVERS=bootstrap_servers)
     assert group in offered

@@ -599,8 +599,8 @@ def test_a_replayed_dead_letter_is_back_where_it_came_from_once(
     processes.produce(topic, "--input", "-", "--key-separator", ":", stdin=b"k:poison\n")
     limits = ["--max-messages", "1"]
     assert processes.consume(topic, group, "--handler", "mine:reject", *limits).wait() == 0
-    first = processes.run("replay", "--topic", f"{topic}.dlq")
-    second = processes.run("replay", "--topic", f"{topic}.dlq")
+    first = processes.run("dead-letters", "replay", "--topic", f"{topic}.dlq")
+    second = processes.run("dead-letters", "replay", "--topic", f"{topic}.dlq")
 
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert "1 dead letters replayed" in first.stdout
@@ -625,7 +625,7 @@ def test_a_replay_that_fails_half_way_sends_nothing_twice_that_came_before(
         assert processes.consume(origin, group, *options).wait() == 0, number
     finish(admin.delete_topics([gone])[gone], KafkaError.UNKNOWN_TOPIC_OR_PART)
     options = ["--to-topic", topic, "--to-topic", gone, "--property", "delivery.timeout.ms=3000"]
-    results = [processes.run("replay", "--topic", letters, *options) for _ in range(2)]
+    results = [processes.run("dead-letters", "replay", "--topic", letters, *options) for _ in range(2)]
 
     assert [result.returncode for result in results] == [1, 1]
     assert "1 of 3 dead letters were not acknowledged" in results[0].stderr
@@ -647,10 +647,11 @@ def test_a_letter_of_another_topic_waits_until_the_user_decides(
     for name, value in ((topic, "1"), (other, "2"), (topic, "3")):
         writer.produce(letters, value, headers=[(ORIGINAL_TOPIC, name), (ORIGINAL_PARTITION, "0")])
     writer.flush()
-    replay = ["replay", "--topic", letters, "--group-id", "first"]
+    replay = ["dead-letters", "replay", "--topic", letters, "--replay-group", "first"]
     refused = [processes.run(*replay) for _ in range(2)]
     allowed = processes.run(*replay, "--to-topic", topic, "--to-topic", other)
-    skipped = processes.run("replay", "--topic", letters, "--group-id", "second", "--skip-other-topics")
+    others = ["--replay-group", "second", "--skip-other-topics"]
+    skipped = processes.run("dead-letters", "replay", "--topic", letters, *others)
 
     assert [result.returncode for result in refused] == [1, 1]
     assert [result.stdout.split()[0] for result in refused] == ["1", "0"]
@@ -680,8 +681,8 @@ def test_a_replay_ends_though_all_that_it_sends_is_rejected_again(
     )
     # A queue that has room for three of them.
     small = ["--property", "queue.buffering.max.messages=3"]
-    first = processes.run("replay", "--topic", f"{topic}.dlq", "--max-messages", "10", *small)
-    second = processes.run("replay", "--topic", f"{topic}.dlq")
+    first = processes.run("dead-letters", "replay", "--topic", f"{topic}.dlq", "--max-messages", "10", *small)
+    second = processes.run("dead-letters", "replay", "--topic", f"{topic}.dlq")
 
     assert "10 dead letters replayed" in first.stdout
     replayed = int(second.stdout.split()[0])
@@ -702,7 +703,7 @@ def test_an_invalid_line_says_what_it_is_and_waits_until_it_is_discarded(
     processes.produce(topic, "--input", "-", *options, stdin=b"no JSON\nnone either\n")
     put(processes, topic, "poison")
     assert processes.consume(topic, group, "--handler", "mine:reject", "--max-messages", "1").wait() == 0
-    result = processes.run("replay", "--topic", letters)
+    result = processes.run("dead-letters", "replay", "--topic", letters)
 
     assert result.returncode == 1
     assert "1 dead letters replayed" in result.stdout
@@ -710,5 +711,5 @@ def test_an_invalid_line_says_what_it_is_and_waits_until_it_is_discarded(
     listed = processes.run("dead-letters", "list", "--topic", letters)
     assert listed.stdout.count("a line  -    InvalidLine: standard input line ") == 2
     assert processes.run("dead-letters", "discard", "--topic", letters, "--error", "InvalidLine").returncode == 0
-    last = processes.run("replay", "--topic", letters)
+    last = processes.run("dead-letters", "replay", "--topic", letters)
     assert (last.returncode, last.stdout) == (0, f"0 dead letters replayed from {letters}\n")

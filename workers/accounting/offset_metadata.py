@@ -8,7 +8,7 @@ TOPIC_ID is the id of the topic, empty where it is not known: a topic that is cr
 how many the topic had when a group with --from-end began, 0 for any other: later ones were added. EPOCH is the
 highest leader epoch of the offsets in RANGES, TIME_MS when they were done (Unix time). RANGES are
 half-open and relative to the committed offset: `3-7,9-10`. Metadata of anybody else, or of another version, is no
-envelope; kafka-workers 0.1 wrote a ledger without an envelope.
+envelope, and is ignored.
 """
 
 import re
@@ -23,7 +23,6 @@ _ENVELOPE = re.compile(
     rf"kw1\|([A-Za-z0-9+/=_-]{{0,36}})\|(\d{{1,10}})\|(-?\d{{1,10}})\|(\d{{1,16}})\|((?:{_RANGE}(?:,{_RANGE})*)?)\|(.*)",
     re.ASCII | re.DOTALL,
 )
-_OTHER_VERSION = re.compile(r"kw\d+\|")
 
 
 class OffsetMetadata(NamedTuple):
@@ -68,7 +67,7 @@ def decode(offset: int, text: str | None) -> OffsetMetadata:
     """Read the metadata committed with `offset`; never raises, as anybody may have written the text."""
     found = _ENVELOPE.fullmatch(text or "")
     if found is None:
-        return OffsetMetadata(ledger="" if _OTHER_VERSION.match(text or "") else text or "")
+        return OffsetMetadata()
     topic_id, partitions, epoch, time_ms, ranges, ledger = found.groups()
     ahead = []
     last = 1

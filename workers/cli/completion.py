@@ -96,7 +96,7 @@ def topics(context: click.Context, incomplete: str) -> list[CompletionItem[str]]
     matching = _matching(names, incomplete)
     if not incomplete.startswith("_"):
         matching = [name for name in matching if not name.startswith("__")]
-    if "source_topics" in context.params or context.info_name == "replay":
+    if "source_topics" in context.params:
         matching = [name for name in matching if name.endswith(SUFFIX)] or matching
     return [CompletionItem(name) for name in matching]
 

@@ -40,14 +40,9 @@ SUMMARIES = {
     "new": "Make a project to start from: a source, a handler, their tests, an image, and values for Kubernetes.",
     "offsets": "Show what a group has committed, and choose where it goes on.",
     "produce": "Send messages, and account for every delivery.",
-    "replay": "Send dead letters back, as `dead-letters replay`.",
     "top": "Watch consumer groups: members, lag, rates and health; a live table on a terminal, lines elsewhere.",
     "verify": "Read a topic to its end and account for the stamped messages in it; exit 3 when one was lost.",
 }
-# Commands that a module of another name declares.
-ELSEWHERE = {"replay": "dead_letters", "reset-offsets": "offsets"}
-# By an older name.
-HIDDEN = ("reset-offsets",)
 
 
 class Declared(UserDict[str, Any]):
@@ -57,8 +52,7 @@ class Declared(UserDict[str, Any]):
         command: click.Command | None = self.data[name]
         if command is None:
             attribute = name.replace("-", "_")
-            module = import_module(f"workers.cli.commands.{ELSEWHERE.get(name, attribute)}")
-            command = self.data[name] = getattr(module, attribute)
+            command = self.data[name] = getattr(import_module(f"workers.cli.commands.{attribute}"), attribute)
         return command
 
 
@@ -73,7 +67,7 @@ class Commands(click.Group):
 
 @click.group(
     cls=Commands,
-    commands=Declared(dict.fromkeys((*SUMMARIES, *HIDDEN))),
+    commands=Declared(dict.fromkeys(SUMMARIES)),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(package_name="kafka-workers", message="%(prog)s %(version)s")

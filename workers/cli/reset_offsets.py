@@ -1,4 +1,4 @@
-"""`reset-offsets`: moves the committed offsets of a group."""
+"""`offsets reset`: moves the committed offsets of a group."""
 
 import json
 

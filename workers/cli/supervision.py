@@ -16,7 +16,7 @@ from workers.errors import ExitCode
 
 # These change nothing, so that doing them again loses nothing but what they have seen.
 STARTED_AGAIN = ("lag", "lag-exporter", "offsets show", "top")
-ENDED = ("offsets reset", "reset-offsets")
+ENDED = ("offsets reset",)
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS)
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # This many crashes in a row, each sooner than SOON_S after the start, are no passing state of the brokers.

@@ -59,8 +59,8 @@ class StoredDeadLetter:
 
     @property
     def is_invalid_line(self) -> bool:
-        """Whether it is a line that `produce` could not send; those of earlier versions have no error class."""
-        return headers.ORIGINAL_TOPIC not in self._story and headers.ERROR_MESSAGE in self._story
+        """Whether it is a line that `produce` could not send."""
+        return headers.ORIGINAL_TOPIC not in self._story and self.error_class == headers.INVALID_LINE
 
     @property
     def own_headers(self) -> Headers:
@@ -96,7 +96,7 @@ class StoredDeadLetter:
 
     @property
     def error_class(self) -> str:
-        return self._text(headers.ERROR_CLASS) or (headers.INVALID_LINE if self.is_invalid_line else "")
+        return self._text(headers.ERROR_CLASS)
 
     @property
     def error_message(self) -> str:

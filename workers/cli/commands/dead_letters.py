@@ -1,4 +1,4 @@
-"""The commands on dead letters: `dead-letters list`, `show`, `browse`, `replay`, `discard`, and the older `replay`."""
+"""The commands on dead letters: `dead-letters list`, `show`, `browse`, `replay`, `discard`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,11 +25,9 @@ from workers.cli.parameters import ConnectionOptions, build
 from workers.lifecycle import installed_shutdown
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-DEFAULT_GROUP_ID = "kafka-workers-replay"
 DEFAULT_LIMIT = 100
 # The view holds them in memory.
 BROWSE_LIMIT = 1000
-GROUP_HELP = "Group that remembers what was replayed."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +111,12 @@ def dead_letters() -> None:
 
 # Not --group-id: a consumer's pod has KAFKA_GROUP_ID, which names another group.
 _replay_group = option(
-    "--replay-group", "group_id", type=GROUP, default=DEFAULT_GROUP_ID, show_default=True, help=GROUP_HELP
+    "--replay-group",
+    "group_id",
+    type=GROUP,
+    default="kafka-workers-replay",
+    show_default=True,
+    help="Group that remembers what was replayed.",
 )
 
 
@@ -168,22 +171,6 @@ _to_topic = option(
     help="A topic that dead letters may go back to; repeatable.  [default: X where the dead-letter topic is X.dlq]",
 )
 _dry_run = option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
-
-
-def _replay_options(command: _Command) -> _Command:
-    return apply(
-        command,
-        [
-            _selection_options,
-            _to_topic,
-            option("--skip-other-topics", is_flag=True, help="Pass dead letters of other topics over, for good."),
-            option("--max-messages", type=POSITIVE, help="Stop after this many messages."),
-            option("--again", is_flag=True, help="Also those that were replayed or discarded already."),
-            _dry_run,
-            shutdown_timeout_option,
-            connection_options,
-        ],
-    )  # fmt: skip
 
 
 @dead_letters.command("list", cls=Command)
@@ -241,29 +228,21 @@ def browse(**parameters: Any) -> None:
     run(options, Context(options.connection), shutdown)
 
 
-@dead_letters.command("replay", cls=Command)
-@_replay_options
+@dead_letters.command(cls=Command)
+@_selection_options
+@_to_topic
+@option("--skip-other-topics", is_flag=True, help="Pass dead letters of other topics over, for good.")
+@option("--max-messages", type=POSITIVE, help="Stop after this many messages.")
+@option("--again", is_flag=True, help="Also those that were replayed or discarded already.")
+@_dry_run
 @_replay_group
-def replay_dead_letters(**parameters: Any) -> None:
+@shutdown_timeout_option
+@connection_options
+def replay(**parameters: Any) -> None:
     """Send dead letters back to the topics they came from, if no earlier replay has sent them.
 
     A dead letter of a topic that it may not be sent to stays, and so do the chosen ones behind it in its partition.
     """
-    _replay(parameters)
-
-
-@click.command("replay", cls=Command)
-@_replay_options
-@option("--group-id", type=GROUP, default=DEFAULT_GROUP_ID, show_default=True, help=GROUP_HELP)
-def replay(**parameters: Any) -> None:
-    """Send dead letters back, as `dead-letters replay`.
-
-    A dead letter of a topic that it may not be sent to stays, and so do the chosen ones behind it in its partition.
-    """
-    _replay(parameters)
-
-
-def _replay(parameters: dict[str, Any]) -> None:
     options = build(ReplayOptions, parameters)
     shutdown = installed_shutdown(options.shutdown_timeout)
     from workers.cli.replay import replay as run

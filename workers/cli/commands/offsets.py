@@ -1,6 +1,5 @@
-"""The commands on a group's committed offsets: `offsets show` and `reset`, and `reset-offsets` by its older name."""
+"""The commands on a group's committed offsets: `offsets show` and `reset`."""
 
-import copy
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -73,8 +72,3 @@ def reset(**parameters: Any) -> None:
     from workers.cli.reset_offsets import reset_offsets as run
 
     run(options, Context(options.connection), shutdown)
-
-
-# The name that it had before there were commands on offsets.
-reset_offsets = copy.copy(reset)
-reset_offsets.hidden = True
