@@ -26,6 +26,7 @@ from workers.config import (
 from workers.consumer.failures import ErrorPolicy
 from workers.consumer.loop import Consumer
 from workers.consumer.outputs import Outputs
+from workers.consumer.parts import OutputSender
 from workers.deadletters.writer import DeadLetters
 from workers.errors import ConfigError, WorkerError
 from workers.handlers import Lifespan, Middleware, load_handler, load_middlewares
@@ -76,7 +77,7 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
         lambda: create_client(AdminClient, admin_config, UNPOLLED),
         IsolationLevel.READ_COMMITTED if committed_only else IsolationLevel.READ_UNCOMMITTED,
     )
-    outputs: Outputs | Transaction
+    outputs: OutputSender
     dead_letters: DeadLetters
     if options.exactly_once:
         outputs, dead_letters = _transaction(options, context, config.get("group.id"), policy)

@@ -39,24 +39,19 @@ class StoredOffsets:
     def __init__(self, client: Callable[[], Any], say: Callable[[str, str], None]) -> None:
         self.successes = 0
         self.failures = 0
-        # Since when the group's coordinator has refused our commits, None while it does not.
         self.forgotten_since: float | None = None
         self._client = client
         self._say = say
         self._staged_at = 0.0
         self._repeated_at = float("-inf")
 
-    # In how many seconds `stage` has something to do: whenever it is called.
     due_s = float("inf")
-    # How long `stage` with `now` may take: it waits for no answer.
+    # `stage` waits for no answer.
     longest_s = 0.0
-    # Whether there is something that only a later `stage` commits; at the end `stage` with `now` does.
     pending = False
 
     def stage(self, states: Collection[PartitionState], *, now: bool = False, idle: bool = False) -> None:
-        """Have the low-water marks that have changed committed; `now` says that there is no later time, `idle` that the
-        loop has nothing else to do.
-        """
+        """Store the low-water marks that have changed, and commit those of rewound partitions explicitly."""
         at = time.monotonic()
         if not (now or idle):
             if at - self._staged_at < STAGE_INTERVAL_S:

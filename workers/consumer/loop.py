@@ -12,10 +12,10 @@ The loop keeps polling however long a handler takes, so the group does not lose 
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import confluent_kafka
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaException
 
 from workers.config import ClientConfig
 from workers.consumer.assignment import Assignment
@@ -29,8 +29,7 @@ from workers.consumer.fetching import FetchWatch
 from workers.consumer.flow import BATCH_MESSAGES, MAX_DISTANCE_MESSAGES, FlowControl
 from workers.consumer.membership import Membership
 from workers.consumer.observing import Observer
-from workers.consumer.outputs import Outputs
-from workers.consumer.parts import Parts
+from workers.consumer.parts import OutputSender, Parts
 from workers.consumer.receiving import Receiver
 from workers.consumer.scheduling import Order, Scheduler
 from workers.consumer.starting import Starts
@@ -42,9 +41,6 @@ from workers.kafka.client import ClientState, create_client, topics_are_created,
 from workers.kafka.credentials import CredentialsWatch
 from workers.kafka.watermarks import Watermarks
 from workers.lifecycle import Shutdown, call_with_timeout
-
-if TYPE_CHECKING:
-    from workers.consumer.transactions import Transaction
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +60,7 @@ class Consumer:
         *,
         policy: ErrorPolicy,
         dead_letters: DeadLetters,
-        outputs: "Outputs | Transaction",
+        outputs: OutputSender,
         watermarks: Watermarks,
         max_messages: int | None = None,
         max_rate: float | None = None,
@@ -99,9 +95,11 @@ class Consumer:
             # `Starts` decides, counts and says so.
             "auto.offset.reset": "error",
         }
-        transaction = None if isinstance(outputs, Outputs) else outputs
+        parts: Parts
+        transaction = outputs.transaction
+        stored = StoredOffsets(lambda: parts.client, self.client_state.say)
         if transaction is None:
-            own["on_commit"] = self._on_commit
+            own["on_commit"] = lambda error, places: stored.on_commit(error, places, parts.assignment.partitions)
         else:
             own["enable.auto.commit"] = False
         make = connect or (lambda own: create_client(confluent_kafka.Consumer, config, own, credentials.credentials))
@@ -112,7 +110,7 @@ class Consumer:
             scheduler=Scheduler(order),
             executor=Executor(lifespan, concurrency, middlewares),
             outputs=outputs,
-            committer=transaction or StoredOffsets(lambda: parts.client, self.client_state.say),
+            committer=transaction or stored,
             starts=Starts(config, stop_on_deleted=stop_on_deleted, exactly_once=transaction is not None),
             fetching=FetchWatch(),
             watermarks=watermarks,
@@ -149,9 +147,10 @@ class Consumer:
             self._check_dead_letters(timeout_s)
         self._parts.executor.start(self._parts.shutdown)
         self._parts.scheduler.batches = self._parts.executor.batch
-        if not isinstance(self._parts.outputs, Outputs):
+        transaction = self._parts.outputs.transaction
+        if transaction is not None:
             in_order = self._parts.scheduler.order == "partition"
-            self._parts.outputs.start(timeout_s, batch=self._parts.executor.batch, in_order=in_order)
+            transaction.start(timeout_s, batch=self._parts.executor.batch, in_order=in_order)
         self._parts.watermarks.start()
 
     def run(self) -> None:
@@ -280,8 +279,3 @@ class Consumer:
         if not left and self.trouble is None:
             self.trouble = "the group was not left in time; what was not committed is redelivered"
         self._publish(time.monotonic())
-
-    def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
-        committer = self._parts.committer
-        assert isinstance(committer, StoredOffsets)
-        committer.on_commit(error, partitions, self._parts.assignment.partitions)

@@ -11,7 +11,6 @@ from confluent_kafka import OFFSET_END, OFFSET_INVALID, KafkaError, KafkaExcepti
 
 from workers.config import ClientConfig
 from workers.consumer.assignment import PartitionState, names
-from workers.consumer.committing import StoredOffsets
 from workers.consumer.parts import Parts
 from workers.consumer.scheduling import Work
 from workers.errors import ConfigError, ExitCode, WorkerError
@@ -66,7 +65,7 @@ class Membership:
         self._credentials = credentials
         self._connect = connect
         self._account = account
-        self._exactly_once = not isinstance(parts.committer, StoredOffsets)
+        self._exactly_once = parts.outputs.transaction is not None
         # Partitions that go on with the next assignment, and since when there are any.
         self._not_sought: list[PartitionState] = []
         self._not_sought_since = 0.0
@@ -276,7 +275,7 @@ class Membership:
         is taken.
         """
         committer, assignment = self._parts.committer, self._parts.assignment
-        if not isinstance(committer, StoredOffsets):
+        if self._exactly_once:
             # A transaction is committed when its partitions are revoked, or aborted.
             return
         until = time.monotonic() + min(CONFIRM_S, self._parts.shutdown.remaining_s() / 2)

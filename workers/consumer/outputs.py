@@ -50,6 +50,9 @@ class Outputs:
     `messages` and `bytes` are those of all outputs without an outcome. `connect` makes the client of its callbacks.
     """
 
+    transaction = None
+    only_next = False
+
     def __init__(
         self,
         config: ClientConfig,
@@ -69,7 +72,6 @@ class Outputs:
 
     @property
     def works(self) -> Collection[Work]:
-        """The works whose outputs are under way, or have outcomes that were not taken yet."""
         return self._sendings.keys()
 
     @property
@@ -86,9 +88,6 @@ class Outputs:
         self.bytes += sum(output.size for _, output in sending.unsent)
         self._queue.append(sending)
         self._send_what_fits()
-
-    # Whether only messages at the low-water mark may begin; see Transaction.
-    only_next = False
 
     def poll(self, timeout_s: float) -> None:
         """Serve delivery reports, and send waiting outputs; raises WorkerError when the client cannot go on."""

@@ -220,6 +220,10 @@ class Transaction:
     # In the place of Outputs
 
     @property
+    def transaction(self) -> "Transaction":
+        return self
+
+    @property
     def full(self) -> bool:
         """Whether nothing more shall begin: a transaction is being aborted, or its retry is not due."""
         if self._aborts or self._producer.replacing or time.monotonic() < self._pause_until:

@@ -14,6 +14,7 @@ from workers.config import CONSUMER_DEFAULTS, PRODUCER_DEFAULTS, ClientConfig, P
 from workers.consumer.failures import ErrorPolicy
 from workers.consumer.loop import Consumer
 from workers.consumer.outputs import Outputs
+from workers.consumer.parts import OutputSender
 from workers.consumer.scheduling import Order
 from workers.consumer.status import PartitionStatus
 from workers.consumer.transactions import HeldDeadLetters, Transaction
@@ -58,11 +59,11 @@ class Member:
         self.shutdown = Shutdown(stop_timeout_s)
         self.dead_letters = dead_letters or FakeDeadLetters()
         producer_config = ClientConfig(PRODUCER_DEFAULTS, settings)
-        outputs: Outputs | Transaction = Outputs(producer_config, connect=broker.connect_producer)
+        outputs: OutputSender = Outputs(producer_config, connect=broker.connect_producer)
         letters: DeadLetters = self.dead_letters
         if exactly_once:
-            outputs = Transaction(producer_config, "id", 0.02, policy, connect=broker.connect_producer)
-            letters = HeldDeadLetters(None, "g", outputs)
+            transaction = Transaction(producer_config, "id", 0.02, policy, connect=broker.connect_producer)
+            outputs, letters = transaction, HeldDeadLetters(None, "g", transaction)
         watermarks: Any = FakeWatermarks(broker)
         self.consumer = Consumer(
             ClientConfig(CONSUMER_DEFAULTS, settings),
