@@ -1,14 +1,14 @@
 """Kafka workers that account for every message.
 
 User code imports from here: `Outgoing` and `Delivery` for a message source; `Message`, `Retry`, `Reject`, `batch` and
-`lifespan` for a handler; `Handler`, `is_async` and `is_batch` for a middleware.
+`lifespan` for a handler; `Handler`, `around`, `is_async` and `is_batch` for a middleware.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from workers.handlers import Handler, Message, Reject, Retry, batch, is_async, is_batch, lifespan
+    from workers.handlers import Handler, Message, Reject, Retry, around, batch, is_async, is_batch, lifespan
     from workers.sources import Delivery, Outgoing
 
 __version__ = "0.1.0"
@@ -21,6 +21,7 @@ __all__ = [
     "Reject",
     "Retry",
     "__version__",
+    "around",
     "batch",
     "is_async",
     "is_batch",

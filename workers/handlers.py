@@ -22,7 +22,7 @@ handler is called from as many threads, so what it uses must be thread-safe, or 
 
 import functools
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -44,6 +44,7 @@ Middleware: TypeAlias = Callable[[Any], Handler]
 Lifespan: TypeAlias = Callable[[], AbstractContextManager[Handler] | AbstractAsyncContextManager[Handler]]
 _Generator: TypeAlias = Callable[[], Iterator[Handler]] | Callable[[], AsyncIterator[Handler]]
 _Function = TypeVar("_Function", bound=Callable[..., object])
+_Scope = TypeVar("_Scope")
 _BATCH = "_kafka_workers_batch"
 _LIFESPAN = "_kafka_workers_lifespan"
 _PER_THREAD = "_kafka_workers_per_thread"
@@ -206,6 +207,37 @@ def _yields(
     test: Callable[[object], bool] = lambda each: inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each),
 ) -> bool:
     return test(handler) or test(getattr(handler, "__call__", None))  # noqa: B004
+
+
+async def gathered(answer: object) -> object:
+    """The messages of an async generator that a handler has returned; anything else as it is."""
+    return [each async for each in answer] if isinstance(answer, AsyncIterable) else answer
+
+
+def around(
+    handler: Handler,
+    scope: Callable[[Any], AbstractContextManager[_Scope]],
+    answered: Callable[[_Scope, Any], object] = lambda _, answer: answer,
+) -> Handler:
+    """A handler of the same kind, plain or `async`, each call of which is made inside of `scope(message)`; of a batch
+    inside of `scope(messages)`.
+
+    `answered` gets what the scope has yielded and what the handler gave back, inside of the scope too, and returns what
+    is given back in its place.
+    """
+    function: Any = handler
+
+    @functools.wraps(function)
+    def call(given: Any) -> object:
+        with scope(given) as entered:
+            return answered(entered, function(given))
+
+    @functools.wraps(function)
+    async def call_async(given: Any) -> object:
+        with scope(given) as entered:
+            return answered(entered, await gathered(await function(given)))
+
+    return call_async if is_async(handler) else call
 
 
 def load_middlewares(references: Sequence[str]) -> list[Middleware]:

@@ -18,6 +18,7 @@ from workers.handlers import (
     Handler,
     OutputClosedError,
     Retry,
+    around,
     batch,
     check_handler,
     is_async,
@@ -252,6 +253,42 @@ def test_without_a_middleware_the_handler_is_called_as_it_is() -> None:
 def test_a_middleware_keeps_the_kind_of_its_handler(handler: Any, middleware: Any, kind: tuple[bool, bool]) -> None:
     wrapped = wrap(handler, [middleware, middleware])
     assert (is_batch(wrapped), is_async(wrapped)) == kind
+
+
+async def answering_a_generator(message: Any) -> object:
+    return batch_yielding_async(message)
+
+
+@pytest.mark.parametrize(
+    ("handler", "kind", "answer"),
+    [
+        (yielding, (False, False), ["m", "m"]),
+        (batch_yielding, (True, False), ["m"]),
+        (batch_yielding_async, (True, True), ["m", "m"]),
+        (answering_a_generator, (False, True), ["m", "m"]),
+        (await_nothing, (False, True), None),
+    ],
+)
+def test_around_makes_each_call_of_any_kind_inside_of_its_scope(
+    handler: Any, kind: tuple[bool, bool], answer: object
+) -> None:
+    events: list[object] = []
+
+    @contextlib.contextmanager
+    def scope(given: Any) -> Iterator[str]:
+        events.append(given)
+        yield "entered"
+        events.append("left")
+
+    def answered(entered: str, given_back: Any) -> object:
+        events.append(given_back)
+        return entered, given_back
+
+    wrapped: Any = wrap(handler, [lambda inner: around(inner, scope, answered)])
+    found = asyncio.run(wrapped("m")) if kind[1] else wrapped("m")
+    assert (is_batch(wrapped), is_async(wrapped)) == kind
+    assert found == ("entered", answer)
+    assert events == ["m", answer, "left"]
 
 
 @pytest.mark.parametrize("handler", [yielding, batch_yielding, functools.partial(yielding), Yielding()])

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -24,6 +24,7 @@ from workers.handlers import (
     Lifespan,
     Middleware,
     check_handler,
+    gathered,
     is_async,
     is_async_lifespan,
     is_batch,
@@ -424,11 +425,6 @@ class Executor:
             _note(work, error)
         finally:
             work.finished = True
-
-
-async def gathered(answer: object) -> object:
-    """The messages of an async generator that a handler has returned; anything else as it is."""
-    return [each async for each in answer] if isinstance(answer, AsyncIterable) else answer
 
 
 def _check_end(asked_to_end: bool) -> None:

@@ -12,9 +12,8 @@ from typing import Any
 from confluent_kafka import Message
 
 from workers.consumer.answers import FailedOutputError, listed
-from workers.consumer.execution import gathered
 from workers.errors import RegistryAwayError, UndecodableError, UnencodableError
-from workers.handlers import Handler, Middleware, Reject, Retry, is_async, is_batch
+from workers.handlers import Handler, Middleware, Reject, Retry, gathered, is_async, is_batch
 from workers.kafka.messages import headers_of
 from workers.schemas.codecs import Codecs
 from workers.sources import Outgoing

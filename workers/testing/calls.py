@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 from confluent_kafka import Message
 
 from workers.consumer.answers import Output, outputs_of
-from workers.consumer.execution import gathered
-from workers.handlers import Handler, Retry, is_async, is_batch
+from workers.handlers import Handler, Retry, gathered, is_async, is_batch
 from workers.kafka.messages import headers_of
 from workers.testing.blocking import LoopWatch, Steps
 

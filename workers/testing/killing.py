@@ -1,6 +1,5 @@
 """A middleware that kills its worker at a chosen message: `--middleware workers.testing.killing:kill`."""
 
-import functools
 import os
 import signal
 import threading
@@ -8,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from workers.handlers import Handler, is_async, is_batch
+from workers.handlers import Handler, around, is_batch
 
 # WHEN:VALUE says at which message: "before" its call, "during" it, or "after" it and before its offset is committed.
 VARIABLE = "KAFKA_WORKERS_KILL"
@@ -33,7 +32,6 @@ def kill(handler: Handler) -> Handler:
     """Send the process SIGKILL at the first message whose value is the one that KAFKA_WORKERS_KILL names."""
     when, _, value = os.environ[VARIABLE].partition(":")
     wanted = value.encode()
-    function: Any = handler
 
     @contextmanager
     def dying(given: Any) -> Iterator[None]:
@@ -51,21 +49,7 @@ def kill(handler: Handler) -> Handler:
         if due and when == "after":
             _die()
 
-    if is_async(handler):
-
-        @functools.wraps(function)
-        async def call_async(given: Any) -> object:
-            with dying(given):
-                return await function(given)
-
-        return call_async
-
-    @functools.wraps(function)
-    def call(given: Any) -> object:
-        with dying(given):
-            return function(given)
-
-    return call
+    return around(handler, dying)
 
 
 def _die() -> None:

@@ -4,7 +4,6 @@ A call that raises has its span ended when the loop's thread has decided what be
 an event of it. The span ends at the time when the call did.
 """
 
-import functools
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,9 +19,8 @@ from opentelemetry.sdk.trace import SpanLimits
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 
 from workers.consumer.answers import listed
-from workers.consumer.execution import gathered
 from workers.consumer.failures import Decision, Isolate, RetryLater, SendDeadLetter
-from workers.handlers import Handler, Reject, is_async, is_batch
+from workers.handlers import Handler, Reject, around, is_batch
 from workers.kafka.messages import headers_of
 from workers.loading import named, text_of
 from workers.sources import Outgoing
@@ -53,21 +51,7 @@ class HandlerSpans:
     def middleware(self, handler: Any) -> Handler:
         """A handler of the same kind whose calls have spans."""
         begin: Callable[[Any], _Call] = self._batch if is_batch(handler) else self._single
-        if is_async(handler):
-
-            @functools.wraps(handler)
-            async def call_async(given: Any) -> object:
-                with begin(given) as call:
-                    return call.outputs(await gathered(await handler(given)))
-
-            return call_async
-
-        @functools.wraps(handler)
-        def call(given: Any) -> object:
-            with begin(given) as call:
-                return call.outputs(handler(given))
-
-        return call
+        return around(handler, begin, _Call.outputs)
 
     def on_decision(self, message: Message, error: Exception, decision: Decision | None, attempts: int) -> None:
         """Tell the span of the failed call what becomes of its message.
