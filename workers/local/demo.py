@@ -6,12 +6,10 @@ the consumers printed.
 """
 
 import json
+import os
 import subprocess
-import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from confluent_kafka import KafkaException
-from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 
@@ -31,8 +28,9 @@ from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.kafka.reader import read_topic
 from workers.lifecycle import Shutdown, set_up_logging
 from workers.live import live_table
-from workers.local.cluster import Cluster, free_ports
+from workers.local.cluster import Cluster
 from workers.local.picture import draw
+from workers.testing.processes import Process, Processes, Samples
 
 TOPIC = "teste"
 GROUP = "demo"
@@ -81,38 +79,28 @@ class Moment:
         return max(0.0, self.acknowledged - self.handled)
 
 
-class Worker:
-    """One worker process, its metrics port and what it wrote."""
+class Worker(Process):
+    """A worker of the demo, which ends with the demo's cluster."""
 
     def __init__(self, name: str, arguments: list[str], directory: Path, cluster: Cluster) -> None:
-        self.name = name
-        self.output = directory / f"{name}.out"
-        self.log = directory / f"{name}.log"
-        self._port = free_ports(1)[0]
-        connection = ["--bootstrap-servers", cluster.bootstrap_servers, "--client-id", name]
-        command = [sys.executable, "-m", "workers", *arguments, *connection, "--metrics-port", str(self._port)]
-        with self.output.open("wb") as output, self.log.open("wb") as errors:
-            self.process = subprocess.Popen(command, stdout=output, stderr=errors, start_new_session=True)
-        cluster.watch(self.process.pid)
+        # Without the user's variables for workers, which are about other brokers.
+        own = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+        environment = Processes(cluster.bootstrap_servers, directory).environment(own)
+        super().__init__([*arguments, "--client-id", name], environment, subprocess.DEVNULL, directory, name)
+        cluster.watch(self.popen.pid)
 
-    def metrics(self) -> dict[str, list[tuple[dict[str, str], float]]]:
+    def metrics(self) -> Samples:
         """Its samples by name, none while it does not answer."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=1) as answer:
-                text = answer.read().decode()
-        except (OSError, urllib.error.URLError):
+            return super().metrics() if self.listens else {}
+        except OSError:
             return {}
-        samples: dict[str, list[tuple[dict[str, str], float]]] = {}
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                samples.setdefault(sample.name, []).append((sample.labels, sample.value))
-        return samples
 
     def check(self) -> None:
         """Raises WorkerError when it has ended with an error."""
-        if self.process.poll() not in (None, 0):
-            words = self.log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-            raise WorkerError(f"{self.name} ended with code {self.process.returncode}: {words[-1]}")
+        if self.popen.poll() not in (None, 0):
+            words = self.stderr.strip().splitlines() or ["it said nothing"]
+            raise WorkerError(f"{self.name} ended with code {self.popen.returncode}: {words[-1]}")
 
 
 def run(*, quick: bool, live: bool, picture: Path | None, shutdown: Shutdown, say: Callable[[str], None]) -> int:
@@ -148,9 +136,9 @@ def run(*, quick: bool, live: bool, picture: Path | None, shutdown: Shutdown, sa
             say("stopped; nothing is accounted for")
             return 130
         for consumer in consumers:
-            consumer.process.terminate()
+            consumer.popen.terminate()
         for consumer in consumers:
-            consumer.process.wait(STOP_TIMEOUT_S)
+            consumer.wait(STOP_TIMEOUT_S)
         lines, code = _account(cluster, producer, consumers, shutdown)
         print(*lines, sep="\n")
         if picture is not None and broken is not None:
@@ -189,9 +177,8 @@ def _wait_for_group(consumers: list[Worker], shutdown: Shutdown) -> None:
 
 def _end(workers: list[Worker], cluster: Cluster) -> None:
     for worker in workers:
-        worker.process.kill()
-        worker.process.wait()
-        cluster.forget(worker.process.pid)
+        worker.kill()
+        cluster.forget(worker.popen.pid)
 
 
 def _watch(
@@ -238,11 +225,11 @@ def _watch(
             back = True
             cluster.start_broker(victim)
             event = f"broker {victim} started again"
-        if producer.process.poll() is not None:
+        if not producer.running:
             ended_at = ended_at or now
             event = "draining"
             # Its last numbers are in its account: the process may have ended between two looks at its metrics.
-            account = json.loads(producer.output.read_text())
+            account = json.loads(producer.stdout)
             if moment.handled >= account["acknowledged"] and len(moment.owners) == CONSUMERS:
                 return True, broken
             if now - ended_at > DRAIN_TIMEOUT_S:
@@ -353,7 +340,7 @@ def _as_table(moment: Moment) -> Table:
 
 def _account(cluster: Cluster, producer: Worker, consumers: list[Worker], shutdown: Shutdown) -> tuple[list[str], int]:
     """The account, line by line, and the exit code that it deserves."""
-    accounts = read_accounts(producer.output.read_text(), str(producer.output), TOPIC)
+    accounts = read_accounts(producer.stdout, str(producer.out), TOPIC)
     settings = [
         Setting("bootstrap.servers", cluster.bootstrap_servers, Precedence.COMMAND_LINE, "the demo's cluster"),
         Setting("group.id", "demo-verify", Precedence.COMMAND_LINE, "the demo"),
@@ -361,7 +348,7 @@ def _account(cluster: Cluster, producer: Worker, consumers: list[Worker], shutdo
     in_log = read_topic(ClientConfig(CONSUMER_DEFAULTS, settings), TOPIC, shutdown, 30.0).report(accounts)[0]
     consumed = Observations()
     for consumer in consumers:
-        _observe_output(consumer.output, consumed)
+        _observe_output(consumer.out, consumed)
     at_consumers = consumed.report(accounts)[0]
     lost = in_log.lost or at_consumers.lost
     return _account_lines(in_log, at_consumers), ExitCode.LOSS if lost else ExitCode.OK

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -21,10 +21,14 @@ from prometheus_client.parser import text_string_to_metric_families
 __tracebackhide__ = True
 
 COMMAND = [sys.executable, "-m", "workers"]
+LISTENING = "metrics on port "
 # Nothing waits so long on a quiet machine; on a busy one it is no reason to fail.
 DEADLINE_S = 120.0
 # A worker answers in milliseconds, a worker on a busy machine not always.
 HTTP_TIMEOUT_S = 30.0
+
+# The labels and the value of each sample, by the name of its metric.
+Samples: TypeAlias = dict[str, list[tuple[dict[str, str], float]]]
 
 
 def eventually(condition: Callable[[], Any], what: str, timeout_s: float = DEADLINE_S) -> Any:
@@ -95,10 +99,15 @@ class Process:
         assert text in self.stderr, f"{self.name} ended without saying {text!r}:\n{self.stderr[-3000:]}"
 
     @property
+    def listens(self) -> bool:
+        """Whether it has opened its metrics port."""
+        return LISTENING in self.stderr
+
+    @property
     def port(self) -> int:
         """The metrics port, which it logs when it listens."""
-        self.says("metrics on port ")
-        return int(self.stderr.split("metrics on port ")[1].split(":")[0])
+        self.says(LISTENING)
+        return int(self.stderr.split(LISTENING)[1].split(":")[0])
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of its HTTP answer."""
@@ -109,14 +118,17 @@ class Process:
             with error:
                 return error.code, error.read().decode()
 
+    def metrics(self) -> Samples:
+        """Its samples by name."""
+        samples: Samples = {}
+        for family in text_string_to_metric_families(self.get("/metrics")[1]):
+            for sample in family.samples:
+                samples.setdefault(sample.name, []).append((sample.labels, sample.value))
+        return samples
+
     def metric(self, name: str, **labels: str) -> float | None:
         """The sum of the samples of `name` that have `labels`, None where there is none."""
-        values = [
-            sample.value
-            for family in text_string_to_metric_families(self.get("/metrics")[1])
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        ]
+        values = [value for found, value in self.metrics().get(name, []) if labels.items() <= found.items()]
         return sum(values) if values else None
 
 
