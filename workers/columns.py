@@ -8,3 +8,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     return "\n".join(lines)
+
+
+def or_dash(number: int | None) -> str:
+    """The number as text, "-" where it is not known."""
+    return "-" if number is None else str(number)

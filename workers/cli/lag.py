@@ -10,8 +10,10 @@ import click
 from workers.cli.admin import connected_admin
 from workers.cli.commands.lag import LagOptions
 from workers.cli.context import Context
+from workers.columns import aligned, or_dash
 from workers.errors import WorkerError
 from workers.kafka import groups
+from workers.kafka.groups import Group
 from workers.lifecycle import Shutdown, Stopped
 
 
@@ -35,16 +37,16 @@ def lag(options: LagOptions, context: Context, shutdown: Shutdown) -> None:
         _check_lag(group, options.max_lag, options.topics)
 
 
-def _show(group: groups.Group, options: LagOptions) -> None:
+def _show(group: Group, options: LagOptions) -> None:
     if options.as_json:
-        click.echo(json.dumps(groups.as_document(group)))
+        click.echo(json.dumps(as_document(group)))
         return
     if options.watch and sys.stdout.isatty():
         click.clear()
-    click.echo(groups.as_table(group))
+    click.echo(as_table(group))
 
 
-def _check_lag(group: groups.Group, max_lag: int, topics: Sequence[str]) -> None:
+def _check_lag(group: Group, max_lag: int, topics: Sequence[str]) -> None:
     """Raises WorkerError when the group is further behind than `max_lag`, or when that is not known."""
     if not group.partitions:
         raise WorkerError(f"group {group.group_id} has no partition of {', '.join(topics) or 'any topic'}")
@@ -56,3 +58,75 @@ def _check_lag(group: groups.Group, max_lag: int, topics: Sequence[str]) -> None
         )
     if group.total_lag > max_lag:
         raise WorkerError(f"group {group.group_id} is {group.total_lag} messages behind, --max-lag is {max_lag}")
+
+
+def as_table(group: Group) -> str:
+    """The group as text: partitions with their lag, then the idle members."""
+    rows = [("TOPIC", "PARTITION", "COMMITTED", "END", "LAG", "MEMBER")]
+    rows += [
+        (
+            each.topic,
+            str(each.partition),
+            or_dash(each.committed),
+            str(each.end),
+            or_dash(each.lag_messages),
+            each.member or "-",
+        )
+        for each in group.partitions
+    ]
+    lines = [aligned(rows)]
+    if group.unread:
+        has = "partition has" if len(group.unread) == 1 else "partitions have"
+        lines.append(f"{len(group.unread)} {has} messages and no committed offset: their lag is not counted")
+    if group.deleted:
+        were, them = ("message was", "it") if group.deleted == 1 else ("messages were", "them")
+        lines.append(f"{group.deleted} {were} deleted before the group committed {them}, and not counted in the lag")
+    lines += [
+        f"{each.topic}[{each.partition}]: done in part up to offset {each.furthest}, {each.distance} beyond the "
+        "committed one"
+        for each in group.partitions
+        if each.distance
+    ]
+    lines += [f"idle: {member.client_id} ({member.host.lstrip('/')})" for member in group.idle]
+    members = f"{len(group.members)} member{'' if len(group.members) == 1 else 's'}"
+    head = f"group {group.group_id}: {group.state}, {group.protocol} protocol, {members}, lag {group.total_lag}"
+    return "\n".join([head, *lines])
+
+
+def as_document(group: Group) -> dict[str, object]:
+    """The group for JSON."""
+    return {
+        "group": group.group_id,
+        "state": group.state,
+        "protocol": group.protocol,
+        "lag": group.total_lag,
+        "deleted": group.deleted,
+        "members": [
+            {
+                "member_id": member.member_id,
+                "client_id": member.client_id,
+                "host": member.host,
+                "partitions": [{"topic": topic, "partition": number} for topic, number in member.partitions],
+                "idle": member in group.idle,
+            }
+            for member in group.members
+        ],
+        "partitions": partition_documents(group),
+    }
+
+
+def partition_documents(group: Group) -> list[dict[str, object]]:
+    """The partitions of the group for JSON."""
+    return [
+        {
+            "topic": each.topic,
+            "partition": each.partition,
+            "committed": each.committed,
+            "beginning": each.beginning,
+            "end": each.end,
+            "lag": each.lag_messages,
+            "distance": each.distance,
+            "member": each.member,
+        }
+        for each in group.partitions
+    ]

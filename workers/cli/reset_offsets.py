@@ -1,14 +1,17 @@
 """`offsets reset`: moves the committed offsets of a group."""
 
 import json
+from collections.abc import Iterable
 
 import click
 
 from workers.cli.admin import connected_admin
 from workers.cli.commands.offsets import ResetOffsetsOptions
 from workers.cli.context import Context
+from workers.columns import aligned, or_dash
 from workers.errors import WorkerError
 from workers.kafka import group_offsets
+from workers.kafka.group_offsets import Move
 from workers.lifecycle import Shutdown, Stopped
 
 
@@ -49,7 +52,7 @@ def reset_offsets(options: ResetOffsetsOptions, context: Context, shutdown: Shut
             )
         )
         return
-    click.echo(group_offsets.as_table(moves))
+    click.echo(as_table(moves))
     if options.yes:
         click.echo(f"group {options.group_id}: offsets changed; {skipped} messages skipped, {repeated} to be repeated")
     else:
@@ -57,3 +60,20 @@ def reset_offsets(options: ResetOffsetsOptions, context: Context, shutdown: Shut
             f"group {options.group_id}: nothing was changed; {skipped} messages would be skipped, {repeated} repeated; "
             "do it with --yes"
         )
+
+
+def as_table(moves: Iterable[Move]) -> str:
+    """The moves as text."""
+    rows = [("TOPIC", "PARTITION", "COMMITTED", "NEW", "SKIPPED", "REPEATED")]
+    rows += [
+        (
+            each.topic,
+            str(each.partition),
+            or_dash(None if each.committed is None else each.committed.offset),
+            str(each.offset),
+            str(each.skipped),
+            str(each.repeated),
+        )
+        for each in moves
+    ]
+    return aligned(rows)

@@ -4,10 +4,11 @@ import json
 
 import click
 
+from workers.cli import lag
 from workers.cli.admin import connected_admin
 from workers.cli.commands.offsets import ShowOffsetsOptions
 from workers.cli.context import Context
-from workers.columns import aligned
+from workers.columns import aligned, or_dash
 from workers.errors import ConfigError, WorkerError
 from workers.kafka import groups
 from workers.kafka.groups import Group, PartitionKey, PartitionLag
@@ -50,8 +51,8 @@ def as_table(group: Group, lag_s: dict[PartitionKey, float]) -> str:
         rows.append(
             (
                 each.topic,
-                *map(_or_dash, (each.partition, each.committed, each.furthest, each.beginning, each.end)),
-                _or_dash(each.lag_messages),
+                *map(or_dash, (each.partition, each.committed, each.furthest, each.beginning, each.end)),
+                or_dash(each.lag_messages),
                 "-" if behind_s is None else f"{behind_s:.0f}",
                 each.member or "-",
             )
@@ -62,13 +63,9 @@ def as_table(group: Group, lag_s: dict[PartitionKey, float]) -> str:
 
 def as_document(group: Group, lag_s: dict[PartitionKey, float]) -> dict[str, object]:
     """The group for JSON, as `lag --json` has it, with the seconds and the furthest completed offset."""
-    document = groups.as_document(group)
+    document = lag.as_document(group)
     document["partitions"] = [
         {**found, "furthest": each.furthest, "lag_seconds": lag_seconds(each, lag_s)}
-        for found, each in zip(groups.partition_documents(group), group.partitions, strict=True)
+        for found, each in zip(lag.partition_documents(group), group.partitions, strict=True)
     ]
     return document
-
-
-def _or_dash(number: int | None) -> str:
-    return "-" if number is None else str(number)

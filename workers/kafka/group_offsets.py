@@ -8,7 +8,6 @@ from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicP
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from workers.accounting.offset_metadata import OffsetMetadata, encode
-from workers.columns import aligned
 from workers.errors import ConfigError, WorkerError
 from workers.kafka import groups
 from workers.kafka.groups import Committed, PartitionKey
@@ -137,20 +136,3 @@ def commit(admin: AdminClient, group_id: str, moves: Iterable[Move]) -> None:
             f"the offsets of {len(refused)} of {len(places)} partitions were not changed, as of {refused[0].topic}"
             f"[{refused[0].partition}]: {refused[0].error.str()}"
         )
-
-
-def as_table(moves: Iterable[Move]) -> str:
-    """The moves as text."""
-    rows = [("TOPIC", "PARTITION", "COMMITTED", "NEW", "SKIPPED", "REPEATED")]
-    rows += [
-        (
-            each.topic,
-            str(each.partition),
-            "-" if each.committed is None else str(each.committed.offset),
-            str(each.offset),
-            str(each.skipped),
-            str(each.repeated),
-        )
-        for each in moves
-    ]
-    return aligned(rows)

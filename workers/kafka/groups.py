@@ -21,7 +21,6 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, ConsumerGroupDescription, ListOffsetsResultInfo, OffsetSpec
 
 from workers.accounting.offset_metadata import OffsetMetadata, decode
-from workers.columns import aligned
 from workers.errors import ConfigError, WorkerError
 
 REQUEST_TIMEOUT_S = 10.0
@@ -343,79 +342,3 @@ def _lag_of(
 def _assigned(assignment: object) -> tuple[PartitionKey, ...]:
     partitions: list[TopicPartition] = getattr(assignment, "topic_partitions", None) or []
     return tuple(sorted((each.topic, each.partition) for each in partitions))
-
-
-def as_table(group: Group) -> str:
-    """The group as text: partitions with their lag, then the idle members."""
-    rows = [("TOPIC", "PARTITION", "COMMITTED", "END", "LAG", "MEMBER")]
-    rows += [
-        (
-            each.topic,
-            str(each.partition),
-            _dash(each.committed),
-            str(each.end),
-            _dash(each.lag_messages),
-            each.member or "-",
-        )
-        for each in group.partitions
-    ]
-    lines = [aligned(rows)]
-    if group.unread:
-        has = "partition has" if len(group.unread) == 1 else "partitions have"
-        lines.append(f"{len(group.unread)} {has} messages and no committed offset: their lag is not counted")
-    if group.deleted:
-        were, them = ("message was", "it") if group.deleted == 1 else ("messages were", "them")
-        lines.append(f"{group.deleted} {were} deleted before the group committed {them}, and not counted in the lag")
-    lines += [
-        f"{each.topic}[{each.partition}]: done in part up to offset {each.furthest}, {each.distance} beyond the "
-        "committed one"
-        for each in group.partitions
-        if each.distance
-    ]
-    lines += [f"idle: {member.client_id} ({member.host.lstrip('/')})" for member in group.idle]
-    members = f"{len(group.members)} member{'' if len(group.members) == 1 else 's'}"
-    head = f"group {group.group_id}: {group.state}, {group.protocol} protocol, {members}, lag {group.total_lag}"
-    return "\n".join([head, *lines])
-
-
-def _dash(number: int | None) -> str:
-    return "-" if number is None else str(number)
-
-
-def as_document(group: Group) -> dict[str, object]:
-    """The group for JSON."""
-    return {
-        "group": group.group_id,
-        "state": group.state,
-        "protocol": group.protocol,
-        "lag": group.total_lag,
-        "deleted": group.deleted,
-        "members": [
-            {
-                "member_id": member.member_id,
-                "client_id": member.client_id,
-                "host": member.host,
-                "partitions": [{"topic": topic, "partition": number} for topic, number in member.partitions],
-                "idle": member in group.idle,
-            }
-            for member in group.members
-        ],
-        "partitions": partition_documents(group),
-    }
-
-
-def partition_documents(group: Group) -> list[dict[str, object]]:
-    """The partitions of the group for JSON."""
-    return [
-        {
-            "topic": each.topic,
-            "partition": each.partition,
-            "committed": each.committed,
-            "beginning": each.beginning,
-            "end": each.end,
-            "lag": each.lag_messages,
-            "distance": each.distance,
-            "member": each.member,
-        }
-        for each in group.partitions
-    ]
