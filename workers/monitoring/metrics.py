@@ -4,7 +4,7 @@ The workers count in plain integers. The collectors here read those when Prometh
 pays nothing, and label values that are known in advance are there with 0 from the start.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -336,6 +336,26 @@ def _gauge(name: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(name, definition.meaning, labels=definition.labels)
 
 
+def _family(name: str) -> CounterMetricFamily | GaugeMetricFamily:
+    return _counter(name) if _BY_NAME[name].kind == "counter" else _gauge(name)
+
+
+def _one(name: str, value: float | None) -> Metric:
+    """A metric without labels; without a sample where its value is not known."""
+    family = _family(name)
+    if value is not None:
+        family.add_metric([], value)
+    return family
+
+
+def _by(name: str, values: Mapping[str, float] | Mapping[tuple[str, str], float]) -> Metric:
+    """A metric with a sample for each value of its label, or of its labels."""
+    family = _family(name)
+    for labels, value in values.items():
+        family.add_metric([labels] if isinstance(labels, str) else labels, value)
+    return family
+
+
 def _histogram(name: str, by_labels: Iterable[tuple[Sequence[str], LatencyHistogram]]) -> HistogramMetricFamily:
     definition = _BY_NAME[name]
     family = HistogramMetricFamily(name, definition.meaning, labels=definition.labels)
@@ -352,17 +372,9 @@ def _client(client_state: "ClientState", client_id: str) -> Iterator[Metric]:
             for quantile, seconds in quantiles.items():
                 rtt.add_sample(name, {"broker": broker, "quantile": quantile}, seconds)
     yield rtt
-    renewals = _counter("kafka_client_credentials_renewals_total")
-    for kind, count in client_state.renewals.items():
-        renewals.add_metric([kind], count)
-    yield renewals
-    expiries = _gauge("kafka_client_certificate_expiry_timestamp_seconds")
-    for kind, expiry_s in client_state.certificate_expiries_s.items():
-        expiries.add_metric([kind], expiry_s)
-    yield expiries
-    refusing = _gauge("kafka_client_refusing_brokers")
-    refusing.add_metric([], client_state.refusing_brokers)
-    yield refusing
+    yield _by("kafka_client_credentials_renewals_total", client_state.renewals)
+    yield _by("kafka_client_certificate_expiry_timestamp_seconds", client_state.certificate_expiries_s)
+    yield _one("kafka_client_refusing_brokers", client_state.refusing_brokers)
     info = InfoMetricFamily("kafka_client", _BY_NAME["kafka_client_info"].meaning)
     versions = {"version": __version__, "librdkafka_version": confluent_kafka.libversion()[0]}
     info.add_metric([], {"client_id": client_id, **versions})
@@ -381,19 +393,12 @@ class ProducerCollector(Collector):
         topics = [producer.deliveries]
         if producer.writes_dead_letters:
             topics.append(producer.dead_letters)
+        statistics = producer.client_state.statistics
         yield from _deliveries(topics)
-        waiting = _gauge("kafka_producer_queue_messages")
-        waiting.add_metric([], sum(each.outstanding for each in topics))
-        yield waiting
-        queued = _gauge("kafka_producer_queue_bytes")
-        queued.add_metric([], producer.client_state.statistics.queue_bytes if producer.client_state.statistics else 0)
-        yield queued
-        full = _counter("kafka_producer_buffer_full_total")
-        full.add_metric([], producer.buffer_full)
-        yield full
-        last = _gauge("kafka_producer_last_success_timestamp_seconds")
-        last.add_metric([], producer.last_success_s)
-        yield last
+        yield _one("kafka_producer_queue_messages", sum(each.outstanding for each in topics))
+        yield _one("kafka_producer_queue_bytes", statistics.queue_bytes if statistics else 0)
+        yield _one("kafka_producer_buffer_full_total", producer.buffer_full)
+        yield _one("kafka_producer_last_success_timestamp_seconds", producer.last_success_s)
         yield from _client(producer.client_state, self._client_id)
 
 
@@ -448,40 +453,20 @@ class ConsumerCollector(Collector):
         for deliveries in list(status.outputs.values()):
             _add_outcomes(outputs, deliveries)
         yield outputs
-        assigned = _gauge("kafka_consumer_assigned_partitions")
-        assigned.add_metric([], len(status.partitions))
-        yield assigned
-        for name, value in (
-            ("kafka_consumer_outputs_in_flight", status.outputs_in_flight),
-            ("kafka_consumer_in_flight", status.in_flight),
-            ("kafka_consumer_waiting_messages", status.waiting),
-            ("kafka_consumer_buffered_bytes", status.buffered_bytes),
-            ("kafka_consumer_shards", status.shards),
-            ("kafka_consumer_blocked_shards", status.blocked_shards),
-            ("kafka_consumer_oldest_in_flight_seconds", status.oldest_in_flight_s),
-        ):
-            gauge = _gauge(name)
-            gauge.add_metric([], value)
-            yield gauge
-        loop_lag = _gauge("kafka_consumer_event_loop_lag_seconds")
-        if status.event_loop_lag_s is not None:
-            loop_lag.add_metric([], status.event_loop_lag_s)
-        yield loop_lag
-        recoveries = _counter("kafka_consumer_fetch_recoveries_total")
-        for action, count in status.fetch_recoveries.items():
-            recoveries.add_metric([action], count)
-        yield recoveries
-        rebalances = _counter("kafka_consumer_rebalances_total")
-        for event, count in status.rebalances.items():
-            rebalances.add_metric([event], count)
-        yield rebalances
-        commits = _counter("kafka_consumer_commits_total")
-        for outcome, count in status.commits.items():
-            commits.add_metric([outcome], count)
-        yield commits
-        reported = _gauge("kafka_consumer_stats_timestamp_seconds")
-        reported.add_metric([], consumer.client_state.statistics.timestamp_s if consumer.client_state.statistics else 0)
-        yield reported
+        yield _one("kafka_consumer_assigned_partitions", len(status.partitions))
+        yield _one("kafka_consumer_outputs_in_flight", status.outputs_in_flight)
+        yield _one("kafka_consumer_in_flight", status.in_flight)
+        yield _one("kafka_consumer_waiting_messages", status.waiting)
+        yield _one("kafka_consumer_buffered_bytes", status.buffered_bytes)
+        yield _one("kafka_consumer_shards", status.shards)
+        yield _one("kafka_consumer_blocked_shards", status.blocked_shards)
+        yield _one("kafka_consumer_oldest_in_flight_seconds", status.oldest_in_flight_s)
+        yield _one("kafka_consumer_event_loop_lag_seconds", status.event_loop_lag_s)
+        yield _by("kafka_consumer_fetch_recoveries_total", status.fetch_recoveries)
+        yield _by("kafka_consumer_rebalances_total", status.rebalances)
+        yield _by("kafka_consumer_commits_total", status.commits)
+        statistics = consumer.client_state.statistics
+        yield _one("kafka_consumer_stats_timestamp_seconds", statistics.timestamp_s if statistics else 0)
         yield from _client(consumer.client_state, self._client_id)
 
     def _lag(self, status: "ConsumerStatus") -> Iterator[Metric]:
@@ -516,15 +501,9 @@ class LagCollector(Collector):
             beginnings.add_metric([topic, str(partition)], beginning)
             ends.add_metric([topic, str(partition)], end)
         yield from (beginnings, ends)
-        complete, took = (
-            _gauge("kafka_lag_exporter_complete_timestamp_seconds"),
-            _gauge("kafka_lag_exporter_round_seconds"),
-        )
-        complete.add_metric([], picture.complete_at_s)
-        took.add_metric([], picture.round_s)
-        rounds = _counter("kafka_lag_exporter_rounds_total")
-        rounds.add_metric([], picture.rounds)
-        yield from (complete, took, rounds)
+        yield _one("kafka_lag_exporter_complete_timestamp_seconds", picture.complete_at_s)
+        yield _one("kafka_lag_exporter_round_seconds", picture.round_s)
+        yield _one("kafka_lag_exporter_rounds_total", picture.rounds)
         yield from _client(self._client_state, self._client_id)
 
 
@@ -575,36 +554,21 @@ class CanaryCollector(Collector):
         from workers.canary.probes import COUNTS
 
         for name in COUNTS:
-            counter = _counter(f"kafka_canary_{name}_total")
-            for labels, each in counts.items():
-                counter.add_metric(labels, getattr(each, name))
-            yield counter
+            yield _by(f"kafka_canary_{name}_total", {labels: getattr(each, name) for labels, each in counts.items()})
         for name in ("produce_latency", "end_to_end_latency"):
             histograms = ((labels, getattr(each, name)) for labels, each in counts.items())
             yield _histogram(f"kafka_canary_{name}_seconds", histograms)
         yield from self._status(self._canary.status)
-        reconnects = _counter("kafka_canary_reconnects_total")
-        reconnects.add_metric([], self._canary.reconnects)
-        yield reconnects
-        changes = _counter("kafka_canary_topic_changes_total")
-        for labels, count in self._placement.changes.items():
-            changes.add_metric(labels, count)
-        yield changes
+        yield _one("kafka_canary_reconnects_total", self._canary.reconnects)
+        yield _by("kafka_canary_topic_changes_total", self._placement.changes)
         yield from _client(self._canary.client_state, self._client_id)
 
     def _status(self, status: "Status") -> Iterator[Metric]:
-        availability, by_broker = (
-            _gauge("kafka_canary_availability_ratio"),
-            _gauge("kafka_canary_broker_availability_ratio"),
-        )
-        if status.availability is not None:
-            availability.add_metric([], status.availability)
-        for broker, share in status.brokers.items():
-            by_broker.add_metric([str(broker)], share)
-        partitions, uncovered = _gauge("kafka_canary_partitions"), _gauge("kafka_canary_uncovered_brokers")
-        partitions.add_metric([], status.partitions)
-        uncovered.add_metric([], status.uncovered)
-        yield from (availability, by_broker, partitions, uncovered)
+        brokers = {str(broker): share for broker, share in status.brokers.items()}
+        yield _one("kafka_canary_availability_ratio", status.availability)
+        yield _by("kafka_canary_broker_availability_ratio", brokers)
+        yield _one("kafka_canary_partitions", status.partitions)
+        yield _one("kafka_canary_uncovered_brokers", status.uncovered)
 
 
 def markdown() -> str:
