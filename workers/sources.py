@@ -1,8 +1,7 @@
-"""Sources of messages: the stamped test messages, the lines of a file, or a user's own function.
+"""The contract of a source, and the messages of a user's own function.
 
-A source hands the producer a batch whenever it is asked. The user's function and the reading of files run in a
-thread of their own behind a bounded buffer: they may block for as long as they like, while the producer goes on
-taking delivery reports and can stop in time.
+A source hands the producer a batch whenever it is asked (`Source`); those that are shipped are in `producer/`. A user's
+function yields bytes, text or `Outgoing`, which `call_source` checks and turns into records.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence

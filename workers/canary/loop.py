@@ -80,11 +80,12 @@ class Canary:
         options: Options,
         shutdown: Shutdown,
         clock: Callable[[], float] = time.monotonic,
+        client_state: ClientState | None = None,
     ) -> None:
         self.run_name = new_run()
         self.probes = Probes(options.max_latency_s, options.lost_after_s)
         self.status = Status()
-        self.client_state, self._consumer_state = ClientState(), ClientState()
+        self.client_state, self._consumer_state = client_state or ClientState(), ClientState()
         self.duration_s = 0.0
         self._connect_producer, self._connect_consumer = producer, consumer
         self._latest_layout = layout

@@ -47,18 +47,21 @@ def canary(options: CanaryOptions, context: Context, shutdown: Shutdown) -> None
     placement = Placement(lambda: create_client(AdminClient, admin_config, {**UNPOLLED, **PROPERTIES}), rules)
     probing = Options(options.topic, options.interval, options.max_latency, options.lost_after)
 
+    client_state = ClientState()
+
     def read_files() -> Credentials:
         """Return what the files hold now, and note when it ends: a client is made anew when the old one is stuck."""
         credentials = read_credentials(config)
-        running.client_state.certificate_expiries_s = read_expiries(config, credentials)
+        client_state.certificate_expiries_s = read_expiries(config, credentials)
         return credentials
 
     running = Canary(
         lambda extra: create_client(confluent_kafka.Producer, config, extra, read_files()),
-        lambda extra: create_client(confluent_kafka.Consumer, consumer_config, extra),
+        lambda extra: create_client(confluent_kafka.Consumer, consumer_config, extra, read_files()),
         lambda: placement.layout,
         probing,
         shutdown,
+        client_state=client_state,
     )
     read_files()
     collector = CanaryCollector(running, placement, config.get("client.id"))
