@@ -10,9 +10,19 @@ from confluent_kafka import Message
 
 from workers.consumer.assignment import PartitionState
 from workers.consumer.breaker import DeadLetterBreaker
-from workers.consumer.failures import Decision, ErrorPolicy, Isolate, OnDecision, RetryLater, SendDeadLetter, decide
+from workers.consumer.failures import (
+    Decision,
+    ErrorPolicy,
+    Isolate,
+    OnDecision,
+    RetryLater,
+    SendDeadLetter,
+    Stop,
+    decide,
+)
 from workers.consumer.flow import FlowControl
 from workers.consumer.parts import Parts
+from workers.consumer.received import Received
 from workers.consumer.scheduling import Shard, Work
 from workers.deadletters.writer import DeadLetter, DeadLetters
 from workers.errors import WorkerError
@@ -66,16 +76,12 @@ class FailedMessages:
         state = work.partition
         assert isinstance(state, PartitionState)
         work.received.part(work.handled).restore(state.topic.name)
+        where = MessagePlace(*state.key, work.received.offset(work.handled))
         messages = len(work) if self._parts.executor.batch else 1
         isolated = False
         for shard, part in zip(work.shards, work.parts, strict=True):
-            shard.attempts = max(shard.attempts, work.earlier_attempts)
-            shard.backoff_step += 1
-            shard.attempts += not isinstance(error, Retry)
-            given = len(part) if self._parts.executor.batch else max(1, work.given - work.handled)
-            self._parts.scheduler.note_failed(shard, given)
-            handled = self._parts.assignment.handled
-            withheld = not self._breaker.allows(handled)
+            self._count_attempt(work, shard, part, error)
+            withheld = not self._breaker.allows(self._parts.assignment.handled)
             decision = decide(
                 self._policy,
                 error,
@@ -86,43 +92,59 @@ class FailedMessages:
                 withheld=withheld,
             )
             self._tell(shard.queue[0].messages[0], error, decision, shard.attempts)
-            where = MessagePlace(*state.key, work.received.offset(work.handled))
-            if isinstance(decision, Isolate):
-                # The batch's failure is nobody's own yet.
-                shard.forget_failures()
-                shard.isolating = len(part)
-                self._parts.scheduler.resume(shard)
-                isolated = True
-            elif isinstance(decision, RetryLater):
-                state.topic.retried += 1
-                if withheld:
-                    self._parts.client_state.say(
-                        "dead letters",
-                        "more messages fail than --max-dead-letter-share allows, so they are tried again and none "
-                        "becomes a dead letter; look at what the handler needs",
+            match decision:
+                case Isolate():
+                    isolated = True
+                    self._isolate(shard, part)
+                case RetryLater(pause_s):
+                    if withheld:
+                        self._say_withheld()
+                    self._retry_later(state, shard, pause_s, error, where)
+                case SendDeadLetter():
+                    self._condemn(state, shard, error, where)
+                case Stop():
+                    raise WorkerError(
+                        f"stopping as --on-error says: handler failed at {where}, attempt {shard.attempts}: "
+                        f"{described(error)}"
                     )
-                log.warning(
-                    "%s: attempt %d failed, next in %.1f s: %s",
-                    where,
-                    shard.backoff_step,
-                    decision.pause_s,
-                    described(error),
-                )
-                self._block(state, shard, decision.pause_s)
-            elif isinstance(decision, SendDeadLetter):
-                log.warning(
-                    "%s: to the dead-letter topic after %d attempts: %s", where, shard.attempts, described(error)
-                )
-                self._breaker.note(handled)
-                self._parts.scheduler.condemn(shard, error)
-                self._send(state, shard)
-            else:
-                raise WorkerError(
-                    f"stopping as --on-error says: handler failed at {where}, attempt {shard.attempts}: "
-                    f"{described(error)}"
-                )
         if isolated:
             log.info("%s: a batch of %d failed (%s), trying its messages one by one", state, messages, named(error))
+
+    def _count_attempt(self, work: Work, shard: Shard, part: Received, error: Exception) -> None:
+        shard.attempts = max(shard.attempts, work.earlier_attempts)
+        shard.backoff_step += 1
+        shard.attempts += not isinstance(error, Retry)
+        given = len(part) if self._parts.executor.batch else max(1, work.given - work.handled)
+        self._parts.scheduler.note_failed(shard, given)
+
+    def _isolate(self, shard: Shard, part: Received) -> None:
+        # The batch's failure is nobody's own yet.
+        shard.forget_failures()
+        shard.isolating = len(part)
+        self._parts.scheduler.resume(shard)
+
+    def _retry_later(
+        self, state: PartitionState, shard: Shard, pause_s: float, error: Exception, where: MessagePlace
+    ) -> None:
+        state.topic.retried += 1
+        log.warning("%s: attempt %d failed, next in %.1f s: %s", where, shard.backoff_step, pause_s, described(error))
+        self._parts.scheduler.block(shard, time.monotonic() + pause_s)
+        if state.in_order:
+            self._flow.pause([state])
+            self._flow.give_back(state)
+
+    def _say_withheld(self) -> None:
+        self._parts.client_state.say(
+            "dead letters",
+            "more messages fail than --max-dead-letter-share allows, so they are tried again and none becomes a dead "
+            "letter; look at what the handler needs",
+        )
+
+    def _condemn(self, state: PartitionState, shard: Shard, error: Exception, where: MessagePlace) -> None:
+        log.warning("%s: to the dead-letter topic after %d attempts: %s", where, shard.attempts, described(error))
+        self._breaker.note(self._parts.assignment.handled)
+        self._parts.scheduler.condemn(shard, error)
+        self._send(state, shard)
 
     def leave_to_next_owner(self, work: Work, error: Exception) -> None:
         """Decide nothing, and say so: the partition has gone, or begins again after an aborted transaction."""
@@ -141,12 +163,6 @@ class FailedMessages:
                     "later errors are not logged; check the samplers and span processors of OpenTelemetry",
                     named(raised),
                 )
-
-    def _block(self, state: PartitionState, shard: Shard, pause_s: float) -> None:
-        self._parts.scheduler.block(shard, time.monotonic() + pause_s)
-        if state.in_order:
-            self._flow.pause([state])
-            self._flow.give_back(state)
 
     def _send(self, state: PartitionState, shard: Shard) -> None:
         assert shard.error is not None
