@@ -15,7 +15,7 @@ from tests.mounted import Secret, pem
 from workers.config import ClientConfig, Precedence, Setting
 from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.kafka import aws
-from workers.kafka.authentication import complete
+from workers.kafka.authentication import complete, plaintext_warning
 from workers.kafka.client import ClientState, create_client
 from workers.kafka.credentials import CredentialsWatch, read_credentials
 
@@ -131,6 +131,30 @@ def test_the_region_is_that_of_the_pod_where_no_option_says_another(
 
     assert config(without(MSK, "aws.region")).settings["aws.region"].origin == f"variable {variable}"
     assert config(MSK).get("aws.region") == "eu-west-1"
+
+
+@pytest.mark.parametrize(
+    ("values", "warning"),
+    [
+        (
+            {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN"},
+            "--sasl.mechanism: PLAIN with security protocol sasl_plaintext sends the password unencrypted; "
+            "use --security-protocol sasl_ssl",
+        ),
+        (
+            OIDC,
+            "--sasl.mechanism: OAUTHBEARER with security protocol sasl_plaintext sends the token unencrypted; "
+            "use --security-protocol sasl_ssl",
+        ),
+        ({"security.protocol": "sasl_ssl", "sasl.mechanism": "PLAIN"}, None),
+        (OIDC | {"security.protocol": "sasl_ssl"}, None),
+        # It proves the password without sending it.
+        ({"security.protocol": "sasl_plaintext", "sasl.mechanism": "SCRAM-SHA-512"}, None),
+        ({"security.protocol": "plaintext"}, None),
+    ],
+)
+def test_a_secret_that_is_sent_unencrypted_is_warned_of(values: dict[str, str], warning: str | None) -> None:
+    assert plaintext_warning(config(values)) == warning
 
 
 # The files

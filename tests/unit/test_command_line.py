@@ -61,6 +61,16 @@ def test_a_mistake_with_a_secret_is_named_and_the_secret_is_not_printed(
     assert "aHVudGVyMg" not in errors
 
 
+def test_a_password_that_is_sent_unencrypted_is_warned_of_once() -> None:
+    plain = ["--security-protocol", "sasl_plaintext", "--sasl-mechanism", "PLAIN", "--sasl-username", "me"]
+    # This command makes the configurations of a consumer and of a producer.
+    command = ["dead-letters", "replay", "--topic", "teste.dlq", *NOWHERE, "--log-format", "text"]
+    _, errors = run(*command, *plain, KAFKA_SASL_PASSWORD="hunter2")
+
+    assert errors.count("--sasl-mechanism: PLAIN with security protocol sasl_plaintext sends the password") == 1, errors
+    assert "hunter2" not in errors
+
+
 @pytest.mark.parametrize(
     ("arguments", "begin", "end"),
     [

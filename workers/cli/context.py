@@ -17,7 +17,7 @@ from workers.cli.options import CONNECTION, SECRETS
 from workers.cli.parameters import ConnectionOptions, MetricsOptions, RegistryOptions
 from workers.config import ClientConfig, Default, Precedence, Setting
 from workers.errors import ConfigError, ExitCode
-from workers.kafka.authentication import complete
+from workers.kafka.authentication import complete, plaintext_warning
 from workers.lifecycle import set_up_logging
 from workers.schemas import config as schemas
 
@@ -76,6 +76,7 @@ class Context:
     def __init__(self, connection: ConnectionOptions) -> None:
         self._click = click.get_current_context()
         self._connection = connection
+        self._warning: str | None = None
 
     def given(self, name: str) -> bool:
         return self._source(name) in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
@@ -128,6 +129,7 @@ class Context:
                 settings.append(Setting(key, os.environ[variable], Precedence.ENVIRONMENT, f"variable {variable}"))
         config = ClientConfig(defaults, settings)
         following = complete(config)
+        self._warning = plaintext_warning(config)
         return ClientConfig(defaults, [*settings, *following]) if following else config
 
     def registry_config(self, options: RegistryOptions) -> ClientConfig:
@@ -171,8 +173,13 @@ class Context:
         raise SystemExit(ExitCode.OK)
 
     def set_up_logging(self) -> None:
-        """Logs as the options say, and warns of variables that are nearly ours."""
+        """Logs as the options say, and warns of variables that are nearly ours, and of a secret that is sent readable.
+
+        A command does this once, when it knows its configuration.
+        """
         set_up_logging(self._connection.log_format, self._connection.log_level)
+        if self._warning is not None:
+            logging.getLogger("workers").warning("%s", self._warning)
         for name, meant in mistyped_variables(self._click, os.environ):
             logging.getLogger("workers").warning(
                 "variable %s is no option's and changes nothing; did you mean %s?", name, meant

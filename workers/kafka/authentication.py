@@ -20,6 +20,8 @@ _OIDC = (TOKEN_URL, _CLIENT_ID, CLIENT_SECRET, "sasl.oauthbearer.scope", "sasl.o
 _PROTOCOLS = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")
 _TLS = ("ssl.ca.location", "ssl.certificate.location", "ssl.key.location", "ssl.key.password")
 _SASL = ("sasl.mechanism", "sasl.username", "sasl.password")
+# Each sends its secret as it is, which everybody on the way can read without TLS. SCRAM only proves it.
+_READABLE = {"PLAIN": "the password", OAUTHBEARER: "the token"}
 # Other ways to a token that librdkafka has, all by properties.
 _OTHER_WAYS = (_METHOD, "enable.sasl.oauthbearer.unsecure.jwt")
 
@@ -44,6 +46,19 @@ def complete(config: ClientConfig) -> list[Setting]:
     _check_effect(config, protocol)
     _refuse(config, ("sasl.username", "sasl.password"), f"{mechanism.value} authenticates with a token")
     return _msk(config, where) if mechanism.value == AWS_MSK_IAM else _oidc(config, where)
+
+
+def plaintext_warning(config: ClientConfig) -> str | None:
+    """Return the warning about a password or a token that goes to the brokers unencrypted, None where none does."""
+    mechanism = config.settings.get("sasl.mechanism")
+    if mechanism is None or mechanism.value not in _READABLE:
+        return None
+    if config.get("security.protocol", "plaintext").lower() != "sasl_plaintext":
+        return None
+    return (
+        f"{mechanism.origin}: {mechanism.value} with security protocol sasl_plaintext sends "
+        f"{_READABLE[mechanism.value]} unencrypted; use --security-protocol sasl_ssl"
+    )
 
 
 def _check_prefixes(config: ClientConfig, protocol: str) -> None:
