@@ -235,7 +235,7 @@ def test_the_locks_of_the_extras_hold_what_the_image_has_in_the_same_versions() 
 
     image = pins(ROOT / "requirements.txt")
     dockerfile, ignored = (ROOT / "Dockerfile").read_text(), (ROOT / ".dockerignore").read_text()
-    extras = {"tracing": "opentelemetry-sdk"}
+    extras = {"tracing": "opentelemetry-sdk", "schemas": "fastavro", "aws": "botocore"}
     for extra, package in extras.items():
         lock = pins(ROOT / f"requirements-{extra}.txt")
         assert image.items() <= lock.items()
@@ -244,6 +244,20 @@ def test_the_locks_of_the_extras_hold_what_the_image_has_in_the_same_versions() 
         assert package in lock
         assert f"requirements-{extra}.txt" in dockerfile
         assert f"!requirements-{extra}.txt" in ignored
+
+
+def test_the_full_image_of_a_release_has_every_extra_that_the_dockerfile_has_a_lock_of() -> None:
+    steps = load((ROOT / ".github" / "workflows" / "release.yml").read_text())["jobs"]["image"]["steps"]
+    tags = {}
+    for step in steps:
+        if "tags" in step.get("with", {}):
+            arguments = dict(line.split("=", 1) for line in step["with"]["build-args"].splitlines())
+            tags[step["with"]["tags"].rpartition(":")[2]] = arguments.get("EXTRAS", "").split()
+    version = "${{ needs.build.outputs.version }}"
+    (copied,) = re.findall(r"^COPY requirements\.txt (.*) \./$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert tags.keys() == {version, f"{version}-full"}
+    assert tags[version] == []
+    assert {f"requirements-{extra}.txt" for extra in tags[f"{version}-full"]} == set(copied.split())
 
 
 def test_no_file_names_the_host_of_a_package_registry() -> None:

@@ -57,8 +57,8 @@ class CodecMaker:
             from workers.schemas.registry import Registry, RegistryCodec
         except ImportError:
             raise ConfigError(
-                f"{origin} needs the extra 'schemas': pip install 'kafka-workers[schemas]', or an image that is built "
-                "with --build-arg EXTRAS=schemas"
+                f"{origin} needs the extra 'schemas': pip install 'kafka-workers[schemas]', or an image with it: the "
+                "tag X.Y.Z-full of a release, or --build-arg EXTRAS=schemas"
             ) from None
         if not isinstance(self._registry, Registry):
             read_again = partial(self._context.registry_config, self._options)

@@ -57,8 +57,8 @@ class MskTokens:
                 return sign(self._region)
             except ModuleNotFoundError:
                 raise ConfigError(
-                    "AWS_MSK_IAM needs the extra 'aws': pip install 'kafka-workers[aws]', or an image that is built "
-                    "with --build-arg EXTRAS=aws"
+                    "AWS_MSK_IAM needs the extra 'aws': pip install 'kafka-workers[aws]', or an image with it: the tag "
+                    "X.Y.Z-full of a release, or --build-arg EXTRAS=aws"
                 ) from None
             except _NoCredentialsError as error:
                 raise ConfigError(_reason(error)) from None
