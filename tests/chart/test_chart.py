@@ -138,6 +138,7 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "HPA": (
         'consumer={"topics":["pay","refunds"],"hpa":{"enabled":true,"lagThreshold":1000000}}',
         "lagExporter.enabled=true", "metrics.prometheusRule.enabled=true",
+        'metrics.prometheusRule.disabled=["KafkaConsumerLagHigh"]', 'metrics.prometheusRule.alertLabels={"team":"123"}',
         'consumer.hpa.behavior={"scaleDown":{"stabilizationWindowSeconds":60}}',
     ),
     "HPA without Strimzi": (*PLAIN, "consumer.hpa.enabled=true", "consumer.hpa.maxReplicas=6"),

@@ -19,6 +19,8 @@ EVERYTHING = (
 )  # fmt: skip
 # Suffixes of the series that Prometheus makes of a histogram and of a summary.
 SUFFIXES = ("_bucket", "_count", "_sum")
+# The labels that an aggregation keeps.
+BY = r"\bby \(([^)]*)\)"
 
 
 def rules() -> dict[str, Any]:
@@ -63,6 +65,92 @@ def test_every_alert_has_a_unit_test() -> None:
 def test_no_consumer_is_no_alert_where_none_is_wanted(settings: tuple[str, ...], raised: bool) -> None:
     rule = one(render("metrics.prometheusRule.enabled=true", *settings), "PrometheusRule")
     assert ("KafkaNoConsumer" in [each["alert"] for each in rule["spec"]["groups"][0]["rules"]]) == raised
+
+
+def alerts(*settings: str) -> dict[str, dict[str, Any]]:
+    """The alerts by name, of one consumer."""
+    rule = one(render("metrics.prometheusRule.enabled=true", *settings), "PrometheusRule")
+    return {each["alert"]: each for each in rule["spec"]["groups"][0]["rules"]}
+
+
+def test_alerts_can_be_left_out_by_name() -> None:
+    left = alerts('metrics.prometheusRule.disabled=["KafkaConsumerLagHigh","KafkaKeyBlocked","KafkaCanaryAbsent"]')
+    assert alerts().keys() - left.keys() == {"KafkaConsumerLagHigh", "KafkaKeyBlocked"}
+
+    # A rule without alerts is no object.
+    every = f"metrics.prometheusRule.disabled={json.dumps([*alerts()])}"
+    kinds = [each["kind"] for each in render("metrics.prometheusRule.enabled=true", every)]
+    assert "Deployment" in kinds
+    assert "PrometheusRule" not in kinds
+
+
+def test_the_schema_knows_the_alerts_that_can_be_left_out_and_the_labels_that_they_have() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    known = schema["properties"]["metrics"]["properties"]["prometheusRule"]["properties"]
+    every = [rule for group in rules()["groups"] for rule in group["rules"]]
+    assert set(known["disabled"]["items"]["enum"]) == {rule["alert"] for rule in every}
+    kept = {label for rule in every for labels in re.findall(BY, rule["expr"]) for label in labels.split(", ")}
+    own = {label for rule in every for label in rule["labels"]}
+    assert known["alertLabels"]["properties"].keys() == (kept | own | {"alertname"}) - {"le"}
+
+
+def test_every_alert_has_the_labels_that_are_asked_for_beside_its_own() -> None:
+    plain = alerts()
+    assert len(plain) > 10
+    for name, alert in alerts('metrics.prometheusRule.alertLabels={"team":"orders"}').items():
+        assert alert["labels"] == {**plain[name]["labels"], "team": "orders"}
+
+
+# Of two groups that are both more than 5,000 messages behind.
+LAGS_OF_TWO_GROUPS = """
+rule_files: [rules.yaml]
+tests:
+  - interval: 30s
+    input_series:
+      - series: kafka_consumer_lag_messages{namespace="default", group="kafka-workers", topic="teste", partition="0"}
+        values: 6000+10x80
+      - series: kafka_consumer_lag_messages{namespace="default", group="kafka-workers-pay", topic="pay", partition="0"}
+        values: 6000+10x80
+    alert_rule_test:
+      - eval_time: 30m
+        alertname: KafkaConsumerLagRising
+        exp_alerts:
+          - exp_labels: {severity: warning, namespace: default, group: kafka-workers-pay, topic: pay, partition: "0"}
+            exp_annotations:
+              summary: kafka-workers-pay is 6.6k messages behind in pay[0], and falls back further
+              description: More members help up to one for each partition; else the handler has to be faster.
+"""
+
+
+def test_a_consumer_can_have_bounds_of_its_own_for_its_lag(promtool: str, tmp_path: Path) -> None:
+    pay = 'consumers={"pay":{"topics":["pay"],"alerts":{"lagMessages":5000,"lagSeconds":60}}}'
+    own = alerts(pay)
+    assert " > 60" in own["KafkaConsumerLagSecondsRising"]["expr"]
+    assert " > 300" in own["KafkaConsumerLagSecondsRising"]["expr"]
+    assert " > 60" not in alerts()["KafkaConsumerLagSecondsRising"]["expr"]
+    # The entries of `consumers` have those of `consumer`.
+    inherited = alerts("consumer.alerts.lagMessages=7", 'consumers={"pay":{"topics":["pay"]}}')
+    assert inherited["KafkaConsumerLagHigh"]["expr"].startswith(
+        'sum by (namespace, group, topic, partition) (kafka_consumer_lag_messages{namespace="default", '
+        'group=~"kafka-workers|kafka-workers-pay"}) > 7\n'
+    )
+
+    spec = one(render("metrics.prometheusRule.enabled=true", pay), "PrometheusRule")["spec"]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(spec))
+    (tmp_path / "test.yaml").write_text(LAGS_OF_TWO_GROUPS)
+    result = subprocess.run([promtool, "test", "rules", "test.yaml"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_a_dead_letter_alert_names_the_topic_of_the_letters() -> None:
+    def command(*settings: str) -> str:
+        description: str = alerts(*settings)["KafkaDeadLetters"]["annotations"]["description"]
+        return description.split("`")[1]
+
+    assert command() == "kafka-workers dead-letters replay --topic {{ $labels.topic }}.dlq"
+    assert command('consumer.options={"dead-letter-topic":"failed"}') == (
+        "kafka-workers dead-letters replay --topic failed --to-topic {{ $labels.topic }}"
+    )
 
 
 def test_a_pod_that_has_finished_is_no_target_for_ever() -> None:
@@ -123,7 +211,7 @@ def test_alerts_and_dashboard_ask_for_metrics_that_exist_by_labels_that_they_hav
         of_any = {
             label for name in names for each in known.values() if name.startswith(each.name) for label in each.labels
         }
-        kept = {label for labels in re.findall(r"\bby \(([^)]*)\)", query) for label in labels.split(", ")}
+        kept = {label for labels in re.findall(BY, query) for label in labels.split(", ")}
         assert kept <= of_any | {"namespace", "pod", "instance", "le"}, f"{kept} in {query}"
 
 
@@ -178,7 +266,8 @@ def test_each_release_has_a_dashboard_of_its_own() -> None:
 def test_no_rule_is_twice_the_same_with_several_consumers() -> None:
     documents = render('consumers={"pay":{"topics":["pay"]}}', "metrics.prometheusRule.enabled=true")
     found = [
-        (rule["alert"], str(rule["labels"])) for rule in one(documents, "PrometheusRule")["spec"]["groups"][0]["rules"]
+        (rule["alert"], str(sorted(rule["labels"].items())))
+        for rule in one(documents, "PrometheusRule")["spec"]["groups"][0]["rules"]
     ]
     assert len(found) == len(set(found))
-    assert ("KafkaDeadLetters", str({"severity": "warning", "group": "kafka-workers-pay"})) in found
+    assert ("KafkaDeadLetters", str([("group", "kafka-workers-pay"), ("severity", "warning")])) in found
