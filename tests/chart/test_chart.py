@@ -349,6 +349,14 @@ def test_helm_lint_finds_nothing(program: str) -> None:
         ('consumer.properties={"sasl.password":"x"}', "sasl.password would be in a ConfigMap"),
         ('consumer.properties={"sasl.pasword":"x"}', "sasl.pasword would be in a ConfigMap"),
         ('kafka.properties={"sasl.oauthbearer.assertion.private.key.passphrase":"x"}', "passphrase would be"),
+        ('kafka.properties={"group.instance.id":"x"}', "group.instance.id would be the same in every pod"),
+        ('consumer.properties={"group.instance.id":"x"}', "fence all members with one id but the last"),
+        ('producer={"enabled":true,"options":{"forever":true,"run":"a"}}', "counts as duplicates; leave run out"),
+        ('metrics.prometheusRule.disabled=["KafkaLagHigh"]', "'KafkaConsumerLagRising', 'KafkaConsumerLagHigh', "),
+        ('metrics.prometheusRule.alertLabels={"severity":"page"}', "/metrics/prometheusRule/alertLabels/severity"),
+        ('metrics.prometheusRule.alertLabels={"on-call":"us"}', "on-call"),
+        ("consumer.alerts.lagMessages=0", "at '/consumer/alerts/lagMessages'"),
+        ("consumer.alerts=null", "at '/consumer': missing property 'alerts'"),
         ("kafka.tls.enabled=true", "kafka.tls and kafka.sasl are for strimzi.enabled=false"),
         ("strimzi.topic.replicas=1", "min.insync.replicas is more than strimzi.topic.replicas"),
         ('consumer.name="producer"', "consumer.name and producer.name are the same"),
@@ -388,6 +396,28 @@ def test_a_mistyped_value_is_refused_by_name(setting: str, says: str) -> None:
     result = template(setting)
     assert result.returncode != 0
     assert says in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("sasl", "secret"),
+    [
+        ('"mechanism":"PLAIN","username":"me","passwordSecret":"mine"', "the password"),
+        (
+            '"mechanism":"OAUTHBEARER","oauth":{"tokenUrl":"https://login","clientId":"me","clientSecret":"mine"}',
+            "the token",
+        ),
+        ('"mechanism":"SCRAM-SHA-512","username":"me","passwordSecret":"mine"', None),
+    ],
+)
+def test_a_secret_is_sent_unencrypted_only_where_that_is_accepted(sasl: str, secret: str | None) -> None:
+    refused = template(*PLAIN, f"kafka.sasl={{{sasl}}}")
+    if secret is None:
+        assert refused.returncode == 0, refused.stderr
+        return
+    assert f"without kafka.tls.enabled=true sends {secret} unencrypted; enable TLS" in refused.stderr
+    assert template(*PLAIN, "kafka.tls.enabled=true", f"kafka.sasl={{{sasl}}}").returncode == 0
+    accepted = one(render(*PLAIN, f'kafka.sasl={{{sasl},"allowPlaintext":true}}'), "Deployment")
+    assert environment(accepted)["KAFKA_SECURITY_PROTOCOL"] == "sasl_plaintext"
 
 
 def test_without_strimzi_keda_has_to_be_told_the_number_of_partitions() -> None:

@@ -240,6 +240,24 @@ def test_the_documented_handler_of_one_message_ships_rejects_and_retries(
     assert decisions == [SendDeadLetter(), RetryLater(5)]
 
 
+def test_the_documented_source_sends_each_row_in_one_pod_of_a_parallel_job(
+    handlers_page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(sqlite3.connect("orders.db")) as database, database:
+        database.execute("create table outbox (id integer primary key, body blob)")
+        database.executemany("insert into outbox values (?, ?)", [(each, b"%d" % each) for each in range(10)])
+    every = sorted(handlers_page.module.outbox())
+    shares = []
+    monkeypatch.setenv("PODS", "4")
+    for number in range(4):
+        monkeypatch.setenv("JOB_COMPLETION_INDEX", str(number))
+        shares.append([*handlers_page.module.outbox()])
+
+    assert every == [b"%d" % each for each in range(10)]
+    assert all(shares)
+    assert sorted(body for share in shares for body in share) == every
+
+
 @pytest.mark.parametrize("path", ["README.md", "docs/handlers.md"])
 def test_the_documented_batch_handler_stores_a_message_once_however_often_it_comes(
     path: str, page_of: Callable[[str], Page]

@@ -156,6 +156,9 @@ mechanism, username, password (a Secret), oauth (a map, empty for the other mech
 {{- else -}}
 {{- $tls := $values.kafka.tls -}}
 {{- $sasl := $values.kafka.sasl -}}
+{{- if and (has $sasl.mechanism (list "PLAIN" "OAUTHBEARER")) (not $tls.enabled) (not $sasl.allowPlaintext) -}}
+{{- fail (printf "kafka.sasl.mechanism: %s without kafka.tls.enabled=true sends %s unencrypted; enable TLS, or accept it with kafka.sasl.allowPlaintext=true" $sasl.mechanism (ternary "the password" "the token" (eq $sasl.mechanism "PLAIN"))) -}}
+{{- end -}}
 {{- $protocol := ternary (ternary "sasl_ssl" "sasl_plaintext" $tls.enabled) (ternary "ssl" "plaintext" $tls.enabled) (ne $sasl.mechanism "") -}}
 {{- dict
     "servers" (required "kafka.bootstrapServers is needed when strimzi.enabled is false" $values.kafka.bootstrapServers)
@@ -198,6 +201,8 @@ mechanism, username, password (a Secret), oauth (a map, empty for the other mech
 {{- range $name, $value := merge (dict) .worker.properties .root.Values.kafka.properties }}
 {{- if has $name (list "bootstrap.servers" "metadata.broker.list" "security.protocol" "group.id") }}
 {{- fail (printf "properties: %s is set by the chart; use the value that makes it" $name) }}
+{{- else if eq $name "group.instance.id" }}
+{{- fail "properties: group.instance.id would be the same in every pod, and brokers fence all members with one id but the last that joined; leave it out" }}
 {{- else if regexMatch "pas+w|passphrase|pwd|secret|jaas|credential|user\\.info|auth\\.token|\\.pem$|keystore\\.key$|oauthbearer\\.config" $name }}
 {{- fail (printf "properties: %s would be in a ConfigMap for everybody to read; use kafka.sasl.passwordSecret or a variable from a Secret in env" $name) }}
 {{- end }}
