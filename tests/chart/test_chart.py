@@ -142,6 +142,13 @@ SWITCHES: dict[str, tuple[str, ...]] = {
         'consumer.hpa.behavior={"scaleDown":{"stabilizationWindowSeconds":60}}',
     ),
     "HPA without Strimzi": (*PLAIN, "consumer.hpa.enabled=true", "consumer.hpa.maxReplicas=6"),
+    "KEDA on several topics with a behaviour": (
+        'consumer={"topics":["pay","refunds"],"keda":{"enabled":true,"lagThreshold":1000000,"behavior":'
+        '{"scaleDown":{"stabilizationWindowSeconds":60}},"fallback":{"failureThreshold":3,"replicas":3}}}',
+    ),
+    "a password that is sent unencrypted": (
+        *PLAIN, 'kafka.sasl={"mechanism":"PLAIN","username":"me","passwordSecret":"mine","allowPlaintext":true}',
+    ),
     "no disruption budget": ("consumer.podDisruptionBudget.enabled=false",),
     "a share of the members at a time": (
         'consumer.podDisruptionBudget.maxUnavailable="25%"',
@@ -890,11 +897,44 @@ def test_an_hpa_scales_on_the_lag_of_its_group_and_topic_up_to_the_partitions() 
     assert (scaled["minReplicas"], scaled["maxReplicas"]) == (1, 12)
     assert scaled["scaleTargetRef"]["name"] == one(documents, "Deployment")["metadata"]["name"]
     (metric,) = scaled["metrics"]
-    labels = {"group": "kafka-workers", "topic": "teste"}
-    assert metric["external"]["metric"] == {"name": "kafka_group_lag_messages", "selector": {"matchLabels": labels}}
+    assert metric["external"]["metric"] == {"name": "kafka_group_lag_messages", "selector": {
+        "matchLabels": {"group": "kafka-workers"},
+        "matchExpressions": [{"key": "topic", "operator": "In", "values": ["teste"]}],
+    }}  # fmt: skip
     assert metric["external"]["target"] == {"type": "AverageValue", "averageValue": "500"}
     # The autoscaler owns the count.
     assert "replicas" not in one(documents, "Deployment")["spec"]
+
+
+TWO_TOPICS = (
+    'strimzi.topics={"pay":{"partitions":3},"refunds":{"partitions":6}}',
+    'consumer={"topics":["pay","refunds"]}',
+)  # fmt: skip
+
+
+def test_an_hpa_on_several_topics_adds_up_their_lags_and_their_partitions() -> None:
+    scaled = one(render(*TWO_TOPICS, "consumer.hpa.enabled=true"), "HorizontalPodAutoscaler")["spec"]
+    assert scaled["maxReplicas"] == 9
+    # Of two metrics the larger one would count.
+    (metric,) = scaled["metrics"]
+    (topics,) = metric["external"]["metric"]["selector"]["matchExpressions"]
+    assert topics == {"key": "topic", "operator": "In", "values": ["pay", "refunds"]}
+
+
+def test_keda_on_several_topics_adds_up_their_lags_and_their_partitions() -> None:
+    keda = ("consumer.keda.enabled=true", "consumer.keda.lagThreshold=500", "consumer.keda.activationLagThreshold=7")
+    scaled = one(render(*TWO_TOPICS, *keda), "ScaledObject")["spec"]
+    assert scaled["maxReplicaCount"] == 9
+    triggers = {each["name"]: each["metadata"]["topic"] for each in scaled["triggers"]}
+    assert triggers == {"topic0": "pay", "topic1": "refunds"}
+    # Of two triggers alone the larger one would count.
+    assert scaled["advanced"] == {
+        "scalingModifiers": {"formula": "topic0 + topic1", "target": "500", "activationTarget": "7"}
+    }
+
+    (trigger,) = one(render("consumer.keda.enabled=true"), "ScaledObject")["spec"]["triggers"]
+    assert "name" not in trigger
+    assert "advanced" not in one(render("consumer.keda.enabled=true"), "ScaledObject")["spec"]
 
 
 def test_a_second_release_as_the_readme_has_it_shares_nothing_with_the_first() -> None:
@@ -935,7 +975,8 @@ def test_each_consumer_has_objects_of_its_own_and_what_it_does_not_say_from_the_
     scaled = one(documents, "ScaledObject")["spec"]
     assert scaled["scaleTargetRef"]["name"] == "consumer-pay"
     assert [each["metadata"]["topic"] for each in scaled["triggers"]] == ["pay", "refunds"]
-    assert scaled["maxReplicaCount"] == 12
+    # 12 partitions of the one, 3 of the other.
+    assert scaled["maxReplicaCount"] == 15
     users = rights(*SWITCHES["several consumers"])
     assert {acl for acl in users["consumer-pay"] if acl[2] in ("Read", "Write")} == {
         ("topic", "pay", "Read"), ("topic", "refunds", "Read"), ("group", "kafka-workers-pay", "Read"),
