@@ -257,14 +257,15 @@ def test_a_service_in_the_namespace_sets_no_variable_of_a_pod(switch: str) -> No
     assert {name: spec.get("enableServiceLinks") for name, spec in specs.items()} == dict.fromkeys(specs, False)
 
 
-def test_the_notes_suggest_verify_with_the_user_that_may_read() -> None:
-    def notes(*settings: str) -> str:
-        # Helm 3 renders notes only where a cluster answers.
-        options = [word for setting in settings for word in ("--set-json", setting)]
-        result = helm("install", "workers", str(CHART), "--dry-run=client", *options, program="helm4")
-        assert result.returncode == 0, result.stderr
-        return result.stdout.partition("\nNOTES:\n")[2]
+def notes(*settings: str) -> str:
+    """The text that `helm install` ends with. Helm 3 renders it only where a cluster answers."""
+    options = [word for setting in settings for word in ("--set-json", setting)]
+    result = helm("install", "workers", str(CHART), "--dry-run=client", *options, program="helm4")
+    assert result.returncode == 0, result.stderr
+    return result.stdout.partition("\nNOTES:\n")[2]
 
+
+def test_the_notes_suggest_verify_with_the_user_that_may_read() -> None:
     shipped = notes('consumer.name="readers"')
     assert re.findall(r"exec (\S+) -- kafka-workers verify", shipped) == ["deploy/readers"]
     assert "The consumers' user may read it, the producer's only write" in shipped
@@ -272,6 +273,27 @@ def test_the_notes_suggest_verify_with_the_user_that_may_read() -> None:
     # It reads one topic.
     several = notes('consumers={"pay":{"topics":["pay","refunds"]}}')
     assert re.findall(r"consumer-pay -- kafka-workers verify(.*)", several) == [" --topic pay", " --topic refunds"]
+
+
+def test_the_notes_name_the_group_and_warn_where_it_is_that_of_every_release() -> None:
+    warning = "A release with the same group on the same brokers"
+    shipped = notes()
+    assert "consumer reads teste in the group kafka-workers." in shipped
+    assert warning in shipped
+    for own in ('fullnameOverride="second"', 'consumer.groupId="orders"', "consumer.enabled=false"):
+        assert warning not in notes(own)
+
+
+def test_the_notes_warn_of_alerts_that_nothing_is_scraped_for() -> None:
+    warning = "WARNING: metrics.prometheusRule.enabled is true, and metrics.podMonitor.enabled is false."
+    assert warning in notes("metrics.prometheusRule.enabled=true")
+    assert warning not in notes()
+    assert warning not in notes("metrics.prometheusRule.enabled=true", "metrics.podMonitor.enabled=true")
+
+
+def test_the_notes_say_that_a_changed_job_sends_everything_again() -> None:
+    assert "An upgrade that changes its pod runs the whole Job again" in notes(JOB)
+    assert "Job" not in notes()
 
 
 def test_kubeconform_finds_nothing_whatever_is_switched(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ PAGES = (
 )
 SETTINGS = ("charts/*/values.yaml", "examples/*/values.yaml", "workers/new-project/values.yaml")
 ALERTS = ("charts/*/templates/prometheus-rule.yaml",)
+NOTES = ("charts/*/templates/NOTES.txt",)
 
 LONGEST_SENTENCE_WORDS = 45
 LOGGING = {"debug", "info", "warning", "error", "exception", "critical"}
@@ -157,6 +158,12 @@ def page(name: str, source: str) -> Iterator[Text]:
             yield Text(name, lines[0], token.content)
 
 
+def notes(name: str, source: str) -> Iterator[Text]:
+    """The notes of the chart, without the indented commands; `{}` stands for each action of the template."""
+    text = re.sub(r"\{\{.*?\}\}", lambda action: "{}" + "\n" * action[0].count("\n"), source, flags=re.DOTALL)
+    yield Text(name, 1, re.sub(r"^(?: {2}.*|(?:\{\})+)$", "", text, flags=re.MULTILINE))
+
+
 def helps(command: click.Command, words: str) -> Iterator[Text]:
     """The help of a command, of its options, and of the commands below it."""
     yield Text(f"{words} --help", 0, command.help or "")
@@ -196,6 +203,10 @@ def test_settings_and_alerts_are_plain_english() -> None:
     )
 
 
+def test_the_notes_of_the_chart_are_plain_english() -> None:
+    check(text for name, source in files(*NOTES) for text in notes(name, source))
+
+
 @pytest.mark.parametrize(
     ("bad", "good"),
     [
@@ -226,6 +237,13 @@ def test_a_finding_names_the_file_and_the_line_of_its_sentence() -> None:
     assert places(*strings("a.py", source), *comments("a.py", source)) == ["a.py:4", "a.py:9"]
     source = "Good.\n\n| a | b |\n| - | - |\n| c | What d |\n\n    What code\n"
     assert places(*page("a.md", source)) == ["a.md:5"]
+
+
+def test_the_notes_are_checked_without_their_commands_and_actions() -> None:
+    source = (
+        "{{- $a := 1 -}}\nGood.\n{{/* What\n a */}}\n  What command\n{{ if $a }}\nWhat {{ $a }} prints:\n{{ end }}\n"
+    )
+    assert places(*notes("NOTES.txt", source)) == ["NOTES.txt:7"]
 
 
 def test_the_texts_of_errors_log_lines_and_help_are_checked() -> None:
