@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.chart.rendering import CHART, REPOSITORY, one, render
+from tests.documents import adapter_rules, load
 from tests.programs import program
 from workers.monitoring.metrics import CANARY, CLIENT, CONSUMER, LAG, PRODUCER
 
@@ -44,6 +45,34 @@ def test_promtool_finds_the_alerts_right(promtool: str, command: str, tmp_path: 
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules()))
     shutil.copy(Path(__file__).with_name("rules_test.yaml"), tmp_path)
     result = subprocess.run([promtool, *command.split()], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def written(labels: dict[str, str]) -> str:
+    return ",".join(f'{label}="{value}"' for label, value in labels.items())
+
+
+def test_an_hpa_gets_the_lag_of_its_own_group_and_topic_once_while_one_exporter_replaces_another(
+    promtool: str, tmp_path: Path
+) -> None:
+    (metric,) = one(render("consumer.hpa.enabled=true"), "HorizontalPodAutoscaler")["spec"]["metrics"]
+    name, selected = metric["external"]["metric"]["name"], metric["external"]["metric"]["selector"]["matchLabels"]
+    (rule,) = load(adapter_rules())["externalRules"]
+    assert rule["seriesQuery"].startswith(name + "{")
+    # As the adapter fills in its rule for a HorizontalPodAutoscaler in this namespace.
+    matched = {"namespace": "default", **selected}
+    query = rule["metricsQuery"].replace("<<.Series>>", name).replace("<<.LabelMatchers>>", written(matched))
+
+    def series(lag: int, pod: str = "old", **others: str) -> dict[str, str]:
+        labels = written({**matched, "pod": pod, "partition": "0", **others})
+        return {"series": f"{name}{{{labels}}}", "values": f"{lag}+0x4"}
+
+    expected = {"expr": query, "eval_time": "1m", "exp_samples": [{"labels": "{}", "value": 30}]}
+    lags = [series(20), series(10, partition="1"), series(20, "new"), series(10, "new", partition="1")]
+    lags += [series(5, group="other"), series(5, topic="other"), series(5, namespace="other")]
+    test = {"interval": "30s", "input_series": lags, "promql_expr_test": [expected]}
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump({"tests": [test]}))
+    result = subprocess.run([promtool, "test", "rules", "test.yaml"], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
