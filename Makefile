@@ -27,7 +27,7 @@ test: $(READY) ## Run the tests on a real three-broker Kafka (ARGS=-k name, WORK
 	@$(BIN)/python -m compileall -q workers tests
 	PATH="$(LAB_BIN):$$PATH" $(BIN)/pytest --numprocesses $(or $(WORKERS),2) --no-loadscope-reorder $(ARGS)
 
-nodes: $(READY) ## Scale with KEDA, and drain nodes, on a kind cluster of its own with three workers (KEEP_NODES=1 leaves it)
+nodes: $(READY) ## Scale with KEDA and an HPA, and drain nodes, on a kind cluster of its own with three workers (KEEP_NODES=1 leaves it)
 	PATH="$(LAB_BIN):$$PATH" $(BIN)/pytest --numprocesses 0 --capture=no tests/cluster/check_nodes.py $(ARGS)
 
 soak: $(READY) ## Faults under load, over and over, for MINUTES (30); writes soak.json

@@ -1,4 +1,4 @@
-"""Consumers on several nodes, and KEDA: `make nodes`. Not a part of `make test`, for which it takes too long.
+"""Consumers on several nodes, KEDA, and an HPA: `make nodes`. Not a part of `make test`, for which it takes too long.
 
 Each message that is handled is written again to the topic HANDLED, so `verify` counts there what was handled, and how
 often.
@@ -23,13 +23,16 @@ from tests.cluster.nodes import (
     Sending,
     cluster,
     make_topics,
+    make_user,
     nodes_of,
+    prometheus_adapter,
     verified,
 )
+from tests.documents import adapter_rules
 from tests.programs import program
 from workers.testing.processes import eventually
 
-# The first test waits for the cluster, and for KEDA, which is compiled the first time.
+# The first test waits for the cluster, and for KEDA and the adapter, which are compiled the first time.
 pytestmark = pytest.mark.timeout(4800)
 
 TOPIC, HANDLED = "teste", "handled"
@@ -66,7 +69,9 @@ VALUES: dict[str, Any] = {
             "fallback": {"failureThreshold": 3, "replicas": 3},
             "behavior": {"scaleDown": {"stabilizationWindowSeconds": 30}},
         },
+        "hpa": {"lagThreshold": 500, "behavior": {"scaleDown": {"stabilizationWindowSeconds": 30}}},
     },
+    "lagExporter": {"options": {"interval": 5}, "resources": {"requests": {"cpu": "20m"}}},
     "extraObjects": [
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "handlers"}, "data": {"copying.py": HANDLER}}
     ],
@@ -77,6 +82,7 @@ VALUES: dict[str, Any] = {
 def nodes() -> Iterator[None]:
     with cluster():
         make_topics(HANDLED)
+        make_user("lag-exporter")
         yield
 
 
@@ -104,6 +110,14 @@ def token() -> str:
     return secrets.token_hex(2)
 
 
+@pytest.fixture
+def adapter(release: Release) -> Iterator[None]:
+    """An adapter with the rule of docs/kubernetes.md serves the exported lag. The release goes before KEDA is back."""
+    with prometheus_adapter(adapter_rules()):
+        yield
+        release.uninstall()
+
+
 def note(what: str, **figures: object) -> None:
     """Keeps what was seen, for docs/kubernetes.md."""
     line = json.dumps({"what": what, **figures})
@@ -127,6 +141,44 @@ def check_account(*loads: Sending) -> dict[str, int]:
     return counts
 
 
+def through_a_burst(numbers: Numbers, token: str) -> tuple[Sending, dict[str, int]]:
+    """Scales from one member to three and back. Return the burst, and the seconds that each way took."""
+    with Sending(TOPIC, f"burst-{token}", "--count", str(BURST_MESSAGES), "--rate", str(BURST)) as burst:
+        began = numbers.seconds
+        three = numbers.until(3, SCALE_S) - began
+        burst.account()
+        ended = numbers.seconds
+        back = numbers.until(1, SCALE_S) - ended
+    return burst, {"from_1_to_3": round(three), "from_the_end_of_the_burst_to_1": round(back)}
+
+
+def check_scaling(scaler: str, release: Release, numbers: Numbers, seconds: dict[str, int], *loads: Sending) -> None:
+    """Notes what was seen of a scaler; fails unless everything that the loads sent was handled, and nearly all once."""
+    helm = release.helm[0]
+    note("told to have", scaler=scaler, helm=helm, members=[members for _, members in numbers.steps])
+    note("seconds", scaler=scaler, helm=helm, **seconds)
+    counts = check_account(*loads)
+    note("account", scaler=scaler, helm=helm, **counts)
+    assert counts["handled_again"] <= AGAIN * counts["handled"]
+
+
+def test_an_hpa_scales_1_3_1_on_the_exported_lag_and_everything_is_handled(
+    release: Release, adapter: None, values: tuple[str, ...], token: str
+) -> None:
+    release.install(*values, "--set", "consumer.hpa.enabled=true,lagExporter.enabled=true")
+    with (
+        Numbers(release.consumer) as numbers,
+        Sending(TOPIC, f"calm-{token}", "--forever", "--rate", str(CALM)) as calm,
+    ):
+        # It has the lag from Prometheus.
+        kubectl("wait", f"hpa/{release.consumer}", "--for=condition=ScalingActive", f"--timeout={SCALE_S:.0f}s")
+        numbers.until(1, SCALE_S)
+        burst, seconds = through_a_burst(numbers, token)
+        calm.stop()
+        eventually(lambda: release.group()["lag"] == 0, "all of it was handled", SETTLE_S)
+    check_scaling("hpa", release, numbers, seconds, calm, burst)
+
+
 def test_keda_scales_0_1_3_1_0_on_lag_and_everything_is_handled(
     release: Release, values: tuple[str, ...], token: str
 ) -> None:
@@ -136,24 +188,12 @@ def test_keda_scales_0_1_3_1_0_on_lag_and_everything_is_handled(
         with Sending(TOPIC, f"calm-{token}", "--forever", "--rate", str(CALM)) as calm:
             began = numbers.seconds
             one = numbers.until(1, SCALE_S) - began
-            with Sending(TOPIC, f"burst-{token}", "--count", str(BURST_MESSAGES), "--rate", str(BURST)) as burst:
-                began = numbers.seconds
-                three = numbers.until(3, SCALE_S) - began
-                burst.account()
-                ended = numbers.seconds
-                back = numbers.until(1, SCALE_S) - ended
+            burst, seconds = through_a_burst(numbers, token)
             calm.stop()
             ended = numbers.seconds
         none = numbers.until(0, SCALE_S) - ended
-        told = [members for _, members in numbers.steps]
-    note("told to have", helm=release.helm[0], members=told)
-    note(
-        "seconds", helm=release.helm[0], from_0_to_1=round(one), from_1_to_3=round(three),
-        from_the_end_of_the_burst_to_1=round(back), from_the_end_of_the_load_to_0=round(none),
-    )  # fmt: skip
-    counts = check_account(calm, burst)
-    note("account", helm=release.helm[0], **counts)
-    assert counts["handled_again"] <= AGAIN * counts["handled"]
+    seconds = {"from_0_to_1": round(one), **seconds, "from_the_end_of_the_load_to_0": round(none)}
+    check_scaling("keda", release, numbers, seconds, calm, burst)
 
 
 def test_two_nodes_drained_at_once_under_load_leave_two_of_three_members_at_work(

@@ -6,6 +6,7 @@ Its context has the name of the other's in a kubeconfig of its own: `Release` an
 
 import json
 import os
+import secrets
 import subprocess
 import tempfile
 import threading
@@ -31,6 +32,9 @@ KUBECONFIG = REPOSITORY / "build" / "nodes" / "kubeconfig"
 # Scripts that put brokers under Strimzi's names, and KEDA, into the cluster of the current context.
 KAFKA_SCRIPT = os.environ.get("KAFKA_SCRIPT", str(KAFKA_CLUSTER))
 KEDA_SCRIPT = os.environ.get("KEDA_SCRIPT", str(KAFKA_CLUSTER.with_name("keda-operator")))
+# One that puts Prometheus and an adapter there, into the namespace MONITORING, with the adapter's rules in a file.
+PROMETHEUS_SCRIPT = os.environ.get("PROMETHEUS_SCRIPT", str(Path(__file__).with_name("prometheus-adapter")))
+MONITORING = "monitoring"
 # kind gives each node 30 s to start, so a node image that unpacks others as it starts may need another one.
 NODE_IMAGE = os.environ.get("NODE_IMAGE", "")
 # Set while one works on these tests: the next run goes on with the same cluster, and what is in it.
@@ -41,8 +45,10 @@ PODS = "10.244.0.0/16"
 TAINT = "node-role.kubernetes.io/control-plane:NoSchedule"
 EXTERNAL_METRICS = "v1beta1.external.metrics.k8s.io"
 START_S = 600.0
-# KEDA is compiled the first time.
+# KEDA and the adapter are compiled the first time.
 KEDA_S = 2400.0
+ADAPTER_S = 1200.0
+KEDA_END_S = 90.0
 LOAD = {
     "apiVersion": "v1",
     "kind": "Pod",
@@ -136,13 +142,17 @@ def _install() -> None:
     output("kind", "load", "docker-image", IMAGE, "--name", NAME, timeout_s=START_S)
     with _only_the_control_plane():
         output("bash", KAFKA_SCRIPT, timeout_s=START_S)
-        output("bash", KEDA_SCRIPT, timeout_s=KEDA_S)
-        _await_external_metrics()
+        _install_keda()
     kubectl("apply", "--filename", "-", stdin=json.dumps(LOAD))
     kubectl("wait", "pod/load", "--for=condition=Ready", "--timeout=60s")
 
 
-def _await_external_metrics() -> None:
+def _install_keda() -> None:
+    output("bash", KEDA_SCRIPT, timeout_s=KEDA_S)
+    _wait_for_external_metrics()
+
+
+def _wait_for_external_metrics() -> None:
     wanted = f"apiservice/{EXTERNAL_METRICS}"
     waited = run("kubectl", "--context", CONTEXT, "wait", wanted, "--for=condition=Available", "--timeout=120s")
     if waited.returncode != 0:
@@ -151,13 +161,37 @@ def _await_external_metrics() -> None:
 
 
 @contextmanager
+def prometheus_adapter(rules: str) -> Iterator[None]:
+    """Has an adapter for Prometheus serve the external metrics by `rules`, while the `with` block runs. KEDA does not
+    run meanwhile: its operator writes its own CA into their APIService, whosever that is.
+    """
+    file = KUBECONFIG.with_name("rules.yaml")
+    file.write_text(rules)
+    try:
+        kubectl("--namespace", "keda", "scale", "deploy", "--all", "--replicas=0")
+        eventually(lambda: not found("pods", "--namespace", "keda"), "KEDA has ended", KEDA_END_S)
+        kubectl("delete", "apiservice", EXTERNAL_METRICS, "--ignore-not-found")
+        output("bash", PROMETHEUS_SCRIPT, str(file), timeout_s=ADAPTER_S)
+        _wait_for_external_metrics()
+        yield
+    finally:
+        # First, as no namespace goes while an API does not answer.
+        kubectl("delete", "apiservice", EXTERNAL_METRICS, "--ignore-not-found")
+        kubectl("delete", "namespace", MONITORING, "--ignore-not-found")
+        with _only_the_control_plane():
+            _install_keda()
+
+
+@contextmanager
 def _only_the_control_plane() -> Iterator[None]:
     """Has pods that are made in the `with` block scheduled on the control plane, and later ones on the workers."""
     run("kubectl", "--context", CONTEXT, "taint", "nodes", CONTROL_PLANE, f"{TAINT}-")
     kubectl("cordon", *WORKERS)
-    yield
-    kubectl("uncordon", *WORKERS)
-    kubectl("taint", "nodes", CONTROL_PLANE, TAINT, "--overwrite")
+    try:
+        yield
+    finally:
+        kubectl("uncordon", *WORKERS)
+        kubectl("taint", "nodes", CONTROL_PLANE, TAINT, "--overwrite")
 
 
 def in_load(*command: str, stdin: str = "") -> str:
@@ -183,6 +217,26 @@ for done in admin.create_topics(topics).values():
 def make_topics(*names: str) -> None:
     """Does what Strimzi's topic operator does: three partitions, three replicas."""
     in_load("/opt/kafka-workers/bin/python", "-", *names, stdin=MAKE_TOPICS)
+
+
+MAKE_USER = """
+import sys
+from confluent_kafka.admin import AdminClient, ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
+name, password = sys.argv[1:]
+admin = AdminClient({"bootstrap.servers": "events-kafka-bootstrap:9092"})
+how = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
+user = UserScramCredentialUpsertion(name, how, password.encode())
+for done in admin.alter_user_scram_credentials([user]).values():
+    done.result()
+"""
+
+
+def make_user(name: str) -> None:
+    """Does what Strimzi's user operator does: a password, with the brokers and in the Secret `name`."""
+    password = secrets.token_hex(16)
+    in_load("/opt/kafka-workers/bin/python", "-", name, password, stdin=MAKE_USER)
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": {"password": password}}
+    kubectl("apply", "--filename", "-", stdin=json.dumps(secret))
 
 
 class Sending:
