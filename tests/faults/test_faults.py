@@ -11,7 +11,7 @@ from tests.faults.field import SETUPS, Fault, Field
 from tests.faults.load import final_accounts
 
 # Messages a second of each load: a soak has more, which costs two cores most of their time.
-RATE = 100
+RATE = 60
 # Faults with loads of their own come first: the standing loads take more of two cores than most faults.
 ORDER = sorted(FAULTS, key=lambda fault: not fault.own_loads)
 

@@ -57,7 +57,7 @@ def read(bootstrap_servers: str, topic: str, count: int, *more: str) -> list[Mes
 def test_members_that_are_killed_join_and_leave_write_each_output_once(
     processes: Processes, topics: Topics, group: str, bootstrap_servers: str, protocol: str
 ) -> None:
-    count = 9000
+    count = 6000
     source, target = topics.create(), topics.create()
     processes.write("giving.py", HANDLERS.format(topic=target, count=count))
     processes.produce(source, "--source", "giving:rows")
@@ -100,7 +100,7 @@ def test_members_that_are_killed_join_and_leave_write_each_output_once(
 def test_batches_are_written_once_though_their_member_is_killed(
     processes: Processes, topics: Topics, group: str, bootstrap_servers: str
 ) -> None:
-    count = 20_000
+    count = 10_000
     source, target = topics.create(), topics.create()
     processes.write("giving.py", HANDLERS.format(topic=target, count=count))
     processes.produce(source, "--source", "giving:rows")
