@@ -56,15 +56,18 @@ def test_an_hpa_gets_the_lag_of_its_own_group_and_topic_once_while_one_exporter_
     promtool: str, tmp_path: Path
 ) -> None:
     (metric,) = one(render("consumer.hpa.enabled=true"), "HorizontalPodAutoscaler")["spec"]["metrics"]
-    name, selected = metric["external"]["metric"]["name"], metric["external"]["metric"]["selector"]["matchLabels"]
+    name, selector = metric["external"]["metric"]["name"], metric["external"]["metric"]["selector"]
+    (topics,) = selector["matchExpressions"]
+    assert (topics["key"], topics["operator"]) == ("topic", "In")
     (rule,) = load(adapter_rules())["externalRules"]
     assert rule["seriesQuery"].startswith(name + "{")
-    # As the adapter fills in its rule for a HorizontalPodAutoscaler in this namespace.
-    matched = {"namespace": "default", **selected}
-    query = rule["metricsQuery"].replace("<<.Series>>", name).replace("<<.LabelMatchers>>", written(matched))
+    # As the adapter fills in its rule for a HorizontalPodAutoscaler in this namespace (pkg/naming/metrics_query.go).
+    matched = {"namespace": "default", **selector["matchLabels"]}
+    matchers = f'{written(matched)},topic=~"{"|".join(topics["values"])}"'
+    query = rule["metricsQuery"].replace("<<.Series>>", name).replace("<<.LabelMatchers>>", matchers)
 
     def series(lag: int, pod: str = "old", **others: str) -> dict[str, str]:
-        labels = written({**matched, "pod": pod, "partition": "0", **others})
+        labels = written({**matched, "topic": topics["values"][0], "pod": pod, "partition": "0", **others})
         return {"series": f"{name}{{{labels}}}", "values": f"{lag}+0x4"}
 
     expected = {"expr": query, "eval_time": "1m", "exp_samples": [{"labels": "{}", "value": 30}]}
