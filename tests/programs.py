@@ -1,6 +1,8 @@
-"""Other people's programs that tests compare with, or run."""
+"""Programs that tests run: other people's, and Python with nothing imported yet."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -11,3 +13,9 @@ def program(name: str, package: str = "") -> str:
     if path is None:
         pytest.skip(f"there is no {name} command" + (f" (Debian's package {package} has it)" if package else ""))
     return path
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own."""
+    words = [sys.executable, "-c", code]
+    return subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)

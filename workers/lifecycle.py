@@ -124,13 +124,8 @@ def call_in_thread(call: Callable[[], object]) -> threading.Thread:
 
 def call_with_timeout(call: Callable[[], object], timeout_s: float) -> bool:
     """Whether `call` returned within `timeout_s`; it is left in its thread when time is up. Logs what it raised."""
-    returned = threading.Event()
-
-    def run() -> None:
-        call()
-        returned.set()
-
-    call_in_thread(run).join(timeout_s)
+    thread, returned = _begin(call)
+    thread.join(timeout_s)
     return returned.is_set()
 
 
@@ -140,16 +135,21 @@ def call_until_stopped(call: Callable[[], object], shutdown: Shutdown) -> bool:
 
     For a call that waits for brokers: in the main thread it would keep Python from running the handlers of signals.
     """
+    thread, returned = _begin(call)
+    while thread.is_alive() and (left_s := shutdown.remaining_s()) > 0:
+        thread.join(min(STOP_LOOK_S, left_s))
+    return returned.is_set()
+
+
+def _begin(call: Callable[[], object]) -> tuple[threading.Thread, threading.Event]:
+    """The thread in which `call` is made, and what is set when it has returned and not raised."""
     returned = threading.Event()
 
     def run() -> None:
         call()
         returned.set()
 
-    thread = call_in_thread(run)
-    while thread.is_alive() and (left_s := shutdown.remaining_s()) > 0:
-        thread.join(min(STOP_LOOK_S, left_s))
-    return returned.is_set()
+    return call_in_thread(run), returned
 
 
 def _text(level: str = "%(levelname)-7s") -> logging.Formatter:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
+from tests.programs import run_python
 from workers.cli import parameters
 from workers.cli.main import SUMMARIES, cli
 from workers.errors import WorkerError
@@ -114,9 +115,7 @@ def test_without_textual_the_view_says_how_to_install_it() -> None:
         f"sys.argv = ['kafka-workers', *{BROWSE}]\n"
         "from workers.cli.main import main; main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
-    )
+    done = run_python(code)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.endswith("the view needs the extra 'tui': pip install 'kafka-workers[tui]'")
@@ -124,7 +123,7 @@ def test_without_textual_the_view_says_how_to_install_it() -> None:
 
 def test_only_the_view_imports_textual() -> None:
     code = "import sys, workers.cli.main, workers.cli.browse, workers.cli.discard; sys.exit('textual' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert run_python(code).returncode == 0
 
 
 OFF = (
@@ -154,7 +153,7 @@ def test_a_worker_starts_without_the_modules_of_what_is_off(command: list[str], 
         "except WorkerError:\n"
         f"    print([name for name in sys.modules if name.startswith({(*OFF, *of_another)})])\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    result = run_python(code)
     assert result.stdout == "[]\n", result.stderr
 
 
@@ -195,7 +194,7 @@ def test_a_file_in_place_of_a_module_is_answered_with_the_modules_name(reference
 
 
 def test_the_list_of_commands_has_the_first_sentence_of_each_help_and_imports_none() -> None:
-    found = {name: each.get_short_help_str(1000) for name, each in cli.commands.items() if not each.hidden}
+    found = {name: each.get_short_help_str(1000) for name, each in cli.commands.items()}
     assert found == SUMMARIES
     code = (
         "import sys\n"
@@ -203,7 +202,7 @@ def test_the_list_of_commands_has_the_first_sentence_of_each_help_and_imports_no
         "cli.main(['--help'], standalone_mode=False)\n"
         "sys.exit(any(name.startswith('workers.cli.commands.') for name in sys.modules))"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    told = run_python(code)
     assert told.returncode == 0, told.stderr
     assert all(f"  {name}  " in told.stdout for name in SUMMARIES)
 

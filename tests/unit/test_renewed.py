@@ -22,6 +22,14 @@ def certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
+    """Producers are made of it."""
+    broker = FakeBroker(**{"t.dlq": 1})
+    monkeypatch.setattr(confluent_kafka, "Producer", broker.connect_producer)
+    return broker
+
+
 def refuse(*_: object, **__: object) -> None:
     raise KafkaException(KafkaError(KafkaError._AUTHENTICATION))
 
@@ -37,10 +45,8 @@ def dead_letters(certificates: Path) -> DeadLetters:
 
 
 def test_dead_letters_keep_their_client_until_brokers_accept_the_changed_credentials(
-    certificates: Path, monkeypatch: pytest.MonkeyPatch
+    certificates: Path, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broker = FakeBroker(**{"t.dlq": 1})
-    monkeypatch.setattr(confluent_kafka, "Producer", broker.connect_producer)
     letters = dead_letters(certificates)
 
     def write(value: bytes) -> None:
@@ -66,11 +72,7 @@ def test_dead_letters_keep_their_client_until_brokers_accept_the_changed_credent
     assert broker.values("t.dlq") == [b"1", b"2", b"3"]
 
 
-def test_a_first_dead_letter_is_written_with_the_credentials_of_now(
-    certificates: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    broker = FakeBroker(**{"t.dlq": 1})
-    monkeypatch.setattr(confluent_kafka, "Producer", broker.connect_producer)
+def test_a_first_dead_letter_is_written_with_the_credentials_of_now(certificates: Path, broker: FakeBroker) -> None:
     letters = dead_letters(certificates)
     changed = trustme.CA().cert_pem
     changed.write_to_path(certificates)

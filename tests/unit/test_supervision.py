@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import run_python
 from workers.testing.processes import eventually
 
 # The child writes its process id to a file at each start, and then does what the test says.
@@ -165,6 +166,6 @@ def test_where_python_cannot_wait_for_signals_the_command_runs_by_itself() -> No
         "from workers.cli.entry import main\n"
         "main()\n"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    told = run_python(code)
     assert told.returncode == 0, told.stderr
     assert "Show a consumer group as the brokers see it" in told.stdout

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from workers.monitoring.server import Check, Server
 
-
+log = logging.getLogger("workers")
 PREFIX = "KAFKA_"
 # Variables that are read without being an option.
 SECRET_VARIABLES = {variable for _, variable, _ in SECRETS} | {schemas.PASSWORD_VARIABLE}
@@ -179,11 +179,9 @@ class Context:
         """
         set_up_logging(self._connection.log_format, self._connection.log_level)
         if self._warning is not None:
-            logging.getLogger("workers").warning("%s", self._warning)
+            log.warning("%s", self._warning)
         for name, meant in mistyped_variables(self._click, os.environ):
-            logging.getLogger("workers").warning(
-                "variable %s is no option's and changes nothing; did you mean %s?", name, meant
-            )
+            log.warning("variable %s is no option's and changes nothing; did you mean %s?", name, meant)
 
     @contextmanager
     def serve(
@@ -209,7 +207,7 @@ class Context:
                 # Two workers on one laptop must not need an option; a port that was asked for must be that port.
                 any_port = not self.given("metrics_port")
                 bound = server.start(options.metrics_host, options.metrics_port, any_port_if_taken=any_port)
-                logging.getLogger("workers").info("metrics on port %d: /metrics, /livez, /readyz", bound)
+                log.info("metrics on port %d: /metrics, /livez, /readyz", bound)
                 yield server
         finally:
             REGISTRY.unregister(collector)

@@ -82,6 +82,9 @@ class Moment:
 class Worker(Process):
     """A worker of the demo, which ends with the demo's cluster."""
 
+    # The table goes on without one that does not answer.
+    http_timeout_s = 1.0
+
     def __init__(self, name: str, arguments: list[str], directory: Path, cluster: Cluster) -> None:
         # Without the user's variables for workers, which are about other brokers.
         own = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}

@@ -24,8 +24,6 @@ COMMAND = [sys.executable, "-m", "workers"]
 LISTENING = "metrics on port "
 # Nothing waits so long on a quiet machine; on a busy one it is no reason to fail.
 DEADLINE_S = 120.0
-# A worker answers in milliseconds, a worker on a busy machine not always.
-HTTP_TIMEOUT_S = 30.0
 
 # The labels and the value of each sample, by the name of its metric.
 Samples: TypeAlias = dict[str, list[tuple[dict[str, str], float]]]
@@ -43,7 +41,11 @@ def eventually(condition: Callable[[], Any], what: str, timeout_s: float = DEADL
 
 
 class Process:
-    """One running command."""
+    """One running command. Its HTTP port is waited for `http_timeout_s`: on a busy machine it does not always answer in
+    milliseconds.
+    """
+
+    http_timeout_s = 30.0
 
     def __init__(
         self, arguments: list[str], environment: Mapping[str, str], stdin: Any, directory: Path, name: str
@@ -112,7 +114,7 @@ class Process:
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of its HTTP answer."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=HTTP_TIMEOUT_S) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=self.http_timeout_s) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
