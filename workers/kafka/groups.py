@@ -26,7 +26,8 @@ from workers.errors import ConfigError, WorkerError
 REQUEST_TIMEOUT_S = 10.0
 # A broker that has just started may show leaders of before its stop for as long.
 SETTLING_S = 30.0
-# Errors of brokers while a group's coordinator, or a leader, starts or moves, also for the very first group.
+# Errors while a group's coordinator, or a leader, starts or moves, also for the very first group: one that has gone, or
+# that a busy machine holds up, does not answer in time.
 MOVES = frozenset(
     {
         KafkaError.NOT_COORDINATOR,
@@ -36,6 +37,7 @@ MOVES = frozenset(
         KafkaError.NOT_LEADER_FOR_PARTITION,
         KafkaError.FENCED_LEADER_EPOCH,
         KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError._TIMED_OUT,
     }
 )
 # Errors of brokers for a group or a topic that does not exist.
