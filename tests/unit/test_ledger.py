@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from workers.accounting.accounts import StreamSent
 from workers.accounting.order import MAX_GAPS, MAX_STREAMS, OrderCounts, OrderLedger
 from workers.accounting.ranges import MAX_ENTRIES, CountedRanges, Ranges
-from workers.accounting.stamps import Stamp, encode, is_stream, stream_of
+from workers.accounting.stamps import MAGIC, Stamp, encode, is_stream, none_is_stamp, stream_of
 from workers.accounting.verify import StreamSeen
 
 STREAM = stream_of("run", 0, 1)
@@ -116,6 +116,20 @@ def test_a_batch_is_judged_as_its_messages_one_by_one(
 
     assert whole == single
     assert ledger.as_text() == reference.as_text()
+
+
+ODD_VALUES = st.sampled_from([MAGIC, MAGIC + b"x", b"kw1!", b"kw1", b"kw0 ", b"{}", b"\0\0", b"7"])
+
+
+@given(st.lists(st.none() | st.binary(max_size=6) | ODD_VALUES, max_size=6))
+def test_values_of_which_none_is_said_to_be_a_stamp_have_none(values: list[bytes | None]) -> None:
+    assert not none_is_stamp(values) or not any((value or b"").startswith(MAGIC) for value in values)
+
+
+def test_json_and_framed_values_are_known_to_be_no_stamps() -> None:
+    assert none_is_stamp([None, b'{"order": 1}', b"", b"{}"])
+    assert none_is_stamp([b"\0\0\0\0\7text", b"17"])
+    assert none_is_stamp([None, b""])
 
 
 @given(st.integers(0, 1000), st.integers(0, 300))

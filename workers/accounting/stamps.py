@@ -17,10 +17,14 @@ messages that the built-in source makes, and in a header of the user's own messa
 import re
 import secrets
 from collections.abc import Iterable
+from itertools import repeat
+from operator import ge, lt
 from typing import Any, NamedTuple, TypeVar
 
 Header = TypeVar("Header", bound=tuple[str, Any])
 MAGIC = b"kw1 "
+# Every stamp, and all that begins like one, sorts below this.
+_BEHIND_STAMPS = b"kw1!"
 STAMP_HEADER = "kafka-workers-stamp"
 # Where each field stands; everything that reads a stamp uses these.
 STREAM = slice(4, 27)
@@ -116,6 +120,18 @@ def encode_batch(stream: bytes, first: int, count: int, sent_at_us: int, size: i
         begin = b"%b%b %09d" % (MAGIC, stream, thousands)
         records += [{"value": begin + digits + tail} for digits in _LAST_DIGITS[at : at + count - len(records)]]
     return records
+
+
+def none_is_stamp(values: list[Any]) -> bool:
+    """Whether all values sort on one side of every stamp, as those of JSON and of most binary formats do; False says
+    nothing. It takes less than half the time of looking at the beginning of each.
+    """
+    first = next(filter(None, values), None)
+    if first is None:
+        return True
+    if first < MAGIC:
+        return all(map(lt, filter(None, values), repeat(MAGIC)))
+    return first >= _BEHIND_STAMPS and all(map(ge, filter(None, values), repeat(_BEHIND_STAMPS)))
 
 
 def decode(data: bytes | None) -> Stamp | None:

@@ -14,6 +14,7 @@ from confluent_kafka import OFFSET_INVALID, Message, TopicPartition
 from workers.accounting.histogram import LatencyHistogram
 from workers.accounting.offset_metadata import OffsetMetadata, decode, encode, room_for_ledger
 from workers.accounting.order import OrderCounts, OrderLedger
+from workers.accounting.stamps import none_is_stamp
 from workers.consumer.offsets import OffsetTracker
 from workers.consumer.received import Received
 from workers.kafka.statistics import PartitionStatistics
@@ -382,10 +383,10 @@ class Assignment:
             state.topic.latencies.add(time.time() - timestamp_ms / 1000)
         state.behind_since_s = 0.0
         if state.in_order:
-            whole = count == len(received)
-            self._observe(state, received if whole else received.part(begin, end))
+            done = received if count == len(received) else received.part(begin, end)
+            self._observe(state, done)
             state.count -= count
-            state.bytes -= received.bytes if whole else received.part(begin, end).bytes
+            state.bytes -= done.bytes
             state.tracker.advance_to((last.offset() or 0) + 1)
             self._passed(state, last, received.messages[end] if end < len(received) else None)
             return
@@ -419,11 +420,10 @@ class Assignment:
             self._passed(state, last, following)
 
     def _observe(self, state: PartitionState, received: Received) -> None:
-        if received.headers is None:
-            if not state.ledger.observe_consecutive(received.values):
-                state.ledger.observe(received.values)
-        else:
+        if received.stamped_in_headers:
             state.ledger.observe(map(received.stamp, range(len(received))))
+        elif not (none_is_stamp(received.values) or state.ledger.observe_consecutive(received.values)):
+            state.ledger.observe(received.values)
 
     def _passed(self, state: PartitionState, last: Message, following: Message | None) -> None:
         state.dirty = True

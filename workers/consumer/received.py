@@ -4,7 +4,7 @@ A handler gets confluent-kafka's own messages and may change them. Whatever is d
 of what was received, so key, value and headers are taken before the handler sees them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -12,7 +12,9 @@ from typing import Any
 from confluent_kafka import Message
 
 from workers.accounting.stamps import STAMP_HEADER
-from workers.kafka.messages import Headers, drop_headers
+from workers.kafka.messages import drop_headers
+
+_NAME: Callable[[tuple[str, Any]], str] = itemgetter(0)
 
 
 class Received:
@@ -88,6 +90,11 @@ class Received:
             headers: Any = self.headers[place] if self.headers is not None else None
             message.set_headers(headers and [*headers])
 
+    @property
+    def stamped_in_headers(self) -> bool:
+        """Whether a message has its stamp in a header."""
+        return self.headers is not None and STAMP_HEADER in map(_NAME, _each(self.headers))
+
     def stamp(self, place: int) -> bytes | None:
         """The content of the place where a message may have its stamp: the header, or else the value.
 
@@ -136,9 +143,11 @@ def _bytes(values: list[Any], keys: list[Any], headers: list[Any] | None) -> int
         size = sum(map(len, values))
     except TypeError:  # one is None
         size = sum(map(len, filter(None, values)))
-    size += sum(map(len, filter(None, keys)))
-    return size if headers is None else size + sum(map(_size, filter(None, headers)))
+    if keys.count(None) < len(keys):
+        size += sum(map(len, filter(None, keys)))
+    return size if headers is None else size + sum(map(len, filter(None, chain.from_iterable(_each(headers)))))
 
 
-def _size(headers: Headers) -> int:
-    return sum(len(name) + len(value or b"") for name, value in headers)
+def _each(headers: list[Any]) -> Iterator[tuple[str, Any]]:
+    """The headers of all messages, one after the other."""
+    return chain.from_iterable(filter(None, headers))
