@@ -1490,6 +1490,27 @@ def test_a_poisoned_message_blocks_its_key_and_the_others_up_to_the_bound(group:
     assert keys.offsets == sorted(3 * [*range(2000)])
 
 
+@pytest.mark.parametrize(
+    ("key", "fewest", "most"),
+    [(lambda value: value[-3:], 1000, 3000), (lambda value: b"%d" % (int(value) // 500), 4000, 7000)],
+    ids=["other keys in turn", "a key many times in a row"],
+)
+def test_so_much_is_received_that_each_call_has_a_key_and_no_more(
+    broker: FakeBroker, group: Group, key: Callable[[bytes], bytes], fewest: int, most: int
+) -> None:
+    broker.produce(numbers(0, 12_000), key=key)
+    keys = Keys(lambda _: group.gate.wait(20))
+    member = group.member(keys, concurrency=100, order="key").start()
+    group.until(lambda: member.consumer.status.waiting >= fewest, "enough is received")
+    polls = member.client.polls
+    group.until(lambda: member.client.polls > polls + 20, "the loop turns")
+    assert member.consumer.status.waiting < most
+    group.gate.set()
+    group.until(lambda: broker.offset() == 12_000, "all are handled")
+
+    assert keys.in_order
+
+
 def test_a_revocation_waits_for_all_messages_at_hand(broker: FakeBroker, group: Group) -> None:
     broker.produce(numbers(0, 400), key=key_of_ten)
     keys = Keys(lambda _: time.sleep(0.01))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from workers.accounting.offset_metadata import (
     MAX_BYTES,
+    MAX_RANGES,
     MAX_RANGES_BYTES,
     OffsetMetadata,
     decode,
@@ -103,6 +104,17 @@ def test_the_end_of_a_partition_moves_the_mark_over_what_is_no_message() -> None
     assert (tracker.next_offset, tracker.ahead()) == (8, ((9, 10),))
     assert tracker.complete(8) == 2
     assert tracker.next_offset == 10
+
+
+def test_all_ranges_are_listed_that_the_metadata_has_room_for_and_no_others() -> None:
+    done = set(range(1, 10_000, 2))
+    tracker = OffsetTracker(0)
+    tracker.received(range(10_000))
+    for offset in done:
+        tracker.complete(offset)
+
+    assert encode(0, OffsetMetadata(ahead=tracker.ahead())) == encode(0, OffsetMetadata(ahead=ranges_of(done)))
+    assert len(tracker.ahead()) == MAX_RANGES
 
 
 def test_an_offset_that_was_never_received_is_an_error_not_a_loss() -> None:

@@ -18,6 +18,8 @@ VERSION = "kw1"
 MAX_BYTES = 4096
 # The ledger gets the rest.
 MAX_RANGES_BYTES = 1536
+# More do not fit: the shortest range is `1-2,`.
+MAX_RANGES = MAX_RANGES_BYTES // 4
 _RANGE = r"\d{1,19}-\d{1,19}"
 _ENVELOPE = re.compile(
     rf"kw1\|([A-Za-z0-9+/=_-]{{0,36}})\|(\d{{1,10}})\|(-?\d{{1,10}})\|(\d{{1,16}})\|((?:{_RANGE}(?:,{_RANGE})*)?)\|(.*)",

@@ -13,6 +13,8 @@ BATCH_MESSAGES = 2000
 # Messages that may wait in all partitions that are handled in order; each of many partitions may have two batches. A
 # client that pauses a partition throws away what it has fetched, so fewer would be slower.
 MAX_WAITING_MESSAGES = 12 * BATCH_MESSAGES
+# With --concurrency, at least so many messages may wait.
+FEW_MESSAGES = 500
 # Approximate bytes that may wait for the handler.
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 # So far may the messages of a partition be ahead of its low-water mark, done or not.
@@ -44,11 +46,15 @@ class FlowControl:
         return waiting >= self._enough() or sum(state.bytes for state in ready) >= MAX_WAITING_BYTES
 
     def _enough(self) -> int:
-        return (
-            BATCH_MESSAGES
-            if self._parts.executor.concurrency == 1
-            else max(BATCH_MESSAGES, 40 * self._parts.executor.concurrency)
-        )
+        executor = self._parts.executor
+        if executor.concurrency == 1:
+            return BATCH_MESSAGES
+        most = max(BATCH_MESSAGES, 40 * executor.concurrency)
+        if executor.batch or self._parts.scheduler.waiting_shards() < executor.concurrency:
+            return most
+        # Where the next call of each has a key of its own, more would only carry completed messages further beyond the
+        # low-water mark, until the partition has to be paused.
+        return min(most, max(FEW_MESSAGES, 10 * executor.concurrency))
 
     def holds_too_much(self, state: PartitionState) -> bool:
         # The next turn may bring `receive_limit` more.

@@ -3,6 +3,8 @@
 from collections import deque
 from collections.abc import Sequence
 
+from workers.accounting.offset_metadata import MAX_RANGES
+
 
 class OffsetTracker:
     """The offsets of one partition from the low-water mark on. Called by the loop's thread.
@@ -56,12 +58,14 @@ class OffsetTracker:
         """How many offsets are done beyond the low-water mark."""
         return len(self._done)
 
-    def ahead(self) -> tuple[tuple[int, int], ...]:
-        """The offsets done beyond the low-water mark, as half-open ranges in order."""
+    def ahead(self, most: int = MAX_RANGES) -> tuple[tuple[int, int], ...]:
+        """The offsets done beyond the low-water mark, as half-open ranges in order; no more than the nearest `most`."""
         ranges: list[tuple[int, int]] = []
         for offset in sorted(self._done):
             if ranges and ranges[-1][1] == offset:
                 ranges[-1] = (ranges[-1][0], offset + 1)
+            elif len(ranges) == most:
+                break
             else:
                 ranges.append((offset, offset + 1))
         return tuple(ranges)
