@@ -4,10 +4,13 @@ import logging
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
+import trustme
 from confluent_kafka import KafkaError, KafkaException
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,11 +35,16 @@ from workers.canary.placement import (
 )
 from workers.canary.probes import Counts, Probes
 from workers.canary.summary import as_text, summarize
+from workers.config import ClientConfig, Precedence, Setting
 from workers.errors import ConfigError
+from workers.kafka.client import ClientState
+from workers.kafka.credentials import CredentialsWatch
 from workers.kafka.groups import Answers
+from workers.kafka.renewed import RenewedProducer
 from workers.lifecycle import Shutdown
 from workers.monitoring.metrics import CanaryCollector
 from workers.testing.memory import LATER, FakeBroker
+from workers.testing.processes import eventually
 
 BROKER = 7
 LATENCY_S, LOST_S = 5.0, 15.0
@@ -325,8 +333,50 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+PLAIN = ClientConfig((), ())
+
+
+@pytest.fixture
+def certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of CA certificates, which is looked at in each turn."""
+    monkeypatch.setattr("workers.kafka.credentials.INTERVAL_S", 0.0)
+    path = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(path)
+    return path
+
+
+def trusting(certificates: Path) -> ClientConfig:
+    told = {"security.protocol": "ssl", "ssl.ca.location": str(certificates)}
+    return ClientConfig((), [Setting(*each, Precedence.COMMAND_LINE, "") for each in told.items()])
+
+
 def placement_of(admin: FakeAdmin, *, create: bool = True) -> Placement:
-    return Placement(lambda: admin, Rules("canary", create, 3, 2))  # type: ignore[arg-type, return-value]
+    watch = CredentialsWatch(PLAIN, ClientState())
+    return Placement(lambda: admin, Rules("canary", create, 3, 2), watch)  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.usefixtures("ends")
+def test_the_topic_is_looked_at_with_changed_credentials(certificates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.canary.placement.INTERVAL_S", 0.01)
+    clients: list[MagicMock] = []
+    state = ClientState()
+    watch = CredentialsWatch(trusting(certificates), state)
+
+    def connect() -> Any:
+        clients.append(MagicMock(wraps=FakeAdmin(3)))
+        return clients[-1]
+
+    placement = Placement(connect, Rules("canary", True, 3, 2), watch)
+    placement.start()
+    eventually(lambda: placement.layout.partitions, "the topic is known")
+    trustme.CA().cert_pem.write_to_path(certificates)
+    eventually(lambda: state.renewals["ca"] == 1, "they are taken up")
+    looks = clients[1].list_topics.call_count
+    eventually(lambda: clients[1].list_topics.call_count > looks + 1, "the new client is asked")
+    placement.close(5)
+
+    assert len(clients) == 2
+    assert [each.__exit__.call_count for each in clients] == [1, 1]
 
 
 @pytest.mark.usefixtures("ends")
@@ -401,7 +451,7 @@ def test_a_topic_that_somebody_else_has_created_meanwhile_is_taken() -> None:
 class Bed:
     """A canary on a broker in memory, whose rounds the test begins."""
 
-    def __init__(self, partitions: int = 2) -> None:
+    def __init__(self, partitions: int = 2, config: ClientConfig = PLAIN) -> None:
         self.broker = FakeBroker(canary=partitions)
         self.now = 0.0
         # Seconds that pass with each look at the clock.
@@ -413,12 +463,13 @@ class Bed:
         )
         self.shutdown = Shutdown(1)
         self.canary = Canary(
-            self.broker.connect_producer,  # type: ignore[arg-type]
-            self.broker.connect,  # type: ignore[arg-type]
+            RenewedProducer(config, 0.0, properties={}, connect=self.broker.connect_producer),
+            config,
             lambda: self.layout,
             Options("canary", 1.0, LATENCY_S, LOST_S),
             self.shutdown,
-            self.clock,
+            clock=self.clock,
+            connect=self.broker.connect,
         )
         self.canary.start()
 
@@ -436,6 +487,20 @@ class Bed:
 
     def total(self, name: str) -> int:
         return sum(getattr(each, name) for each in self.canary.probes.counts.values())
+
+
+def test_changed_credentials_are_taken_up_and_no_message_is_missed(certificates: Path) -> None:
+    bed = Bed(config=trusting(certificates))
+    bed.rounds(3)
+    trustme.CA().cert_pem.write_to_path(certificates)
+    bed.rounds(3)
+    eventually(lambda: bed.broker.producers[0].closed and bed.broker.clients[0].closed, "the old clients are closed")
+    bed.rounds(3)
+
+    assert bed.canary.client_state.renewals["ca"] == 1
+    assert (len(bed.broker.producers), len(bed.broker.clients)) == (2, 2)
+    assert [bed.total(name) for name in ("sent", "acknowledged", "received", "lost")] == [18, 18, 18, 0]
+    assert bed.canary.status.availability == 1
 
 
 def test_each_round_sends_a_message_to_each_partition_and_receives_it() -> None:

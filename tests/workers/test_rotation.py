@@ -134,7 +134,7 @@ def check_pauses(pauses: dict[str, float]) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_a_producer_goes_on_while_all_its_credentials_are_rotated(
+def test_a_producer_the_canary_and_the_lag_exporter_go_on_while_all_their_credentials_are_rotated(
     stand: Stand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     topic = "rotated"
@@ -147,8 +147,20 @@ def test_a_producer_goes_on_while_all_its_credentials_are_rotated(
         def sent() -> float:
             return producer.metric("kafka_producer_deliveries_total", outcome="success") or 0
 
-        eventually(lambda: sent() > RATE, "load")
-        begins = rotate(stand, [producer], lambda: grows(sent, "deliveries"))
+        one_broker = ["--replication-factor", "1", "--min-insync-replicas", "1"]
+        canary = processes.start("canary", *one_broker, "--summary", "json", env=stand.environment(stand.cluster))
+        exporter = processes.start("lag-exporter", "--interval", "1", env=stand.environment(stand.cluster))
+
+        def probed() -> float:
+            return canary.metric("kafka_canary_received_total", partition="0", broker="0") or 0
+
+        eventually(lambda: sent() > RATE and probed() > 0 and exporter.get("/readyz")[0] == 200, "load")
+        begins = rotate(stand, [producer, canary], lambda: grows(sent, "deliveries"))
+        eventually(lambda: renewals([exporter], "certificate") == 1, "the exporter's certificate is renewed", 90)
+        eventually(lambda: exporter.get("/readyz")[0] == 200, "it has all answers again", 90)
+        assert [renewals([exporter], kind) for kind in ("ca", "password")] == [2, 1]
+        assert canary.stop() == 0, canary.stderr
+        probes = json.loads(canary.lines[-1])
         code = producer.stop()
         account = json.loads(producer.lines[-1])
         processes.write("account.json", producer.lines[-1])
@@ -159,6 +171,8 @@ def test_a_producer_goes_on_while_all_its_credentials_are_rotated(
     with capsys.disabled():
         print(f"\nproducer: longest pause of a partition in seconds: {pauses}; {account['acknowledged']} messages")
 
+    assert (probes["lost"], probes["duplicates"]) == (0, 0), probes
+    assert probes["received"] >= probes["acknowledged"] > 0, probes
     assert verified.returncode == 0, verified.stdout + verified.stderr
     # librdkafka fails the requests that wait in a connection whose authentication is refused when it is repeated.
     assert set(account["errors"]) <= {"_AUTHENTICATION"}, account

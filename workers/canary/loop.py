@@ -17,8 +17,11 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from workers.accounting.stamps import encode, new_run, stream_of
 from workers.canary.placement import Layout
 from workers.canary.probes import Probes
-from workers.kafka.client import BESIDE_A_CONSUMER, ClientState, poll_producer
+from workers.config import ClientConfig
+from workers.kafka.client import ClientState, create_client
+from workers.kafka.credentials import CredentialsWatch
 from workers.kafka.messages import stamp_of
+from workers.kafka.renewed import RenewedProducer
 from workers.lifecycle import Shutdown, call_with_timeout
 
 log = logging.getLogger("workers")
@@ -69,25 +72,32 @@ class Status:
 class Canary:
     """One run of the canary. The loop's thread calls `run`; any thread may read `status`, `ready` and `live`.
 
-    `layout` returns the latest layout of the topic.
+    `config` is the consumer's, and `connect` makes a consumer of the properties that are given besides; `layout`
+    returns the latest layout of the topic.
     """
 
     def __init__(
         self,
-        producer: Callable[[dict[str, Any]], confluent_kafka.Producer],
-        consumer: Callable[[dict[str, Any]], confluent_kafka.Consumer],
+        producer: RenewedProducer,
+        config: ClientConfig,
         layout: Callable[[], Layout],
         options: Options,
         shutdown: Shutdown,
+        *,
+        auth_timeout_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
-        client_state: ClientState | None = None,
+        connect: Callable[[dict[str, Any]], Any] | None = None,
     ) -> None:
         self.run_name = new_run()
         self.probes = Probes(options.max_latency_s, options.lost_after_s)
         self.status = Status()
-        self.client_state, self._consumer_state = client_state or ClientState(), ClientState()
+        self.client_state, self._consumer_state = producer.state, ClientState(config, auth_timeout_s)
+        self._credentials = CredentialsWatch(config, self._consumer_state)
         self.duration_s = 0.0
-        self._connect_producer, self._connect_consumer = producer, consumer
+        self._producer = producer
+        self._connect = connect or (
+            lambda own: create_client(confluent_kafka.Consumer, config, own, self._credentials.credentials)
+        )
         self._latest_layout = layout
         self._layout = Layout()
         self._options = options
@@ -104,7 +114,7 @@ class Canary:
 
     def start(self) -> None:
         """Create the clients; raises ConfigError. Statistics of clients that nobody polls would pile up before."""
-        self._producer = self._connect_producer({**self.client_state.callbacks(), **BESIDE_A_CONSUMER})
+        self._producer.made()
         self._consumer = self._create_consumer()
 
     def ready(self) -> str | None:
@@ -140,7 +150,7 @@ class Canary:
     def close(self) -> None:
         """Close both clients, or leave them behind after CLOSE_TIMEOUT_S."""
         self._close_consumer()
-        call_with_timeout(self._producer.close, CLOSE_TIMEOUT_S)
+        call_with_timeout(self._producer.made().close, CLOSE_TIMEOUT_S)
 
     def begin_round(self) -> None:
         """Judge the messages so far, and send a new one to each partition that can be read."""
@@ -161,8 +171,9 @@ class Canary:
         """Take delivery reports and messages; waits for a message up to `timeout_s`. Raises WorkerError."""
         self._turned_at = self._clock()
         short_s = min(timeout_s, SHORT_POLL_S)
-        due = len(self._producer) > 0
-        poll_producer(self._producer, self.client_state, short_s if due else 0)
+        due = self._under_way > 0
+        self._producer.serve(short_s if due else 0)
+        self._renew_consumer()
         message = self._consumer.poll(short_s if due else timeout_s)
         while message is not None:
             now = self._clock()
@@ -176,18 +187,34 @@ class Canary:
         """Wait for the messages under way; those that are not acknowledged in the time to stop have failed."""
         received_until = self._clock() + self._options.max_latency_s
         acknowledged_until = self._clock() + ACKNOWLEDGED_SHARE * self._shutdown.remaining_s()
-        while (len(self._producer) and self._clock() < acknowledged_until) or (
+        while (self._under_way and self._clock() < acknowledged_until) or (
             self.probes.outstanding and self._clock() < min(received_until, acknowledged_until)
         ):
             self.serve(POLL_S)
-        if len(self._producer):
-            self._producer.purge()
+        if self._under_way:
+            self._producer.made().purge()
             purged_until = self._clock() + PURGE_S
-            while len(self._producer) and self._clock() < purged_until:
+            while self._under_way and self._clock() < purged_until:
                 self.serve(SHORT_POLL_S)
 
-    def _create_consumer(self) -> confluent_kafka.Consumer:
-        return self._connect_consumer({**self._consumer_state.callbacks(), **CONSUMER_PROPERTIES})
+    @property
+    def _under_way(self) -> int:
+        """How many messages have no acknowledgement yet."""
+        return len(self._producer.made())
+
+    def _create_consumer(self) -> Any:
+        return self._connect({**self._consumer_state.callbacks(), **CONSUMER_PROPERTIES})
+
+    def _renew_consumer(self) -> None:
+        """Have a new consumer take the place of the old one, where credentials have changed and brokers accept it."""
+        if not self._credentials.refresh(self._consumer):
+            return
+        fresh = self._credentials.connect(self._create_consumer, self._options.topic)
+        if fresh is not None:
+            self._close_consumer()
+            self._consumer = fresh
+            self._read_from(self._positions)
+            self._credentials.renewed()
 
     def _close_consumer(self) -> None:
         self._consumer.unassign()
@@ -245,7 +272,7 @@ class Canary:
         now = self._clock()
         sequence = self.probes.send(partition, broker, now)
         try:
-            self._producer.produce(
+            self._producer.made().produce(
                 self._options.topic,
                 encode(self._streams[partition], sequence, time.time_ns() // 1000),
                 partition=partition,

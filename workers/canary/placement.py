@@ -11,6 +11,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic, OffsetSp
 
 from workers.errors import ConfigError
 from workers.kafka import groups
+from workers.kafka.credentials import CredentialsWatch
 from workers.lifecycle import PLACEMENT_THREAD
 
 log = logging.getLogger("workers")
@@ -109,15 +110,16 @@ class Placement:
     """Looks at the topic every INTERVAL_S in a thread of its own, and changes it where that is allowed.
 
     `layout` is a new object after each look; any thread may read it, and `changes`. The loop's thread calls `start` and
-    `close`. A change that the user has no right to is tried once.
+    `close`. A change that the user has no right to is tried once. `connect` makes a client with `credentials`.
     """
 
-    def __init__(self, connect: Callable[[], AdminClient], rules: Rules) -> None:
+    def __init__(self, connect: Callable[[], AdminClient], rules: Rules, credentials: CredentialsWatch) -> None:
         self.layout = Layout()
         # How often each change was made, by outcome.
         self.changes = {(change, outcome): 0 for change in CHANGES for outcome in ("success", "failure")}
         self._connect = connect
         self._rules = rules
+        self._credentials = credentials
         self._starts: dict[int, int] = {}
         self._not_before: dict[str, float] = {}
         self._uncovered: frozenset[int] = frozenset()
@@ -138,6 +140,7 @@ class Placement:
         try:
             while not self._ended.is_set():
                 try:
+                    admin = self._renewed(admin)
                     self.look(admin)
                 except Exception as error:  # the thread must not end: whatever it is, the next look may go well
                     log.debug("the layout of %s is not known: %s", self._rules.topic, error)
@@ -145,6 +148,17 @@ class Placement:
         finally:
             # An answer that came after the interpreter's end would crash the process; this waits for the thread.
             admin.__exit__(None, None, None)
+
+    def _renewed(self, admin: AdminClient) -> AdminClient:
+        """A client with the credentials of now, once brokers accept it; the old one until then."""
+        if not self._credentials.refresh(admin):
+            return admin
+        fresh = self._credentials.connect(self._connect, self._rules.topic)
+        if fresh is None:
+            return admin
+        self._credentials.renewed()
+        admin.__exit__(None, None, None)
+        return fresh
 
     def look(self, admin: AdminClient) -> None:
         """Look at the topic once, and change it if need be. Raises KafkaException when no broker answers."""

@@ -22,8 +22,9 @@ from workers.config import (
     Setting,
 )
 from workers.errors import ConfigError, ExitCode, WorkerError
-from workers.kafka.client import UNPOLLED, ClientState, create_client, wait_for_topics
-from workers.kafka.credentials import Credentials, read_credentials, read_expiries
+from workers.kafka.client import BESIDE_A_CONSUMER, UNPOLLED, ClientState, create_client, wait_for_topics
+from workers.kafka.credentials import CredentialsWatch
+from workers.kafka.renewed import RenewedProducer
 from workers.lifecycle import Shutdown, Stopped, call_with_timeout, settle_memory
 from workers.monitoring.metrics import CanaryCollector
 
@@ -44,32 +45,26 @@ def canary(options: CanaryOptions, context: Context, shutdown: Shutdown) -> None
     consumer_config = context.client_config(CANARY_CONSUMER_DEFAULTS, [group])
     admin_config = context.client_config(COMMON_DEFAULTS)
     rules = Rules(options.topic, options.create, options.replication_factor, options.min_insync_replicas)
-    placement = Placement(lambda: create_client(AdminClient, admin_config, {**UNPOLLED, **PROPERTIES}), rules)
-    probing = Options(options.topic, options.interval, options.max_latency, options.lost_after)
-
-    client_state = ClientState()
-
-    def read_files() -> Credentials:
-        """Return what the files hold now, and note when it ends: a client is made anew when the old one is stuck."""
-        credentials = read_credentials(config)
-        client_state.certificate_expiries_s = read_expiries(config, credentials)
-        return credentials
-
-    running = Canary(
-        lambda extra: create_client(confluent_kafka.Producer, config, extra, read_files()),
-        lambda extra: create_client(confluent_kafka.Consumer, consumer_config, extra, read_files()),
-        lambda: placement.layout,
-        probing,
-        shutdown,
-        client_state=client_state,
+    admin_credentials = CredentialsWatch(admin_config, ClientState())
+    placement = Placement(
+        lambda: create_client(AdminClient, admin_config, {**UNPOLLED, **PROPERTIES}, admin_credentials.credentials),
+        rules,
+        admin_credentials,
     )
-    read_files()
+    running = Canary(
+        RenewedProducer(config, options.auth_timeout, properties=BESIDE_A_CONSUMER, topic=options.topic),
+        consumer_config,
+        lambda: placement.layout,
+        Options(options.topic, options.interval, options.max_latency, options.lost_after),
+        shutdown,
+        auth_timeout_s=options.auth_timeout,
+    )
     collector = CanaryCollector(running, placement, config.get("client.id"))
     metrics = None if options.no_metrics else options.metrics
     with context.serve(metrics, collector, running.ready, running.live):
         try:
             with shutdown.at_once():
-                partitions = _prepare_topic(admin_config, rules, options.connection.timeout)
+                partitions = _prepare_topic(admin_config, rules, options)
                 if partitions:
                     _check_ownership(consumer_config, options.topic, partitions)
         except Stopped:
@@ -99,12 +94,13 @@ def _check_ownership(config: ClientConfig, topic: str, partitions: int) -> None:
         call_with_timeout(client.close, CLOSE_TIMEOUT_S)
 
 
-def _prepare_topic(config: ClientConfig, rules: Rules, timeout_s: float | None) -> int:
+def _prepare_topic(config: ClientConfig, rules: Rules, options: CanaryOptions) -> int:
     """Wait for the brokers, and for the topic, which is created where that is allowed; raises as `wait_for_topics`.
 
     Returns the number of partitions of a topic that was there before, and 0 for a new one.
     """
-    client_state = ClientState()
+    client_state = ClientState(config, options.auth_timeout)
+    timeout_s = options.connection.timeout
     with create_client(AdminClient, config, client_state.callbacks()) as admin:
         wait_for_topics(admin, [], config, client_state, timeout_s=timeout_s)
         created = rules.create and ensure_topic(admin, rules)

@@ -391,14 +391,22 @@ summary_option = option(
 )
 
 
+auth_timeout_option = option(
+    "--auth-timeout",
+    type=SECONDS,
+    default=AUTH_TIMEOUT_S,
+    show_default=True,
+    help="Seconds to keep trying after brokers refuse the credentials, which may change.",
+)
+
+
 def worker_options(command: _Command) -> _Command:
     """Add the options that both workers have."""
     command = apply(
         command,
         [
             no_metrics_option,
-            option("--auth-timeout", type=SECONDS, default=AUTH_TIMEOUT_S, show_default=True,
-                   help="Seconds to keep trying after brokers refuse the credentials, which may change."),
+            auth_timeout_option,
             shutdown_timeout_option,
             summary_option,
             option("--tracing", is_flag=True,

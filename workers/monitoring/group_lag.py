@@ -86,7 +86,8 @@ class _LastAnswers(Generic[_Key, _Value]):
 
 
 class GroupLag:
-    """Looks at groups round by round. One thread runs `look`; any may read `picture`, `ready` and `live`.
+    """Looks at groups round by round. One thread runs `look`; any may read `picture`, `ready` and `live`. The thread of
+    `look` may replace `admin` between two rounds.
 
     Memory grows with groups and partitions only: what is not there any more is forgotten in the same round.
     """
@@ -100,7 +101,7 @@ class GroupLag:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.picture = Picture()
-        self._admin = admin
+        self.admin = admin
         self._selection = selection
         self._interval_s = interval_s
         self._keep_s = keep_s
@@ -158,7 +159,7 @@ class GroupLag:
         if self._selection.group_ids:
             # Asked for by name, which needs no right to list.
             return sorted(filter(self._selection.has_group, set(self._selection.group_ids)))
-        listed = groups.list_groups(self._admin)
+        listed = groups.list_groups(self.admin)
         problems |= {f"list of groups {broker}".strip(): error for broker, error in listed.errors.items()}
         known = set(filter(self._selection.has_group, listed.values))
         if listed.errors:
@@ -167,9 +168,9 @@ class GroupLag:
         return sorted(known)
 
     def _ask_groups(self, group_ids: list[str], now: float, problems: dict[str, KafkaError]) -> None:
-        described = groups.describe_groups(self._admin, group_ids)
+        described = groups.describe_groups(self.admin, group_ids)
         there = [group_id for group_id in group_ids if group_id not in described.gone]
-        committed = groups.committed_offsets(self._admin, described)
+        committed = groups.committed_offsets(self.admin, described)
         for answers in (described, committed):
             problems |= {f"group {group_id}": error for group_id, error in answers.errors.items()}
         self._descriptions.update(described, now, self._keep_s)
@@ -183,13 +184,13 @@ class GroupLag:
             for group_id, description in self._descriptions.values.items()
             for topic in self._topics(group_id, description)
         }
-        numbers = groups.partitions_of(self._admin, topics)
+        numbers = groups.partitions_of(self.admin, topics)
         problems |= {f"topic {topic}": error for topic, error in numbers.errors.items()}
         self._numbers.update(numbers, now, self._keep_s)
         self._numbers.retain(topics)
         keys = [(topic, number) for topic, found in self._numbers.values.items() for number in found]
-        beginnings = groups.find_offsets(self._admin, dict.fromkeys(keys, OffsetSpec.earliest()))
-        ends = groups.find_offsets(self._admin, dict.fromkeys(keys, OffsetSpec.latest()))
+        beginnings = groups.find_offsets(self.admin, dict.fromkeys(keys, OffsetSpec.earliest()))
+        ends = groups.find_offsets(self.admin, dict.fromkeys(keys, OffsetSpec.latest()))
         errors = {**beginnings.errors, **ends.errors}
         problems |= {f"{topic}[{number}]": error for (topic, number), error in errors.items()}
         both = beginnings.values.keys() & ends.values.keys()
@@ -238,7 +239,7 @@ class GroupLag:
             for at in steps:
                 batch.setdefault(at[0], at)
             wanted = {key: OffsetSpec.for_timestamp(steps[at]) for key, at in batch.items()}
-            answers = groups.find_offsets(self._admin, wanted)
+            answers = groups.find_offsets(self.admin, wanted)
             for key, at in batch.items():
                 del steps[at]
                 # Without an answer the next round tries again.

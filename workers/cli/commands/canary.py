@@ -11,6 +11,7 @@ from workers.cli.options import (
     TOPIC,
     Command,
     Whole,
+    auth_timeout_option,
     connection_options,
     metrics_options,
     no_metrics_option,
@@ -34,6 +35,7 @@ class CanaryOptions:
     create: bool
     replication_factor: int
     min_insync_replicas: int
+    auth_timeout: float
     shutdown_timeout: float
     summary: Literal["text", "json"]
 
@@ -83,6 +85,7 @@ class CanaryOptions:
     show_default=True,
     help="min.insync.replicas of a new topic; lowered where there are fewer brokers than replicas.",
 )
+@auth_timeout_option
 @shutdown_timeout_option
 @summary_option
 @no_metrics_option

@@ -10,6 +10,7 @@ from workers.cli.context import Context
 from workers.cli.options import (
     POSITIVE_NUMBER,
     Command,
+    auth_timeout_option,
     connection_options,
     group_selection_options,
     metrics_options,
@@ -29,6 +30,7 @@ class LagExporterOptions:
     topic_filter: re.Pattern[str] | None
     interval: float
     keep: float
+    auth_timeout: float
 
 
 @click.command(cls=Command)
@@ -41,6 +43,7 @@ class LagExporterOptions:
     show_default=True,
     help="Seconds that the last values stay while a broker does not answer.",
 )
+@auth_timeout_option
 @metrics_options
 @connection_options
 def lag_exporter(**parameters: Any) -> None:
