@@ -14,6 +14,7 @@ from tests.unit.test_outputs import forward, forward_async, forward_batch, twice
 from workers.consumer import execution
 from workers.consumer import transactions as module
 from workers.consumer.assignment import Assignment
+from workers.consumer.breaker import LEAST
 from workers.consumer.failures import ErrorPolicy
 from workers.consumer.membership import Membership
 from workers.deadletters.headers import ATTEMPTS, ERROR_CLASS
@@ -483,6 +484,34 @@ def test_all_messages_become_dead_letters_when_their_topic_does_not_exist(
     assert letters == sorted([*numbers(0, 5), *numbers(10, 15)])
     assert (broker.offset(0), broker.offset(1)) == (5, 5)
     assert handled(member) == 10
+
+
+@pytest.mark.parametrize(
+    ("handler", "options"),
+    [(forward, {}), (forward, BY_KEY), (forward_batch, {"batch_size": 10})],
+    ids=["one call", "by key", "batch"],
+)
+def test_messages_whose_dead_letters_are_held_back_are_written_when_their_topic_takes_them_again(
+    broker: FakeBroker, group: Group, handler: Any, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    count = 2 * LEAST
+    broker.produce(numbers(0, count), key=key_of_ten)
+    refused = [True]
+    code = KafkaError.TOPIC_AUTHORIZATION_FAILED
+    broker.outcome = lambda message: code if refused and message.topic() == "out" else None
+    policy = ErrorPolicy(max_attempts=1, backoff_s=0.01, backoff_max_s=0.02)
+    member = group.member(handler, **ONCE, policy=policy, max_dead_letter_share=0.1, **options).start()
+    group.until(lambda: "--max-dead-letter-share allows" in caplog.text, "dead letters are held back")
+    retried = member.consumer.status.topics["t"].retried
+    group.until(lambda: member.consumer.status.topics["t"].retried > retried + 2, "messages are tried again")
+    refused.clear()
+    group.until(lambda: broker.offset() == count, "all is committed")
+    member.stop()
+
+    letters = len(broker.values("t.dlq"))
+    assert 0 < letters <= LEAST
+    assert broker.values("t.dlq") == numbers(0, letters)
+    assert broker.values("out") == numbers(letters, count)
 
 
 def test_a_coordinator_that_never_answers_is_left_behind(broker: FakeBroker, group: Group) -> None:

@@ -99,6 +99,7 @@ class FailedMessages:
                 case RetryLater(pause_s):
                     if withheld:
                         self._say_withheld()
+                        self._parts.outputs.try_again(work)
                     self._retry_later(state, shard, pause_s, error, where)
                 case SendDeadLetter():
                     self._condemn(state, shard, error, where)

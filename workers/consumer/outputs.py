@@ -89,6 +89,9 @@ class Outputs:
         self._queue.append(sending)
         self._send_what_fits()
 
+    def try_again(self, work: Work) -> None:  # noqa: ARG002  (the interface)
+        """Nothing is remembered of outputs that failed."""
+
     def poll(self, timeout_s: float) -> None:
         """Serve delivery reports, and send waiting outputs; raises WorkerError when the client cannot go on."""
         self._hear(timeout_s)

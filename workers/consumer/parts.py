@@ -51,6 +51,9 @@ class OutputSender(Protocol):
     def send(self, work: Work) -> None:
         """Take the answers of a finished work."""
 
+    def try_again(self, work: Work) -> None:
+        """Messages of `work` that are handled again have their outputs tried again, however often these were refused."""
+
     def poll(self, timeout_s: float) -> None:
         """Serve delivery reports; raises WorkerError when the client cannot go on."""
 

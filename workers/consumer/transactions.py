@@ -17,7 +17,7 @@ import random
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -265,6 +265,13 @@ class Transaction:
                 place = work.handled - 1 if self._batch else answer.place
                 self._hold(state, work.received.offset(place), answer.outputs)
         work.answers.clear()
+
+    def try_again(self, work: Work) -> None:
+        """A dead letter was due for messages of `work`, and is held back."""
+        for place in range(len(work)):
+            at = work.partition.key, work.received.offset(place)
+            if at in self._failures:
+                self._failures[at] = replace(self._failures[at], condemned=False)
 
     def poll(self, timeout_s: float) -> None:
         """Serve delivery reports of outputs; raises WorkerError when the client cannot go on."""
