@@ -4,12 +4,17 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
-from confluent_kafka import IsolationLevel
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import OFFSET_INVALID, IsolationLevel, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from workers.kafka.watermarks import Watermarks
+from workers.kafka.watermarks import Watermark, Watermarks
+from workers.testing.processes import eventually
 
 # A broker that takes connections and never answers: a request is under way when the process ends. The C library's exit
 # handler waits for the end of that request, when the interpreter is gone.
@@ -67,6 +72,25 @@ def test_closing_waits_no_longer_than_it_may() -> None:
     assert time.monotonic() - began < 30
     goes_on.set()
     assert watermarks.close(60)
+
+
+def test_a_beginning_that_no_leader_has_told_is_not_known() -> None:
+    def list_offsets(wanted: dict[TopicPartition, OffsetSpec], **_: object) -> dict[TopicPartition, Future[Any]]:
+        answers: dict[TopicPartition, Future[Any]] = {}
+        for place, spec in wanted.items():
+            answers[place] = Future()
+            offset = 7 if isinstance(spec, type(OffsetSpec.latest())) else OFFSET_INVALID
+            answers[place].set_result(SimpleNamespace(offset=offset))
+        return answers
+
+    admin = MagicMock(list_offsets=list_offsets)
+    watermarks = Watermarks(lambda: admin, IsolationLevel.READ_COMMITTED)
+    watermarks.wanted = (("t", 0),)
+    watermarks.start()
+    eventually(lambda: watermarks.round, "an answer is there")
+    watermarks.close(60)
+
+    assert watermarks.latest == {("t", 0): Watermark(-1, 7)}
 
 
 def test_watermarks_that_were_never_started_are_closed() -> None:

@@ -89,7 +89,7 @@ class Outputs:
         self._queue.append(sending)
         self._send_what_fits()
 
-    def try_again(self, work: Work) -> None:  # noqa: ARG002  (the interface)
+    def try_again(self, work: Work) -> None:
         """Nothing is remembered of outputs that failed."""
 
     def poll(self, timeout_s: float) -> None:

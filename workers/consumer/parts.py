@@ -52,7 +52,7 @@ class OutputSender(Protocol):
         """Take the answers of a finished work."""
 
     def try_again(self, work: Work) -> None:
-        """Messages of `work` that are handled again have their outputs tried again, however often these were refused."""
+        """Where messages of `work` are handled again, try their outputs again, however often these were refused."""
 
     def poll(self, timeout_s: float) -> None:
         """Serve delivery reports; raises WorkerError when the client cannot go on."""

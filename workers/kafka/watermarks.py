@@ -162,6 +162,7 @@ class Watermarks:
 
 def _offset(answer: "Future[Any]") -> int:
     try:
-        return int(answer.result().offset)
+        # Of a leader that cannot be reached librdkafka says OFFSET_INVALID, -1001, and no error.
+        return max(-1, int(answer.result().offset))
     except KafkaException:
         return -1
