@@ -16,6 +16,7 @@ from tests.unit.members import BY_KEY, FOR_EVER, Group, Handled, key_of_ten, num
 from workers.accounting.offset_metadata import OffsetMetadata, decode, encode
 from workers.consumer.committing import StoredOffsets
 from workers.consumer.failures import ErrorPolicy
+from workers.consumer.flow import BATCH_MESSAGES
 from workers.consumer.status import PartitionStatus
 from workers.deadletters.headers import dead_letter_headers, remember_traceback
 from workers.errors import ExitCode, WorkerError
@@ -193,6 +194,30 @@ def test_a_member_does_not_spin_while_the_last_messages_wait_for_a_retry(broker:
 
     assert (member.client.polls - polls) / (time.monotonic() - begun) < 150
     assert calls == 2
+
+
+def test_a_backlog_waits_at_the_brokers_while_the_last_message_waits_for_a_retry(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each turn took one message more, and the next turn began at once."""
+    monkeypatch.setattr("workers.consumer.flow.MAX_WAITING_MESSAGES", 0)
+    broker.add_partition("t")
+    broker.produce(numbers(0, 1))
+
+    calls: list[Message] = []
+
+    def wait(message: Message) -> None:
+        calls.append(message)
+        raise Retry(after_s=60)
+
+    member = group.member(Handled(wait), max_messages=1).start()
+    group.until(lambda: calls, "it has failed")
+    broker.produce(numbers(0, 20_000), partition=1)
+    group.until(lambda: member.consumer.status.waiting >= BATCH_MESSAGES, "enough waits")
+    polls, begun = member.client.polls, time.monotonic()
+    time.sleep(1)
+    assert (member.client.polls - polls) / (time.monotonic() - begun) < 150
+    assert member.consumer.status.waiting < 2 * BATCH_MESSAGES + 200
 
 
 def test_a_member_that_is_stopped_before_it_has_joined_never_joins(broker: FakeBroker, group: Group) -> None:

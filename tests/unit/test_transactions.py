@@ -16,6 +16,7 @@ from workers.consumer import transactions as module
 from workers.consumer.assignment import Assignment
 from workers.consumer.breaker import LEAST
 from workers.consumer.failures import ErrorPolicy
+from workers.consumer.flow import BATCH_MESSAGES
 from workers.consumer.membership import Membership
 from workers.deadletters.headers import ATTEMPTS, ERROR_CLASS
 from workers.errors import ConfigError, WorkerError
@@ -926,6 +927,27 @@ def test_the_loop_goes_on_while_brokers_take_up_the_next_producer(broker: FakeBr
     slow.go.set()
     broker.produce(numbers(10, 20))
     group.until(lambda: broker.offset() == 20, "the next one has taken over")
+
+
+def test_a_backlog_waits_at_the_brokers_while_no_coordinator_takes_up_a_producer(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each turn took one message more, and the next turn began at once."""
+    monkeypatch.setattr("workers.consumer.flow.MAX_WAITING_MESSAGES", 0)
+    broker.produce(numbers(0, 10))
+    member = group.member(forward, **ONCE).start()
+    group.until(lambda: broker.offset() == 10, "all is committed")
+    slow = SlowCall(broker, "init")
+    broker.producers[-1].own["error_cb"](FENCED)
+    assert slow.there.wait(20)
+    broker.produce(numbers(10, 20_000))
+    group.until(lambda: member.consumer.status.waiting >= BATCH_MESSAGES, "enough waits")
+    polls, begun = member.client.polls, time.monotonic()
+    time.sleep(1)
+    assert (member.client.polls - polls) / (time.monotonic() - begun) < 150
+    assert member.consumer.status.waiting < 2 * BATCH_MESSAGES + 200
+    slow.go.set()
+    group.until(lambda: broker.offset() == 20_000, "all is committed")
 
 
 class Unanswered:

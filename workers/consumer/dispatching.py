@@ -155,7 +155,7 @@ class Dispatcher:
         self._flow.hangs = False
         if executor.in_flight:
             self._keep_alive()
-        if executor.in_flight or outputs.works:
+        if executor.in_flight or outputs.works or self._flow.full():
             self._hold_back()
 
     def _collect_handled(self) -> None:

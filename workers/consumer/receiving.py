@@ -33,13 +33,19 @@ class Receiver:
         """Take what has arrived, or wait for it: `consume` would wait for a full batch, so that is left to `poll`."""
         client, assignment = self._parts.client, self._parts.assignment
         # Where the handler does not keep up, what it has yet to do must not pile up here.
-        limit = 1 if self._flow.full() else self._flow.receive_limit
+        full = self._flow.full()
+        limit = 1 if full else self._flow.receive_limit
         if limit > 1:
             messages = client.consume(limit, 0)
             if messages:
                 self._take(messages)
                 return
-        first = client.poll(self._poll_timeout_s())
+        timeout_s = self._poll_timeout_s()
+        if full and not self._parts.executor.in_flight:
+            # A message that is there would end the wait at once, and each turn would bring one more.
+            time.sleep(timeout_s)
+            timeout_s = 0.0
+        first = client.poll(timeout_s)
         if first is None:
             self._parts.fetching.drained_at = time.monotonic()
             return
