@@ -598,6 +598,79 @@ def test_a_lower_offset_is_committed_again_until_the_brokers_take_it(broker: Fak
     group.until(lambda: broker.offset() == 50, "the lower offset is committed")
 
 
+def new(count: int) -> list[bytes]:
+    """The messages of a log that was cut and written again."""
+    return [b"new %d" % each for each in range(count)]
+
+
+def test_messages_that_replace_truncated_ones_are_handled_though_the_fetch_had_hung(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hangs at the leader of before: the seek must not take away what tells that the log was cut."""
+    monkeypatch.setattr("workers.consumer.fetching.SEEK_S", 0.3)
+    broker.produce(numbers(0, 100))
+    handled = Handled()
+    group.member(handled).start()
+    group.until(lambda: broker.offset() == 100, "all are committed")
+    with broker.lock:
+        broker.hung["t", 0] = "seek"
+        broker.truncate(90)
+        broker.produce(new(30))
+    group.until(lambda: broker.offset() == 120, "the new ones are committed")
+
+    assert handled.values[100:] == new(30)
+
+
+def test_messages_that_replace_truncated_ones_are_handled_in_all_partitions_that_were_cut(
+    broker: FakeBroker, group: Group
+) -> None:
+    """A member that is assigned all partitions at once is assigned the others anew when one is cut."""
+    broker.add_partition("t")
+    broker.produce(numbers(0, 100))
+    broker.produce(numbers(0, 50), partition=1)
+    handled = Handled()
+    group.member(handled, properties={"partition.assignment.strategy": "range"}).start()
+    group.until(lambda: (broker.offset(0), broker.offset(1)) == (100, 50), "all are committed")
+    with broker.lock:
+        broker.hung["t", 1] = "for ever"
+        broker.truncate(90)
+        broker.produce(new(5))
+        broker.truncate(40, partition=1)
+        broker.produce(new(20), partition=1)
+    group.until(lambda: broker.offset(0) == 95, "the new ones of one are committed")
+    del broker.hung["t", 1]
+    group.until(lambda: broker.offset(1) == 60, "those of the other are committed")
+
+    assert [value for partition, _, value in handled.messages[150:] if partition == 1] == new(20)
+
+
+def test_messages_that_replace_truncated_ones_are_handled_though_those_before_were_left_to_the_client(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.consumer.flow.MAX_WAITING_BYTES", 1000)
+    broker.produce([b"%0100d" % each for each in range(100)])
+    calls: list[int] = []
+
+    def fail_once(message: Message) -> None:
+        if not calls:
+            calls.append(message.offset() or 0)
+            group.gate.wait(20)
+            raise Retry(after_s=1.0)
+
+    handled = Handled(fail_once)
+    member = group.member(handled).start()
+    group.until(lambda: ("t", 0) in member.client.paused, "it holds much")
+    group.gate.set()
+    group.until(lambda: member.client.seeks, "the rest is left to the client")
+    _, offset = member.client.seeks[0]
+    with broker.lock:
+        broker.truncate(offset - 2)
+        broker.produce(new(100))
+    group.until(lambda: broker.offset() == offset + 98, "all is committed")
+
+    assert {*handled.values} >= {*new(100)}
+
+
 def test_messages_that_replace_truncated_ones_are_handled(broker: FakeBroker, group: Group) -> None:
     broker.produce(numbers(0, 100))
     handled = Handled()
@@ -605,11 +678,11 @@ def test_messages_that_replace_truncated_ones_are_handled(broker: FakeBroker, gr
     group.until(lambda: broker.offset() == 100, "all are committed")
     with broker.lock:
         broker.truncate(90)
-        broker.produce([b"new %d" % each for each in range(30)])
+        broker.produce(new(30))
     group.until(lambda: broker.offset() == 120, "the new ones are committed")
     member.stop()
 
-    assert handled.values[100:] == [b"new %d" % each for each in range(30)]
+    assert handled.values[100:] == new(30)
 
 
 def test_messages_that_retention_deleted_before_they_were_handled_are_counted_exactly(

@@ -247,6 +247,46 @@ def committing(*, in_order: bool = True) -> tuple[Mock, Assignment, PartitionSta
     return client, assignment, state, StoredOffsets(lambda: client, Mock())
 
 
+def received(offset: int, epoch: int) -> Message:
+    return Message(topic="t", partition=0, offset=offset, value=b"v", leader_epoch=epoch)
+
+
+def place(partition: TopicPartition) -> tuple[int, int | None]:
+    return partition.offset, partition.leader_epoch
+
+
+def test_the_epoch_of_a_message_is_not_committed_with_an_offset_behind_a_marker() -> None:
+    """The marker may be of a later leader: the brokers would tell of a cut that never was."""
+    assignment = Assignment(["t"])
+    [state] = assignment.assign([TopicPartition("t", 0, 9)])
+    [(_, one)] = assignment.buffer([received(9, 4)])
+    assignment.complete(state, one, 0, 1)
+    assert place(state.to_commit()) == (10, 4)
+    assignment.end_of_partition(state, 11)
+    assert place(state.to_commit()) == (11, None)
+    assert place(state.at_position()) == (11, None)
+
+
+def test_the_epoch_of_the_message_that_waits_behind_a_gap_is_committed_with_its_offset() -> None:
+    assignment = Assignment(["t"], in_order=False)
+    [state] = assignment.assign([TopicPartition("t", 0, 9)])
+    [(_, three)] = assignment.buffer([received(9, 4), received(11, 5), received(12, 6)])
+    assignment.complete(state, three, 2, 3)
+    assignment.complete(state, three, 0, 1)
+    assert place(state.to_commit()) == (11, 5)
+    assignment.complete(state, three, 1, 2)
+    assert place(state.to_commit()) == (13, 6)
+
+
+def test_the_epoch_of_the_first_message_behind_a_gap_is_committed_with_its_offset() -> None:
+    assignment = Assignment(["t"])
+    [state] = assignment.assign([TopicPartition("t", 0, 9, "", 4)])
+    assert place(state.to_commit()) == (9, 4)
+    [(_, _)] = assignment.buffer([received(11, 5)])
+    assert place(state.to_commit()) == (11, 5)
+    assert place(state.at_position()) == (12, 5)
+
+
 def test_the_answer_to_an_earlier_commit_does_not_stand_for_one_that_was_not_sent() -> None:
     client, assignment, state, committer = committing()
     state.topic_id = "an-id"

@@ -71,9 +71,11 @@ class PartitionState:
         self.window_place = 0
         # Offsets that an earlier owner has completed beyond what it had committed.
         self.completed_earlier = metadata if metadata.ahead else None
-        # Of the message before `next_offset`; committed with that, and wrong for any other offset.
+        # With `next_offset` and with `position`, librdkafka asks by them whether the log was cut; -1 is not known. A
+        # wrong one would tell of a cut that never was: it is that of the message just before the offset, or of the one
+        # at it. A marker of a transaction in between may be of a later leader.
         epoch = committed.leader_epoch if committed is not None and known else None
-        self.leader_epoch = -1 if epoch is None else epoch
+        self.leader_epoch = self.position_epoch = -1 if epoch is None else epoch
         # Whether what the group has committed is not known yet: what is received meanwhile is not handled.
         self.awaits_committed = committed is not None and committed.offset == OFFSET_INVALID
         # Whether the client still asks where the end is, at which it was assigned: the answer would undo a seek
@@ -135,9 +137,24 @@ class PartitionState:
             return False
         return self.dirty or self.rewound or self.staged_offset != self.confirmed_offset
 
-    def topic_partition(self, offset: int = OFFSET_INVALID) -> TopicPartition:
-        """The partition for the client, without a leader epoch: that of the low-water mark is not what was received."""
-        return TopicPartition(self.topic.name, self.number, offset)
+    def topic_partition(self, offset: int = OFFSET_INVALID, epoch: int = -1) -> TopicPartition:
+        """The partition for the client; with a leader epoch it asks whether the log was cut before `offset`."""
+        return TopicPartition(self.topic.name, self.number, offset, "", epoch)
+
+    def at_position(self) -> TopicPartition:
+        """The partition for the client, which is to fetch what follows the messages that it has given us."""
+        return self.topic_partition(OFFSET_INVALID if self.position is None else self.position, self.position_epoch)
+
+    def move_to(self, position: int, epoch: int = -1) -> None:
+        """Receive from `position` on; `epoch` is of the message before or at it."""
+        if position != self.position:
+            self.position, self.position_epoch = position, epoch
+
+    def advance_to(self, next_offset: int, epoch: int = -1) -> None:
+        """Move the low-water mark where nothing is outstanding; `epoch` is of the message before or at it."""
+        if next_offset != self.next_offset:
+            self.tracker.advance_to(next_offset)
+            self.leader_epoch = epoch
 
     def to_commit(self, *, ahead: bool = True) -> TopicPartition:
         """The offset to commit, with the metadata for the next owner; the offset must be known.
@@ -278,10 +295,10 @@ class Assignment:
         if not state.count:
             state.waiting_since_ms = run[0].timestamp()[1] or 0
             state.progress_at = now
-            if state.in_order:
-                state.tracker.advance_to(run[0].offset() or 0)
-        state.position = (run[-1].offset() or 0) + 1
-        state.end_offset = max(state.end_offset, state.position)
+            state.advance_to(run[0].offset() or 0, leader_epoch(run[0]))
+        position = (run[-1].offset() or 0) + 1
+        state.move_to(position, leader_epoch(run[-1]))
+        state.end_offset = max(state.end_offset, position)
         received = Received(run)
         state.count += len(run)
         state.bytes += received.bytes
@@ -312,22 +329,25 @@ class Assignment:
         if state.awaits_committed:
             state.seeks_end = False
             return
-        state.position = max(state.position or 0, offset)
+        state.move_to(max(state.position or 0, offset))
         if not state.count and offset > (state.next_offset or 0):
-            state.tracker.advance_to(offset)
+            state.advance_to(offset)
             state.dirty = True
 
     def give_back(self, state: PartitionState, beyond: Received) -> None:
         """The last messages that were received are left to the client, to be received again (in order only)."""
         state.count -= len(beyond)
         state.bytes -= beyond.bytes
-        state.position = beyond.offset(0)
+        state.move_to(beyond.offset(0), leader_epoch(beyond.messages[0]))
 
     def skip_to(self, state: PartitionState, offset: int) -> None:
         """Receive from `offset` on, behind what was received: what lies between is not in the log any more."""
-        state.position = offset
+        if offset != state.position:
+            # All before it was deleted.
+            state.begin_offset = max(state.begin_offset, offset)
+            state.move_to(offset)
         if not state.count:
-            state.tracker.advance_to(offset)
+            state.advance_to(offset)
             state.dirty = True
 
     def of_other_topics(self, topic_ids: Mapping[str, str], asked_at: float) -> list[PartitionState]:
@@ -390,7 +410,7 @@ class Assignment:
             state.tracker.advance_to((last.offset() or 0) + 1)
             self._passed(state, last, received.messages[end] if end < len(received) else None)
             return
-        state.completed_epoch = max(state.completed_epoch, _epoch(last))
+        state.completed_epoch = max(state.completed_epoch, leader_epoch(last))
         for place in range(begin, end):
             passed = state.tracker.complete(received.offset(place))
             if passed:
@@ -427,7 +447,8 @@ class Assignment:
 
     def _passed(self, state: PartitionState, last: Message, following: Message | None) -> None:
         state.dirty = True
-        state.leader_epoch = _epoch(last)
+        behind_last = state.next_offset == (last.offset() or 0) + 1
+        state.leader_epoch = leader_epoch(last) if behind_last else -1 if following is None else leader_epoch(following)
         state.last_timestamp_ms = last.timestamp()[1] or 0
         # The message that comes next, or about as old as that: the last one that was handled.
         # A message is false where its value is empty, and cannot be asked where a handler has put its own object there.
@@ -435,7 +456,7 @@ class Assignment:
         state.waiting_since_ms = (waiting.timestamp()[1] or 0) if state.count else 0
         if not state.count and state.position is not None and (state.next_offset or 0) < state.position:
             # The offsets between the last message and the end that the client has reached hold no message.
-            state.tracker.advance_to(state.position)
+            state.advance_to(state.position)
 
 
 def _with_rest(ahead: OffsetMetadata, earlier: OffsetMetadata, begin: int) -> OffsetMetadata:
@@ -455,7 +476,8 @@ def _with_rest(ahead: OffsetMetadata, earlier: OffsetMetadata, begin: int) -> Of
     )
 
 
-def _epoch(message: Message) -> int:
+def leader_epoch(message: Message) -> int:
+    """Of the leader that wrote a message; -1 where it is not known."""
     epoch = message.leader_epoch()
     return -1 if epoch is None else epoch
 
@@ -467,7 +489,7 @@ def _was_completed(earlier: OffsetMetadata, message: Message) -> bool:
     offset = message.offset() or 0
     if not any(begin <= offset < end for begin, end in earlier.ahead):
         return False
-    epoch = _epoch(message)
+    epoch = leader_epoch(message)
     timestamp_ms = message.timestamp()[1] or 0
     return 0 <= epoch <= earlier.leader_epoch and timestamp_ms <= earlier.time_ms
 

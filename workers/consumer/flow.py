@@ -4,7 +4,7 @@ import logging
 
 from confluent_kafka import KafkaException
 
-from workers.consumer.assignment import PartitionState
+from workers.consumer.assignment import PartitionState, leader_epoch
 from workers.consumer.parts import Parts
 
 log = logging.getLogger(__name__)
@@ -106,8 +106,12 @@ class FlowControl:
         beyond = self._parts.scheduler.cut(state, fit)
         if beyond is None:
             return
+        if beyond.offset(0) < state.begin_offset:
+            # Retention has deleted them meanwhile.
+            self._parts.scheduler.add(state, beyond)
+            return
         try:
-            self._parts.client.seek(state.topic_partition(beyond.offset(0)))
+            self._parts.client.seek(state.topic_partition(beyond.offset(0), leader_epoch(beyond.messages[0])))
         except KafkaException as error:
             log.debug("%s: kept, and not left to the client: %s", state, error)
             self._parts.scheduler.add(state, beyond)

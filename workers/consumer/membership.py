@@ -137,7 +137,7 @@ class Membership:
                 self._parts.assignment.skip_to(state, start.offset)
             known = start.committed
             # With its epoch, where the group has committed it: librdkafka tells then where the log was cut since.
-            place = state.topic_partition(start.offset) if known is None else self._fetched_from(known)
+            place = state.at_position() if known is None else self._fetched_from(known)
             if self._exactly_once:
                 if not self._seek(state, place):
                     self._await_assignment(state)
@@ -191,11 +191,7 @@ class Membership:
     def _reassign(self, state: PartitionState, place: TopicPartition) -> None:
         """Begin to fetch anew: a partition without a valid offset cannot be sought. Not with exactly-once."""
         if self._eager:
-            others = [
-                each.topic_partition(each.position if each.position is not None else OFFSET_INVALID)
-                for each in self._parts.assignment.partitions.values()
-                if each is not state
-            ]
+            others = [each.at_position() for each in self._parts.assignment.partitions.values() if each is not state]
             self._parts.client.assign([place, *others])
             return
         self._parts.client.incremental_unassign([place])

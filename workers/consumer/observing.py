@@ -39,7 +39,7 @@ class Observer:
                 parts.starts.other_topic(state)
         for state in parts.fetching.to_seek(partitions, now):
             try:
-                parts.client.seek(state.topic_partition(state.position or 0))
+                parts.client.seek(state.at_position())
             except KafkaException as error:
                 log.warning("%s: not sought to offset %s: %s", state, state.position, error)
         if parts.fetching.rejoin_due(partitions, now):

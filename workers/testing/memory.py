@@ -6,6 +6,7 @@ one `_AUTO_OFFSET_RESET` event, and can then not be sought until it is assigned 
 """
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -345,11 +346,9 @@ class FakeClient:
         self._take_epoch(key, place)
 
     def _take_epoch(self, key: Key, place: TopicPartition) -> None:
-        log = self._broker.logs.get(key)
-        # Without an epoch librdkafka does not ask whether the log was cut.
+        # Without an epoch librdkafka does not ask whether the log was cut, before a message tells the epoch.
         epoch: int | None = place.leader_epoch
-        now = log.epoch if log is not None else 0
-        self._epochs[key] = now if epoch is None or epoch < 0 else epoch
+        self._epochs[key] = sys.maxsize if epoch is None or epoch < 0 else epoch
 
     # Messages
 
