@@ -13,7 +13,7 @@ BATCH_MESSAGES = 2000
 # Messages that may wait in all partitions that are handled in order; each of many partitions may have two batches. A
 # client that pauses a partition throws away what it has fetched, so fewer would be slower.
 MAX_WAITING_MESSAGES = 12 * BATCH_MESSAGES
-# With --concurrency, at least so many messages may wait.
+# With --concurrency, at least this many messages may wait.
 FEW_MESSAGES = 500
 # Approximate bytes that may wait for the handler.
 MAX_WAITING_BYTES = 64 * 1024 * 1024
