@@ -60,6 +60,11 @@ def test_while_a_leader_moves_the_brokers_are_asked_again(moving: int) -> None:
     assert while_settling(ask, "not found") == "found"
 
 
+def test_a_request_that_is_not_answered_is_named() -> None:
+    with pytest.raises(KafkaException, match="ListOffsets was not answered within 10 s"):
+        offset_ranges(admin(KafkaError._TIMED_OUT), [("t", 0)])
+
+
 def test_another_error_is_said_at_once() -> None:
     def ask() -> None:
         raise KafkaException(KafkaError(KafkaError.GROUP_AUTHORIZATION_FAILED))

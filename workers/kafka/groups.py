@@ -206,7 +206,8 @@ def describe_groups(admin: AdminClient, group_ids: list[str]) -> Answers[str, Co
     """State and members of groups of either protocol."""
     if not group_ids:
         return Answers({}, frozenset(), {})
-    answers = _gather(admin.describe_consumer_groups(group_ids, request_timeout=REQUEST_TIMEOUT_S), lambda seen: seen)
+    futures = admin.describe_consumer_groups(group_ids, request_timeout=REQUEST_TIMEOUT_S)
+    answers = _gather("DescribeGroups", futures, lambda seen: seen)
     # Kafka before 4.0 calls a group that is not there dead.
     dead = {group_id for group_id, seen in answers.values.items() if seen.state == ConsumerGroupState.DEAD}
     known = {group_id: seen for group_id, seen in answers.values.items() if group_id not in dead}
@@ -226,7 +227,7 @@ def committed_offsets(
     for group_id in described.values:
         request = [ConsumerGroupTopicPartitions(group_id)]
         futures |= admin.list_consumer_group_offsets(request, request_timeout=REQUEST_TIMEOUT_S)
-    answers = _gather(futures, _offsets_of)
+    answers = _gather("OffsetFetch", futures, _offsets_of)
     return Answers(answers.values, answers.gone | described.gone, described.errors | answers.errors)
 
 
@@ -269,7 +270,7 @@ def find_offsets(
         request_timeout=REQUEST_TIMEOUT_S,
     )
     by_key = {(each.topic, each.partition): future for each, future in futures.items()}
-    return _gather(by_key, _found)
+    return _gather("ListOffsets", by_key, _found)
 
 
 def _found(answer: ListOffsetsResultInfo) -> tuple[int, int]:
@@ -292,7 +293,10 @@ def offset_ranges(admin: AdminClient, keys: Collection[PartitionKey]) -> dict[Pa
     return {key: (beginnings.values.get(key, nothing)[0], ends.values.get(key, nothing)[0]) for key in keys}
 
 
-def _gather(futures: Mapping[_Key, Future[_Result]], read: Callable[[_Result], _Value]) -> Answers[_Key, _Value]:
+def _gather(
+    request: str, futures: Mapping[_Key, Future[_Result]], read: Callable[[_Result], _Value]
+) -> Answers[_Key, _Value]:
+    """Wait for the answers. librdkafka does not say which request was not answered in time."""
     values: dict[_Key, _Value] = {}
     gone: set[_Key] = set()
     errors: dict[_Key, KafkaError] = {}
@@ -300,10 +304,13 @@ def _gather(futures: Mapping[_Key, Future[_Result]], read: Callable[[_Result], _
         try:
             values[key] = read(future.result())
         except KafkaException as raised:
-            if raised.args[0].code() in GONE:
+            error: KafkaError = raised.args[0]
+            if error.code() in GONE:
                 gone.add(key)
+            elif error.code() == KafkaError._TIMED_OUT:
+                errors[key] = KafkaError(error.code(), f"{request} was not answered within {REQUEST_TIMEOUT_S:g} s")
             else:
-                errors[key] = raised.args[0]
+                errors[key] = error
     return Answers(values, frozenset(gone), errors)
 
 
