@@ -451,7 +451,7 @@ def test_a_topic_that_somebody_else_has_created_meanwhile_is_taken() -> None:
 class Bed:
     """A canary on a broker in memory, whose rounds the test begins."""
 
-    def __init__(self, partitions: int = 2, config: ClientConfig = PLAIN) -> None:
+    def __init__(self, partitions: int = 2, config: ClientConfig = PLAIN, auth_timeout_s: float = 0.0) -> None:
         self.broker = FakeBroker(canary=partitions)
         self.now = 0.0
         # Seconds that pass with each look at the clock.
@@ -463,7 +463,7 @@ class Bed:
         )
         self.shutdown = Shutdown(1)
         self.canary = Canary(
-            RenewedProducer(config, 0.0, properties={}, connect=self.broker.connect_producer),
+            RenewedProducer(config, auth_timeout_s, properties={}, connect=self.broker.connect_producer),
             config,
             lambda: self.layout,
             Options("canary", 1.0, LATENCY_S, LOST_S),
@@ -501,6 +501,47 @@ def test_changed_credentials_are_taken_up_and_no_message_is_missed(certificates:
     assert (len(bed.broker.producers), len(bed.broker.clients)) == (2, 2)
     assert [bed.total(name) for name in ("sent", "acknowledged", "received", "lost")] == [18, 18, 18, 0]
     assert bed.canary.status.availability == 1
+
+
+def test_new_credentials_are_taken_up_though_brokers_refuse_the_client_with_the_old_ones(
+    certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its probes are kept for 30 s, and each round sends others."""
+    monkeypatch.setattr("workers.kafka.renewed.PATIENCE_S", 0.0)
+    # As kubelet mounts it: what brokers refuse may be changing.
+    (certificates.parent / "..data").touch()
+    bed = Bed(config=trusting(certificates), auth_timeout_s=60.0)
+    bed.rounds(2)
+    bed.broker.outcome = lambda _: LATER
+    reason = "ssl://b:1/1: SSL handshake failed: certificate verify failed"
+    bed.broker.producers[0].own["error_cb"](KafkaError(KafkaError._SSL, reason))
+    bed.rounds(2)
+    assert (len(bed.broker.producers), bed.total("failed")) == (1, 0)
+    trustme.CA().cert_pem.write_to_path(certificates)
+    bed.rounds()
+    assert (len(bed.broker.producers), bed.total("failed")) == (2, 6)
+    bed.broker.outcome = lambda _: None
+    bed.rounds(5)
+
+    assert [bed.total(name) for name in ("sent", "acknowledged", "failed", "received")] == [20, 14, 6, 14]
+    assert (bed.total("lost"), bed.total("duplicates"), bed.canary.status.availability) == (0, 0, 1)
+    assert bed.canary.client_state.refusing_brokers == 0
+
+
+def test_no_probe_is_sent_with_a_client_that_is_about_to_be_renewed(certificates: Path) -> None:
+    bed = Bed(config=trusting(certificates))
+    bed.broker.outcome = lambda _: LATER
+    bed.rounds()
+    trustme.CA().cert_pem.write_to_path(certificates)
+    bed.canary.serve(0)
+    bed.rounds(3)
+    assert (len(bed.broker.producers), bed.total("sent")) == (1, 2)
+    bed.broker.outcome = lambda _: None
+    bed.canary.serve(0)
+    bed.rounds(3)
+
+    assert len(bed.broker.producers) == 2
+    assert [bed.total(name) for name in ("sent", "acknowledged", "failed", "received")] == [8, 8, 0, 8]
 
 
 def test_each_round_sends_a_message_to_each_partition_and_receives_it() -> None:

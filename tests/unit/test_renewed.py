@@ -1,5 +1,6 @@
 """Producers whose credentials change."""
 
+from collections import Counter
 from pathlib import Path
 
 import confluent_kafka
@@ -8,9 +9,12 @@ import trustme
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from workers.config import PRODUCER_DEFAULTS, ClientConfig, Precedence, Setting
-from workers.deadletters.writer import DeadLetters
-from workers.testing.memory import FakeBroker, FakeProducer
+from workers.deadletters.writer import RENEWING, DeadLetter, DeadLetters
+from workers.kafka.renewed import RenewedProducer
+from workers.testing.memory import LATER, FakeBroker, FakeProducer
 from workers.testing.processes import eventually
+
+REFUSED = KafkaError(KafkaError._SSL, "ssl://b:1/1: SSL handshake failed: certificate verify failed")
 
 
 @pytest.fixture
@@ -34,14 +38,22 @@ def refuse(*_: object, **__: object) -> None:
     raise KafkaException(KafkaError(KafkaError._AUTHENTICATION))
 
 
-def dead_letters(certificates: Path) -> DeadLetters:
+def trusting(certificates: Path) -> ClientConfig:
     told = {
         "bootstrap.servers": "127.0.0.1:1",
         "security.protocol": "ssl",
         "ssl.ca.location": str(certificates),
     }
     settings = [Setting(*each, Precedence.COMMAND_LINE, "") for each in told.items()]
-    return DeadLetters(ClientConfig(PRODUCER_DEFAULTS, settings), None, "g")
+    return ClientConfig(PRODUCER_DEFAULTS, settings)
+
+
+def dead_letters(certificates: Path) -> DeadLetters:
+    return DeadLetters(trusting(certificates), None, "g", auth_timeout_s=60.0)
+
+
+def send(letters: DeadLetters, value: bytes) -> DeadLetter:
+    return letters.send(Message(topic="t", value=value), ValueError("no"), 1)
 
 
 def test_dead_letters_keep_their_client_until_brokers_accept_the_changed_credentials(
@@ -50,7 +62,7 @@ def test_dead_letters_keep_their_client_until_brokers_accept_the_changed_credent
     letters = dead_letters(certificates)
 
     def write(value: bytes) -> None:
-        letter = letters.send(Message(topic="t", value=value), ValueError("no"), 1)
+        letter = send(letters, value)
         letters.poll(0)
         assert letter.delivered
 
@@ -78,6 +90,78 @@ def test_a_first_dead_letter_is_written_with_the_credentials_of_now(certificates
     changed.write_to_path(certificates)
     letters.poll(0)
     assert broker.producers == []
-    letters.send(Message(topic="t", value=b"1"), ValueError("no"), 1)
+    send(letters, b"1")
 
     assert broker.producers[0].own["ssl.ca.pem"].split() == changed.bytes().decode().split()
+
+
+def test_dead_letters_get_a_new_client_though_one_after_the_other_is_under_way(
+    certificates: Path, broker: FakeBroker
+) -> None:
+    looks: Counter[bytes] = Counter()
+
+    def slowly(message: Message) -> int | None:
+        value = message.value() or b""
+        looks[value] += 1
+        return None if looks[value] > 3 else LATER
+
+    broker.outcome = slowly
+    letters = dead_letters(certificates)
+    sent = [(b"first", send(letters, b"first"))]
+    trustme.CA().cert_pem.write_to_path(certificates)
+    for number in range(20):
+        letters.poll(0)
+        value = b"%d" % number
+        sent.append((value, send(letters, value)))
+    assert len(broker.producers) == 2
+    for _ in range(5):
+        letters.poll(0)
+
+    assert {letter.delivered for _, letter in sent} == {True, False}
+    assert {letter.error for _, letter in sent} == {"", RENEWING}
+    assert broker.values("t.dlq") == [value for value, letter in sent if letter.delivered]
+
+
+def test_dead_letters_under_way_do_not_hold_up_the_client_that_follows_one_that_brokers_refuse(
+    certificates: Path, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are kept for two minutes, and after three the worker would end, though the files hold good credentials."""
+    monkeypatch.setattr("workers.kafka.renewed.PATIENCE_S", 0.0)
+    # As kubelet mounts it: what brokers refuse may be changing.
+    (certificates.parent / "..data").touch()
+    broker.outcome = lambda _: LATER
+    letters = dead_letters(certificates)
+    waiting = send(letters, b"1")
+    broker.producers[0].own["error_cb"](REFUSED)
+    letters.poll(0)
+    trustme.CA().cert_pem.write_to_path(certificates)
+    with monkeypatch.context() as refusing:
+        refusing.setattr(FakeProducer, "list_topics", refuse)
+        letters.poll(0)
+    assert waiting.delivered is None
+    letters.poll(0)
+    assert waiting.delivered is False
+    broker.outcome = lambda _: None
+    again = send(letters, b"1")
+    letters.poll(0)
+
+    assert again.delivered
+    assert broker.values("t.dlq") == [b"1"]
+    assert broker.producers[-1].most == 1
+    eventually(lambda: broker.producers[0].closed, "the old client is closed")
+
+
+def test_messages_under_way_hold_up_new_credentials_no_longer_than_is_said(
+    certificates: Path, broker: FakeBroker
+) -> None:
+    broker.outcome = lambda _: LATER
+    producer = RenewedProducer(trusting(certificates), 0.0, properties={}, connect=broker.connect_producer)
+    outcomes: list[KafkaError | None] = []
+    producer.made().produce("t.dlq", b"1", on_delivery=lambda error, _: outcomes.append(error))
+    trustme.CA().cert_pem.write_to_path(certificates)
+    producer.serve(0)
+    assert (len(broker.producers), outcomes) == (1, [])
+    producer.serve(0, 0.0)
+
+    assert producer.client is broker.producers[1]
+    assert [error.code() for error in outcomes if error is not None] == [KafkaError._PURGE_QUEUE]

@@ -153,7 +153,10 @@ class Canary:
         call_with_timeout(self._producer.made().close, CLOSE_TIMEOUT_S)
 
     def begin_round(self) -> None:
-        """Judge the messages so far, and send a new one to each partition that can be read."""
+        """Judge the messages so far, and send a new one to each partition that can be read.
+
+        None is sent while the producer is to be renewed.
+        """
         now = self._clock()
         layout = self._latest_layout()
         if layout.partitions:
@@ -162,7 +165,8 @@ class Canary:
         self.probes.look(now)
         for number, placed in self._layout.partitions.items():
             self.probes.expect(number, now)
-            if number in self._streams:
+            # A probe in each interval would keep a client in use that brokers refuse.
+            if number in self._streams and not self._producer.due:
                 self._send(number, placed.leader)
         self._reconnect_if_stuck(now)
         self._publish(self._layout)
@@ -172,7 +176,7 @@ class Canary:
         self._turned_at = self._clock()
         short_s = min(timeout_s, SHORT_POLL_S)
         due = self._under_way > 0
-        self._producer.serve(short_s if due else 0)
+        self._producer.serve(short_s if due else 0, self._options.max_latency_s)
         self._renew_consumer()
         message = self._consumer.poll(short_s if due else timeout_s)
         while message is not None:

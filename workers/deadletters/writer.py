@@ -16,6 +16,7 @@ from workers.lifecycle import call_with_timeout
 # A dead letter is larger than its message. How large it may be is the topic's business, not the client's.
 ANY_SIZE = {"message.max.bytes": "1000000000"}
 CHECK_TIMEOUT_S = 2.0
+RENEWING = "credentials have changed, so its client is about to be renewed"
 TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE)
 
 
@@ -70,8 +71,12 @@ class DeadLetters:
 
     def send(self, message: Message, error: BaseException, attempts: int) -> DeadLetter:
         """Hands the message to the client; look at the dead letter after later calls of `poll`."""
-        client = self._producer.made()
         dead_letter = DeadLetter()
+        if self._producer.due:
+            # One after the other would keep the old client in use, whose credentials brokers may refuse.
+            dead_letter.delivered, dead_letter.error = False, RENEWING
+            return dead_letter
+        client = self._producer.made()
         try:
             client.produce(
                 self.topic_for(message),

@@ -4,6 +4,8 @@ librdkafka reads certificates once, when a client is made. So a new client takes
 delivered what it had by then: the order within a partition holds, and no message is in both.
 """
 
+import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,13 +16,20 @@ from workers.kafka.client import ClientState, create_client, poll_producer
 from workers.kafka.credentials import CredentialsWatch
 from workers.lifecycle import call_with_timeout
 
+log = logging.getLogger("workers")
+# Where brokers refuse the old client, its messages are waited for no longer: the other brokers have answered by then.
+PATIENCE_S = 2.0
+# Reports of messages that were purged need no broker.
+PURGE_S = 2.0
+POLL_S = 0.05
+
 
 class RenewedProducer:
     """A client of `config` and its `state`. `client` is None until `made` is called.
 
-    `due` says that credentials have changed which need a new client. `properties` are the client's besides those of
-    `config`, `connect` makes a client of these and its callbacks, and `topic` is the one that brokers are asked about
-    before the old client is given up, None for all.
+    `due` says that credentials have changed which need a new client; who sends nothing meanwhile has it sooner.
+    `properties` are the client's besides those of `config`, `connect` makes a client of these and its callbacks, and
+    `topic` is the one that brokers are asked about before the old client is given up, None for all.
     """
 
     def __init__(
@@ -35,6 +44,7 @@ class RenewedProducer:
         self.client: Any = None
         self.state = ClientState(config, auth_timeout_s)
         self.due = False
+        self._due_since = 0.0
         self._watch = CredentialsWatch(config, self.state)
         self._own = {**self.state.callbacks(), **properties}
         self._topic = topic
@@ -50,7 +60,9 @@ class RenewedProducer:
 
     def refresh(self) -> None:
         """Look for changed credentials; a changed password is set on the client."""
-        self.due = self._watch.refresh(self.client) or self.due
+        due = self._watch.refresh(self.client)
+        if due and not self.due:
+            self.due, self._due_since = True, time.monotonic()
 
     def poll(self, timeout_s: float) -> None:
         """Look for changed credentials, and serve the callbacks of the client."""
@@ -58,11 +70,19 @@ class RenewedProducer:
         if self.client is not None:
             poll_producer(self.client, self.state, timeout_s)
 
-    def serve(self, timeout_s: float) -> None:
-        """Poll, and renew the client when that is due and nothing is under way."""
+    def serve(self, timeout_s: float, patience_s: float = float("inf")) -> None:
+        """Poll, and renew the client when that is due and nothing is under way.
+
+        Messages under way are purged once brokers accept a new client: after PATIENCE_S where brokers refuse the old
+        one, after `patience_s` in any case.
+        """
         self.poll(timeout_s)
         if self.client is None or not len(self.client):
             self.renew()
+        elif self.due:
+            due_s = time.monotonic() - self._due_since
+            if due_s >= patience_s or (due_s >= PATIENCE_S and self.state.refusing_brokers):
+                self.renew(self._purge)
 
     def renew(self, drain: Callable[[], None] = lambda: None) -> None:
         """Have a new client take the place of the old one, where that is due and brokers accept the new one; `drain`
@@ -79,6 +99,18 @@ class RenewedProducer:
             call_with_timeout(self.client.close, 0)
             self.client = fresh
         self._watch.renewed()
+
+    def _purge(self) -> None:
+        """Have each message under way fail: the old client would keep it until delivery.timeout.ms."""
+        log.warning(
+            "credentials have changed, and %d messages are not acknowledged by the client with the old ones; giving up "
+            "on them",
+            len(self.client),
+        )
+        self.client.purge()
+        until = time.monotonic() + PURGE_S
+        while len(self.client) and time.monotonic() < until:
+            poll_producer(self.client, self.state, POLL_S)
 
     def _make(self) -> Any:
         return self._connect(dict(self._own))
