@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,14 +15,17 @@ from confluent_kafka import KafkaError, Message, TopicPartition
 
 from tests.unit.members import BY_KEY, FOR_EVER, Group, Handled, key_of_ten, numbers
 from workers.accounting.offset_metadata import OffsetMetadata, decode, encode
+from workers.consumer.assignment import Assignment
 from workers.consumer.committing import StoredOffsets
 from workers.consumer.failures import ErrorPolicy
+from workers.consumer.fetching import CUT_ROUNDS, FetchWatch
 from workers.consumer.flow import BATCH_MESSAGES
 from workers.consumer.status import PartitionStatus
 from workers.deadletters.headers import dead_letter_headers, remember_traceback
 from workers.errors import ExitCode, WorkerError
 from workers.handlers import Reject, Retry, batch
 from workers.kafka.credentials import CredentialsWatch
+from workers.kafka.watermarks import Watermark
 from workers.lifecycle import CLOSING_THREAD
 from workers.testing.memory import FakeBroker, FakeClient, FakeDeadLetters
 
@@ -1169,6 +1173,63 @@ def test_a_fetch_that_hangs_whatever_was_tried_fails_the_probe(
     assert "t[0] is not fetched: nothing has come from offset 5" in said
     assert member.consumer.status.fetch_recoveries == {"seek": 1, "rejoin": 1}
     assert member.lag() == 5
+
+
+def test_a_partition_whose_reset_event_a_pause_has_taken_is_fetched_again(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.consumer.fetching.SEEK_S", 0.2)
+    broker.produce(numbers(0, 5))
+    handled = Handled()
+    member = group.member(handled).start()
+    group.until(lambda: broker.offset() == 5, "it has begun")
+    member.client.lose_reset("t")
+    broker.produce(numbers(5, 20))
+    broker.delete_before(10)
+    group.until(lambda: broker.offset() == 20, "it is fetched again")
+
+    assert handled.offsets == [*range(5), *range(10, 20)]
+    assert member.consumer.status.topics["t"].deleted == 5
+    assert len(broker.clients) == 1
+    assert member.client.joins == 1
+
+
+def test_a_log_that_was_cut_below_the_position_is_read_again_though_a_pause_has_taken_the_event(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The lag was 0, and the partition stood still until its log had outgrown the position."""
+    monkeypatch.setattr("workers.consumer.fetching.SEEK_S", 0.2)
+    broker.produce(numbers(0, 100))
+    handled = Handled()
+    member = group.member(handled).start()
+    group.until(lambda: broker.offset() == 100, "all are committed")
+    with broker.lock:
+        member.client.lose_reset("t")
+        broker.truncate(90)
+        broker.produce([b"new %d" % each for each in range(5)])
+    group.until(lambda: broker.offset() == 95, "the new ones are committed")
+
+    assert handled.values[-5:] == [b"new %d" % each for each in range(5)]
+    assert len(broker.clients) == 1
+    assert "its end is 95, and nothing has come from offset 100" in caplog.text
+
+
+def test_an_end_that_is_older_than_what_was_received_is_no_stall() -> None:
+    watch = FetchWatch()
+    assignment = Assignment(["t"])
+    (state,) = assignment.assign([TopicPartition("t", 0, 100)])
+    watermarks: Any = SimpleNamespace(round=0, latest={})
+
+    def answered(end: int) -> float:
+        watermarks.round += 1
+        watermarks.latest = {state.key: Watermark(0, end)}
+        watch.drained_at = time.monotonic()
+        watch.note(assignment.partitions, watermarks)
+        return watch.stalled_s(state.key, time.monotonic() + 1.0)
+
+    assert [answered(end) > 0 for end in (95, 100, 95, 95, 100)] == [False] * 5
+    assert [answered(95) > 0 for _ in range(CUT_ROUNDS)] == [*[False] * (CUT_ROUNDS - 1), True]
+    assert answered(100) == 0
 
 
 @pytest.mark.parametrize("reason", ["retry", "full", "brokers"])

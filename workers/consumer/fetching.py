@@ -1,7 +1,9 @@
 """Notices partitions that have messages and are not fetched any more.
 
 A fetch can hang while heartbeats go on (librdkafka#4492). Then no message, no error and no statistics tell, so the ends
-that brokers say on a timer are held against what was received. Called by the loop's thread.
+that brokers say on a timer are held against what was received. The same holds where a pause has taken librdkafka's
+_AUTO_OFFSET_RESET event from its queue, with the messages before it (rd_kafka_q_purge_toppar_version in librdkafka's
+rdkafka_queue.c: the event has version 0). Called by the loop's thread.
 """
 
 import logging
@@ -22,13 +24,30 @@ STUCK_S = 90.0
 DRAINED_S = 3.0
 # An answer of the brokers is as good as new for so long.
 ANSWER_S = 3 * INTERVAL_S
+# The end that brokers say may be older than what was received, and the next answer is not: this many in a row are true.
+CUT_ROUNDS = 3
 # A rejoin may take so long; what was known of a partition is kept meanwhile.
 REMEMBERED_S = 60.0
 
 
 @dataclass(slots=True)
+class Answer:
+    """The end of a partition that brokers have said, and when. `cut_rounds` counts the latest answers in a row in which
+    it was before what was received: its log was cut, and librdkafka has not noticed it.
+    """
+
+    at: float
+    end: int
+    cut_rounds: int
+
+    @property
+    def cut(self) -> bool:
+        return self.cut_rounds >= CUT_ROUNDS
+
+
+@dataclass(slots=True)
 class Stall:
-    """A partition that is behind its end: since when nothing of it was received, and what was tried."""
+    """A partition that is behind its end, or beyond it: since when nothing of it was received, and what was tried."""
 
     since: float
     seen_at: float
@@ -37,14 +56,14 @@ class Stall:
 
 
 class FetchWatch:
-    """Partitions that are behind their end while the client's queue is empty."""
+    """Partitions that are behind their end, or beyond it, while the client's queue is empty."""
 
     def __init__(self) -> None:
         # When `poll` returned nothing last.
         self.drained_at = float("-inf")
         self.recoveries = {"seek": 0, "rejoin": 0}
         self._stalls: dict[Key, Stall] = {}
-        self._answered_at: dict[Key, float] = {}
+        self._answers: dict[Key, Answer] = {}
         self._round = 0
 
     def note(self, partitions: Mapping[Key, PartitionState], watermarks: Watermarks) -> bool:
@@ -56,9 +75,12 @@ class FetchWatch:
             for key, mark in watermarks.latest.items():
                 state = partitions.get(key)
                 if state is not None:
-                    self._answered_at[key] = now
+                    before = self._answers.get(key)
+                    position = state.position or 0
+                    cut_rounds = 0 if mark.end >= position else 1 if before is None else before.cut_rounds + 1
+                    self._answers[key] = Answer(now, mark.end, cut_rounds)
                     state.begin_offset = mark.begin
-                    state.update_end_offset(max(mark.end, state.position or 0))
+                    state.update_end_offset(max(mark.end, position))
         for key, state in partitions.items():
             stall = self._stalls.get(key)
             if not self._behind(key, state, now) or (stall is not None and state.received_at > stall.since):
@@ -75,8 +97,11 @@ class FetchWatch:
         if state.paused or now - self.drained_at > DRAINED_S:
             # Not asked for, or maybe in the client's queue behind other messages.
             return False
-        if now - self._answered_at.get(key, float("-inf")) > ANSWER_S:
+        answer = self._answers.get(key)
+        if answer is None or now - answer.at > ANSWER_S:
             return False
+        if answer.cut:
+            return True
         position = state.position if state.position is not None else state.begin_offset
         return 0 <= position < state.end_offset
 
@@ -94,9 +119,11 @@ class FetchWatch:
                 if state.position is None:
                     continue
                 self.recoveries["seek"] += 1
+                answer = self._answers.get(key)
+                end = state.end_offset if answer is None or not answer.cut else answer.end
                 log.warning(
                     "%s is not fetched: its end is %d, and nothing has come from offset %d for %.0f s; seeking there",
-                    state, state.end_offset, state.position, now - stall.since,
+                    state, end, state.position, now - stall.since,
                 )  # fmt: skip
                 yield state
 

@@ -161,6 +161,11 @@ class Starts:
         diverged = "truncat" in reason.lower() and cut is None
         self._needs[state.key] = Need(state, reason, int(cut[1]) if cut else None, anew=diverged)
 
+    def not_sought(self, state: PartitionState, error: KafkaError) -> None:
+        """A partition that is not fetched cannot be sought either. A need that is known says more."""
+        if not state.awaits_committed:
+            self._needs.setdefault(state.key, Need(state, error.str(), None))
+
     def await_committed(self, state: PartitionState, *, rewound: bool = False) -> None:
         """Keep asking for the committed offset of a partition, which is not known."""
         self._needs[state.key] = Need(state, "the committed offset is not known", None, rewound=rewound)

@@ -464,6 +464,12 @@ class FakeClient:
         self._broken.add(key)
         return _event(key, KafkaError._AUTO_OFFSET_RESET, OFFSET_INVALID if position is None else position, reason)
 
+    def lose_reset(self, topic: str, partition: int = 0) -> None:
+        """Stop fetching as librdkafka where an offset is not in the log, with the event lost: a pause takes it from the
+        queue with the messages before it.
+        """
+        self._broken.add((topic, partition))
+
     # Offsets
 
     def store_offsets(self, *, offsets: list[TopicPartition]) -> None:
