@@ -415,6 +415,27 @@ def test_a_call_that_lasts_is_waited_for_once_when_certificates_are_new(
     assert handled.offsets == [0, 1, 2, 3, 4, 4]
 
 
+@pytest.mark.parametrize("reason", ["rebalance", "certificates"])
+def test_a_stop_that_is_asked_for_while_calls_are_waited_for_takes_its_own_time(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    changed = new_certificates(broker, monkeypatch)
+    broker.produce(numbers(0, 10))
+    begun, hold = group.hold_at(4)
+    member = group.member(Handled(hold), stop_timeout_s=1.0).start()
+    assert begun.wait(20)
+    if reason == "certificates":
+        changed.set()
+        group.until(lambda: len(broker.clients) == 2, "a new client is connected")
+    else:
+        broker.revoke(("t", 0))
+        group.until(lambda: not member.client.events, "it is being given back")
+    member.shutdown.request()
+    member.finish(7.0)
+
+    assert broker.offset() == 4
+
+
 def test_a_client_that_is_given_up_while_it_commits_stores_nothing_in_the_next_one(
     broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

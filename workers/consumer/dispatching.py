@@ -214,7 +214,7 @@ class Dispatcher:
             if work.finished and work.answers and work.partition.owned:
                 outputs.send(work)
             self.account(work)
-        missing = outputs.await_outcomes(time.monotonic() + self._parts.shutdown.remaining_s())
+        missing = outputs.await_outcomes(self._parts.shutdown.remaining_s)
         for work in outputs.works:
             self.account(work)
         for work in outputs.take():

@@ -274,9 +274,11 @@ class Membership:
         if self._exactly_once:
             # A transaction is committed when its partitions are revoked, or aborted.
             return
-        until = time.monotonic() + min(CONFIRM_S, self._parts.shutdown.remaining_s() / 2)
+        until = time.monotonic() + CONFIRM_S
         refused: int | None = None
         while True:
+            # A stop may be asked for meanwhile.
+            until = min(until, time.monotonic() + self._parts.shutdown.remaining_s() / 2)
             with self._handover:
                 if client is not self._parts.client:
                     return
@@ -347,18 +349,25 @@ class Membership:
         other is begun.
         """
         outputs = self._parts.outputs
-        until = time.monotonic() + min(REVOKE_WAIT_S, max(0.5, self._parts.shutdown.remaining_s()))
+        until = time.monotonic() + REVOKE_WAIT_S
+
+        def left_s() -> float:
+            nonlocal until
+            # A stop may be asked for meanwhile.
+            until = min(until, time.monotonic() + max(0.5, self._parts.shutdown.remaining_s()))
+            return until - time.monotonic()
+
         works = [work for work in self._parts.executor.in_flight if work.partition in states]
         late = []
         for work in works:
             # One that has not begun does not begin any more.
-            while work.begun_at is not None and not work.finished and time.monotonic() < until:
+            while work.begun_at is not None and not work.finished and left_s() > 0:
                 time.sleep(0.005)
             if work.begun_at is not None and not work.finished:
                 late.append(work)
             elif work.answers:
                 outputs.send(work)
-        outputs.await_outcomes(until, states)
+        outputs.await_outcomes(left_s, states)
         for work in {*works, *outputs.works}:
             if work.partition in states:
                 self._account(work, True)

@@ -114,16 +114,16 @@ class Outputs:
             self._withdraw(self._sendings.pop(work))
         self._over = [work for work in self._over if work in self._sendings]
 
-    def await_outcomes(self, until: float, partitions: Collection[Partition] | None = None) -> int:
-        """Wait for the outcomes of all outputs, or of those of some partitions, until `until` (time.monotonic) at the
-        latest; return how many have none. Raises nothing, as rebalance callbacks wait here too.
+    def await_outcomes(self, left_s: Callable[[], float], partitions: Collection[Partition] | None = None) -> int:
+        """Wait for the outcomes of all outputs, or of those of some partitions, while `left_s` says that there is time;
+        return how many have none. Raises nothing, as rebalance callbacks wait here too.
         """
         of = [each for each in self._sendings.values() if partitions is None or each.work.partition in partitions]
         while not all(each.over for each in of) and self._producer.state.fatal is None:
-            left_s = until - time.monotonic()
-            if left_s <= 0:
+            longest_s = left_s()
+            if longest_s <= 0:
                 break
-            self._hear(min(LOOK_S, left_s))
+            self._hear(min(LOOK_S, longest_s))
         return sum(len(each.unsent) + each.unanswered for each in of)
 
     def close(self, timeout_s: float) -> str | None:

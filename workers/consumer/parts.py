@@ -2,7 +2,7 @@
 thread.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -60,8 +60,10 @@ class OutputSender(Protocol):
     def take(self) -> list[Work]:
         """The works whose outputs have their outcomes. Where one has failed, its message was not handled."""
 
-    def await_outcomes(self, until: float, partitions: Collection[Partition] | None = None) -> int:
-        """Wait for outcomes until `until` (time.monotonic), and return how many outputs have none; raises nothing."""
+    def await_outcomes(self, left_s: Callable[[], float], partitions: Collection[Partition] | None = None) -> int:
+        """Wait for outcomes while `left_s` says that there is time, and return how many outputs have none; raises
+        nothing.
+        """
 
     def forsake(self, partitions: Collection[Partition], *, lost: bool = True) -> None:
         """Forget partitions. With `lost` others have them."""

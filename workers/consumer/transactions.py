@@ -281,7 +281,7 @@ class Transaction:
     def take(self) -> list[Work]:
         return []
 
-    def await_outcomes(self, until: float, partitions: Collection[Partition] | None = None) -> int:  # noqa: ARG002  (the interface)
+    def await_outcomes(self, left_s: Callable[[], float], partitions: Collection[Partition] | None = None) -> int:  # noqa: ARG002  (the interface)
         """Wait for nothing: `stage` with `now` does."""
         return 0
 
