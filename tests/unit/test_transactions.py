@@ -1054,6 +1054,35 @@ def test_a_dead_letter_counts_when_its_transaction_was_committed_though_nobody_s
     assert member.consumer.status.topics["t"].dead_lettered == 3
 
 
+@pytest.mark.parametrize("end", ["it is unanswered", "it is answered, and the partition goes"])
+def test_messages_that_an_earlier_owner_has_handled_are_of_no_transaction(
+    broker: FakeBroker, group: Group, end: str
+) -> None:
+    """A group with --order key, whose members have handled messages beyond the low-water mark, is now exactly-once."""
+    broker.produce(numbers(0, 100), key=key_of_ten)
+
+    def forward_but(failing: int) -> Any:
+        def handler(message: Message) -> Outgoing | None:
+            if message.offset() == failing:
+                raise ValueError
+            return forward(message) if failing > 3 else None
+
+        return handler
+
+    member = group.member(forward_but(3), policy=FOR_EVER, **BY_KEY).start()
+    beyond = [offset for offset in range(4, 100) if offset % 10 != 3]
+    group.until(lambda: (broker.offset(), broker.ahead()) == (3, beyond), "all but one key are done")
+    member.stop()
+    broker.late_commits = int(end == "it is unanswered")
+    member = group.member(forward_but(13), policy=FOR_EVER, **ONCE, **BY_KEY).start()
+    group.until(lambda: sum(member.consumer.status.commits.values()), "the transaction has its outcome")
+    assert (broker.values("out"), outcomes(member)) == ([b"3"], (1, 0))
+    if end != "it is unanswered":
+        broker.lose(("t", 0))
+        group.until(lambda: member.consumer.status.rebalances["lost"], "the partition goes")
+        assert handled(member) == 1
+
+
 # Where partitions begin: the fake allows no assignment between rebalances, which may be taken for the answer to one
 
 

@@ -319,7 +319,7 @@ class Assignment:
             return received
         rest = received.pick(todo) if todo else None
         for place in done:
-            self._pass(state, state.tracker.complete(received.offset(place)))
+            self._pass(state, state.tracker.skip(received.offset(place)))
         return rest
 
     def end_of_partition(self, state: PartitionState, offset: int) -> None:

@@ -13,7 +13,7 @@ class OffsetTracker:
     follows the last one. While offsets are completed in order, each call takes constant time and no memory is kept.
     """
 
-    __slots__ = ("_done", "_outstanding", "furthest", "next_offset")
+    __slots__ = ("_done", "_outstanding", "_skipped", "furthest", "next_offset")
 
     def __init__(self, next_offset: int | None = None) -> None:
         self.next_offset = next_offset
@@ -21,6 +21,8 @@ class OffsetTracker:
         self.furthest = -1
         self._outstanding: deque[int] = deque()
         self._done: set[int] = set()
+        # Offsets that an earlier owner has completed; the low-water mark may have passed some of them since.
+        self._skipped: set[int] = set()
 
     def received(self, offsets: Sequence[int]) -> None:
         """Take offsets to be completed, in rising order."""
@@ -44,6 +46,13 @@ class OffsetTracker:
         self.next_offset = outstanding[0] if outstanding else self.furthest + 1
         return passed
 
+    def skip(self, offset: int) -> int:
+        """As `complete`, for an offset that an earlier owner has completed."""
+        passed = self.complete(offset)
+        if not passed:
+            self._skipped.add(offset)
+        return passed
+
     def advance_to(self, next_offset: int) -> None:
         """Move the low-water mark where nothing is outstanding: all before `next_offset` is done or is no message."""
         self.next_offset = next_offset
@@ -57,6 +66,12 @@ class OffsetTracker:
     def distance(self) -> int:
         """How many offsets are done beyond the low-water mark."""
         return len(self._done)
+
+    @property
+    def completed_beyond(self) -> int:
+        """How many of these this member has completed; an earlier owner has completed the others."""
+        self._skipped &= self._done
+        return len(self._done) - len(self._skipped)
 
     def ahead(self, most: int = MAX_RANGES) -> tuple[tuple[int, int], ...]:
         """The offsets done beyond the low-water mark, as half-open ranges in order; no more than the nearest `most`."""

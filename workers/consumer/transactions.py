@@ -549,7 +549,7 @@ class Transaction:
         ends = {state.key: place.offset for state, place in places}
         dead_letters = Counter(key for key, offset in self._dead_letters if offset < ends.get(key, 0))
         self._marks += [
-            _Mark(state, place, state.uncommitted - state.tracker.distance, dead_letters[state.key])
+            _Mark(state, place, state.uncommitted - state.tracker.completed_beyond, dead_letters[state.key])
             for state, place in places
         ]
 
