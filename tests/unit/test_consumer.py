@@ -28,6 +28,7 @@ from workers.kafka.credentials import CredentialsWatch
 from workers.kafka.watermarks import Watermark
 from workers.lifecycle import CLOSING_THREAD
 from workers.testing.memory import FakeBroker, FakeClient, FakeDeadLetters
+from workers.testing.processes import eventually
 
 # Every message is handled, and committed afterwards
 
@@ -467,6 +468,49 @@ def test_a_client_that_is_given_up_while_it_commits_stores_nothing_in_the_next_o
     assert "was not left in time" in caplog.text
     assert used == [broker.clients[0]]
     assert handled.offsets == [*range(10)]
+
+
+@pytest.mark.parametrize("answered", ["before it is given up", "after it was given up"])
+def test_commits_that_are_refused_to_a_client_that_was_given_up_do_not_have_the_next_one_join_again(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch, answered: str
+) -> None:
+    for name in ("REVOKE_WAIT_S", "CONFIRM_S", "LEAVE_S"):
+        monkeypatch.setattr(f"workers.consumer.membership.{name}", 0.05)
+    changed = new_certificates(broker, monkeypatch)
+    take_commit, close = broker.take_commit, FakeClient.close
+    refusing = threading.Event()
+
+    def take(client: FakeClient, places: list[TopicPartition]) -> KafkaError | None:
+        if refusing.is_set() and client is broker.clients[0]:
+            return KafkaError(KafkaError.UNKNOWN_MEMBER_ID)
+        return take_commit(client, places)
+
+    def close_late(client: FakeClient) -> None:
+        if client is broker.clients[0]:
+            eventually(lambda: broker.clients[1:] and broker.clients[1].joins, "the next client has joined")
+            client.commit(offsets=[TopicPartition("t", 0, 5)], asynchronous=True)
+        close(client)
+
+    monkeypatch.setattr(broker, "take_commit", take)
+    monkeypatch.setattr(FakeClient, "close", close_late)
+    broker.produce(numbers(0, 5))
+    member = group.member(Handled()).start()
+    group.until(lambda: broker.offset() == 5, "all is committed")
+    first = member.client
+    # The next client gets no partition, so no commit of its own is answered.
+    broker.elsewhere.add(("t", 0))
+    refusing.set()
+    if answered == "before it is given up":
+        broker.produce(numbers(5, 10))
+        group.until(lambda: member.consumer.status.commits["failure"], "a commit is refused")
+    changed.set()
+    group.until(lambda: first.closed, "the old client is closed")
+    monkeypatch.setattr("workers.consumer.committing.FORGOTTEN_S", 0.0)
+    polls = member.client.polls
+    group.until(lambda: member.client.polls > polls + 20, "the loop goes on")
+
+    assert member.client is not first
+    assert member.client.joins == 1
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import confluent_kafka
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from workers.config import ClientConfig
 from workers.consumer.assignment import Assignment
@@ -98,13 +98,25 @@ class Consumer:
         parts: Parts
         transaction = outputs.transaction
         stored = StoredOffsets(lambda: parts.client, self.client_state.say)
-        if transaction is None:
-            own["on_commit"] = lambda error, places: stored.on_commit(error, places, parts.assignment.partitions)
-        else:
+        if transaction is not None:
             own["enable.auto.commit"] = False
         make = connect or (lambda own: create_client(confluent_kafka.Consumer, config, own, credentials.credentials))
+
+        def connected() -> Any:
+            # Its callback with a reference to it would keep a client that is not used until the garbage collector runs.
+            identity: int | None = None
+
+            def on_commit(error: KafkaError | None, places: list[TopicPartition]) -> None:
+                # One that was given up may close late, in another thread: its answers are of another member.
+                if identity == id(parts.client):
+                    stored.on_commit(error, places, parts.assignment.partitions)
+
+            client = make({**own, "on_commit": on_commit} if transaction is None else own)
+            identity = id(client)
+            return client
+
         parts = self._parts = Parts(
-            client=make(own),
+            client=connected(),
             client_state=self.client_state,
             assignment=Assignment(topics, in_order=order == "partition"),
             scheduler=Scheduler(order),
@@ -122,9 +134,7 @@ class Consumer:
         self._dispatcher = dispatcher = Dispatcher(
             parts, self._flow, self._failed, batch_size=batch_size, max_messages=max_messages, max_rate=max_rate
         )
-        self._membership = Membership(
-            parts, config, topics, credentials, connect=lambda: make(own), account=dispatcher.account
-        )
+        self._membership = Membership(parts, config, topics, credentials, connect=connected, account=dispatcher.account)
         self._receiver = Receiver(parts, self._flow, dispatcher, self._membership.check_refusal)
         if transaction is not None:
             transaction.attach(lambda: parts.client, parts.assignment, self._membership.rewind, shutdown)

@@ -212,6 +212,8 @@ class Membership:
         with self._handover:
             # One that is still closing is given up: its callbacks change nothing any more.
             self._parts.client = fresh
+            # The coordinator refused the commits of the member that has left.
+            self._parts.committer.forgotten_since = None
         self._leaving = False
         if not left:
             if self._exactly_once:
