@@ -36,23 +36,25 @@ def report(soak: dict[str, Any]) -> str:
     rows = [_row(fault.name, fault.injected, [each for each in rounds if each["fault"] == fault.name])
             for fault in FAULTS]  # fmt: skip
     table = [TITLES, ["---", "---", *["---:"] * (len(TITLES) - 2)], *rows]
-    return f"{_summary(soak)}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in table) + f"\n{_memory(soak)}\n"
+    return f"{_summary(soak)}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in table) + f"\n{_memory(soak)}\n\n"
 
 
 def _summary(soak: dict[str, Any]) -> str:
     producers = [account["producer"] for account in soak["accounts"]]
-    loads = ", ".join(f"`{name}` ({text})" for name, text in soak["loads"].items())
+    loads = "".join(f"- `{name}`: {text}\n" for name, text in soak["loads"].items())
     accounts = ", ".join(f"{sum(producer[name] for producer in producers):,} {name}"
                          for name in ("sent", "acknowledged", "failed", "unknown"))  # fmt: skip
+    lost = sum(run["lost"] for account in soak["accounts"] for run in account["verified"])
     return (
-        f"A soak of {soak['minutes']:.0f} minutes on {soak['at'][:10]}, {len(soak['loads'])} loads of "
-        f"{soak['rate_per_load']} messages/s, whose handlers fail at times. Loads: {loads}. "
-        f"The account of the producers that lived through it: {accounts}; "
-        f"{sum(run['lost'] for account in soak['accounts'] for run in account['verified'])} lost. A round of a fault "
-        "counts once for each load; the last three columns are the longest of all rounds. *Unavailable*: no message "
-        "was acknowledged. *Stalled*: a partition with messages was not handled on. *Recovered*: from the injection "
-        "until every partition takes messages and all of them are handled; the time for which a fault lasts is in it. "
-        "Session timeouts and commit intervals are those that we ship."
+        f"A soak of {soak['minutes']:.0f} minutes on {soak['at'][:10]} had {len(soak['loads'])} loads of "
+        f"{soak['rate_per_load']} messages/s, with handlers that fail at times:\n\n{loads}\n"
+        f"The account of the producers that ran throughout: {accounts}; {lost} lost.\n\n"
+        "A round of a fault counts once for each load. Session timeouts and commit intervals are the shipped ones. "
+        "The last three columns are the longest times of all rounds:\n\n"
+        "- *Unavailable*: no message was acknowledged.\n"
+        "- *Stalled*: a partition with messages made no progress.\n"
+        "- *Recovered*: from the injection, with the duration of the fault, until every partition accepts messages and "
+        "all of them are handled."
     )
 
 
@@ -73,8 +75,8 @@ def _memory(soak: dict[str, Any]) -> str:
         for what, key in MEMORY.items():
             sizes = [each[key] for each in rounds]
             at = [sizes[len(sizes) * part // 4] for part in range(4)] + [sizes[-1]]
-            lines.append(f"`{load}` {what} " + " → ".join(f"{size:.1f}" for size in at))
-    return "Memory in MiB at the beginning, after each quarter, at the end: " + "; ".join(lines) + "."
+            lines.append(f"- `{load}` {what}: " + " → ".join(f"{size:.1f}" for size in at))
+    return "Memory in MiB at the beginning, after each quarter and at the end:\n\n" + "\n".join(lines)
 
 
 if __name__ == "__main__":
