@@ -50,27 +50,30 @@ PRODUCER = (
         "kafka_producer_deliveries_total",
         "counter",
         ("topic", "outcome"),
-        "Delivery reports: success (every in-sync replica has it), failure (it is not in the log), "
-        "unknown (it may be: the delivery timed out with an attempt in flight).",
+        "Delivery reports: success (every in-sync replica has the message), failure (it is not in the log), "
+        "unknown (the delivery timed out with an attempt in flight, so it may be in the log).",
     ),
     Definition(
         "kafka_producer_delivery_failures_total",
         "counter",
         ("topic", "error"),
-        "Deliveries that were not acknowledged, failed and unknown ones, by librdkafka's name of the error, "
-        "`_STOPPED` for those that a stop left unsent.",
+        "Failed and unknown deliveries, by librdkafka's name of the error; `_STOPPED` for messages that a stop left "
+        "unsent.",
     ),
     Definition(
         "kafka_producer_delivery_latency_seconds",
         "histogram",
         ("topic",),
-        f"From handing a message to the client to its acknowledgement, of one delivery in {LATENCY_SAMPLE}.",
+        f"Time from handing a message to the client to its acknowledgement, for one delivery in {LATENCY_SAMPLE}.",
     ),
     Definition("kafka_producer_queue_messages", "gauge", (), "Messages waiting for their acknowledgement."),
-    Definition("kafka_producer_queue_bytes", "gauge", (), "Bytes of the messages waiting, as of the last statistics."),
-    Definition("kafka_producer_buffer_full_total", "counter", (), "Times the full queue made the source wait."),
+    Definition("kafka_producer_queue_bytes", "gauge", (), "Bytes of these messages, as of the last statistics."),
+    Definition("kafka_producer_buffer_full_total", "counter", (), "Times that a full queue made the source wait."),
     Definition(
-        "kafka_producer_last_success_timestamp_seconds", "gauge", (), "Unix time of the last acknowledgement, 0 before."
+        "kafka_producer_last_success_timestamp_seconds",
+        "gauge",
+        (),
+        "Unix time of the last acknowledgement, 0 before the first.",
     ),
 )
 CONSUMER = (
@@ -78,98 +81,103 @@ CONSUMER = (
         "kafka_consumer_lag_messages",
         "gauge",
         ("group", "topic", "partition"),
-        "Messages in an owned partition that were not handled yet. Only while this member owns it.",
+        "Messages of a partition that are not handled yet. Exported only while this member owns the partition.",
     ),
     Definition(
         "kafka_consumer_lag_seconds",
         "gauge",
         ("group", "topic", "partition"),
-        "Age of the oldest message that was not handled yet, 0 when there is none.",
+        "Age of the oldest message that is not handled yet, 0 when there is none.",
     ),
     Definition(
         "kafka_consumer_messages_total",
         "counter",
         ("topic", "outcome"),
-        "Messages by what became of them: success (the handler returned), retry (it raised and will be called again), "
-        "dead_letter (written to the dead-letter topic).",
+        "Messages by outcome: success (the handler returned), retry (it raised and will be called again), dead_letter "
+        "(written to the dead-letter topic).",
     ),
     Definition(
         "kafka_consumer_end_to_end_latency_seconds",
         "histogram",
         ("topic",),
-        "From a message's timestamp to the return of its handler, of one message in each batch. Clocks must agree.",
+        "Time from a message's timestamp to its handler's return, for one message of each batch. Clocks must agree.",
     ),
     Definition(
         "kafka_consumer_offset_distance",
         "gauge",
         ("group", "topic", "partition"),
-        "Messages that are done beyond the first one that is not (--concurrency). Bounded by --max-offset-distance.",
+        "Messages that are done beyond the first one that is not done (--concurrency), at most --max-offset-distance.",
     ),
     Definition(
         "kafka_consumer_fetch_stalled_seconds",
         "gauge",
         ("group", "topic", "partition"),
-        "How long nothing was received while the brokers had messages and the client's queue was empty; 0 is normal.",
+        "Time without a message while the broker has messages and the client's queue is empty; 0 is normal.",
     ),
     Definition(
         "kafka_consumer_fetch_recoveries_total",
         "counter",
         ("action",),
-        "Remedies for partitions that were not fetched any more: seek, rejoin (the group, with a new client).",
+        "Recoveries of partitions whose fetch hung: seek, rejoin (join the group with a new client).",
     ),
     Definition(
         "kafka_consumer_deleted_messages_total",
         "counter",
         ("topic",),
-        "Offsets that retention had deleted before they were handled.",
+        "Offsets that retention deleted before their messages were handled.",
     ),
     Definition(
         "kafka_consumer_outputs_total",
         "counter",
         ("topic", "outcome"),
-        "Messages that the handler gave back, by the topic that they went to: success (every in-sync replica has it), "
-        "failure (it is not in the log), unknown (it may be: the delivery timed out with an attempt in flight).",
+        "Outputs of the handler, by their topic: success (every in-sync replica has the output), failure (it is not in "
+        "the log), unknown (the delivery timed out with an attempt in flight, so it may be in the log).",
     ),
     Definition(
         "kafka_consumer_outputs_in_flight",
         "gauge",
         (),
-        "Messages that the handler gave back and that wait for their acknowledgement.",
+        "Outputs of the handler that are not acknowledged yet.",
     ),
-    Definition("kafka_consumer_in_flight", "gauge", (), "Calls of the handler that are under way."),
-    Definition("kafka_consumer_waiting_messages", "gauge", (), "Messages that were received and are not committable."),
-    Definition("kafka_consumer_buffered_bytes", "gauge", (), "Keys, values and headers of those messages, in bytes."),
+    Definition("kafka_consumer_in_flight", "gauge", (), "Running calls of the handler."),
+    Definition("kafka_consumer_waiting_messages", "gauge", (), "Received messages that are not committable yet."),
     Definition(
-        "kafka_consumer_shards", "gauge", (), "Keys, or partitions, that have messages which wait for the handler."
+        "kafka_consumer_buffered_bytes", "gauge", (), "Bytes of the keys, values and headers of these messages."
     ),
+    Definition("kafka_consumer_shards", "gauge", (), "Keys, or partitions, with messages that wait for the handler."),
     Definition(
         "kafka_consumer_blocked_shards", "gauge", (), "Keys, or partitions, that wait for a retry or a dead letter."
     ),
-    Definition("kafka_consumer_oldest_in_flight_seconds", "gauge", (), "Age of the oldest call that is under way."),
+    Definition("kafka_consumer_oldest_in_flight_seconds", "gauge", (), "Age of the oldest running call."),
+    Definition("kafka_consumer_event_loop_lag_seconds", "gauge", (), "Delay of the event loop of an async handler."),
     Definition(
-        "kafka_consumer_event_loop_lag_seconds", "gauge", (), "How late the event loop of an async handler turns."
+        "kafka_consumer_assigned_partitions", "gauge", (), "Partitions that this member owns; 0 is an idle member."
     ),
-    Definition("kafka_consumer_assigned_partitions", "gauge", (), "Partitions this member owns; 0 is an idle member."),
     Definition(
         "kafka_consumer_rebalances_total",
         "counter",
         ("event",),
-        "Rebalance events: assign, revoke, lost (the group took the partitions away before we could commit).",
+        "Rebalance events: assign, revoke, lost (the group took the partitions away before this member could commit).",
     ),
     Definition(
         "kafka_consumer_commits_total",
         "counter",
         ("outcome",),
-        "Offset commits: success or failure; with --exactly-once, transactions: committed; aborted or never known.",
+        "Offset commits: success or failure. With --exactly-once transactions: success (committed), failure (aborted, "
+        "or of unknown outcome).",
     ),
     Definition(
         "kafka_consumer_missing_total",
         "counter",
         ("topic",),
-        "Sequence numbers skipped in stamped messages. One that comes late counts in reordered too.",
+        "Sequence numbers skipped in stamped messages. A message that comes late counts as reordered too.",
     ),
-    Definition("kafka_consumer_duplicates_total", "counter", ("topic",), "Stamped messages found twice in the log."),
-    Definition("kafka_consumer_reordered_total", "counter", ("topic",), "Stamped messages behind a later one."),
+    Definition(
+        "kafka_consumer_duplicates_total", "counter", ("topic",), "Stamped messages that are in the log a second time."
+    ),
+    Definition(
+        "kafka_consumer_reordered_total", "counter", ("topic",), "Stamped messages that come after a later one."
+    ),
     Definition(
         "kafka_consumer_stats_timestamp_seconds", "gauge", (), "Unix time of the last statistics, 0 before the first."
     ),
@@ -180,47 +188,49 @@ LAG = (
         "kafka_group_lag_messages",
         "gauge",
         _BY_PARTITION,
-        "Messages that the group has not committed, up to the last stable offset; those that were deleted are not in "
-        "it. Counted in offsets, so transaction markers and compacted messages are. Absent where the group has "
-        "committed nothing.",
+        "Messages up to the last stable offset that the group has not committed, without deleted ones. Counted in "
+        "offsets, so transaction markers and compacted messages count too. Absent where the group has committed "
+        "nothing.",
     ),
     Definition(
         "kafka_group_lag_seconds",
         "gauge",
         _BY_PARTITION,
-        "Time since the oldest message was written that the group has not committed, 0 when there is none, as of the "
-        "last round. From the ends that the exporter has seen over time; for older messages from timestamps, to a "
-        "twentieth; where they have none, since the exporter's first look.",
+        "Age of the oldest message that the group has not committed, 0 when there is none, as of the last round. "
+        "Estimated from the end offsets of earlier rounds; for older messages from timestamps, to a twentieth; without "
+        "timestamps since the exporter's first round.",
     ),
     Definition("kafka_group_committed_offset", "gauge", _BY_PARTITION, "Offset that the group has committed."),
     Definition(
         "kafka_group_deleted_messages_total",
         "counter",
         _BY_PARTITION,
-        "Messages that were deleted, by retention for example, before the group had committed them. Deletions before "
-        "the exporter's start count while the group is still behind them.",
+        "Messages that were deleted, by retention for example, before the group had committed them. Messages deleted "
+        "before the exporter's start count if the group has not passed them yet.",
     ),
     Definition(
         "kafka_group_uncommitted_partitions",
         "gauge",
         ("group", "topic"),
-        "Partitions with messages in which the group has committed nothing: their lag is not known.",
+        "Partitions with messages and no committed offset of the group: their lag is not known.",
     ),
-    Definition("kafka_group_members", "gauge", ("group",), "Members of the group, 0 when none lives."),
-    Definition("kafka_group_info", "gauge", ("group", "state", "protocol"), "State and protocol, always 1."),
+    Definition("kafka_group_members", "gauge", ("group",), "Members of the group, 0 when there are none."),
+    Definition(
+        "kafka_group_info", "gauge", ("group", "state", "protocol"), "State and protocol of the group, always 1."
+    ),
     Definition("kafka_topic_beginning_offset", "gauge", ("topic", "partition"), "Offset of the first message."),
     Definition(
         "kafka_topic_end_offset",
         "gauge",
         ("topic", "partition"),
-        "Last stable offset: where a consumer with isolation.level=read_committed has read everything.",
+        "Last stable offset, at which a consumer with isolation.level=read_committed has read everything.",
     ),
     Definition(
         "kafka_lag_exporter_complete_timestamp_seconds",
         "gauge",
         (),
-        "Unix time of the last round in which all brokers answered, 0 before. While it stands, last values are kept "
-        "for --keep seconds.",
+        "Unix time of the last round in which all brokers answered, 0 before the first. Values of brokers that do not "
+        "answer stay for --keep seconds.",
     ),
     Definition("kafka_lag_exporter_round_seconds", "gauge", (), "Duration of the last round."),
     Definition("kafka_lag_exporter_rounds_total", "counter", (), "Rounds, complete or not."),
@@ -231,21 +241,21 @@ CANARY = (
         "kafka_canary_sent_total",
         "counter",
         _BY_LEADER,
-        "Messages sent to a partition; broker is its leader at that time, here and below, -1 for none.",
+        "Messages sent to a partition. Here and below, broker is the partition's leader at that time, -1 for none.",
     ),
     Definition("kafka_canary_acknowledged_total", "counter", _BY_LEADER, "Messages that every in-sync replica has."),
     Definition(
         "kafka_canary_failed_total",
         "counter",
         _BY_LEADER,
-        "Messages without an acknowledgement: not in the log, or unknown (the delivery timed out).",
+        "Messages without an acknowledgement: failed (not in the log), or unknown (the delivery timed out).",
     ),
     Definition("kafka_canary_received_total", "counter", _BY_LEADER, "Messages read back, each counted once."),
     Definition(
         "kafka_canary_lost_total",
         "counter",
         _BY_LEADER,
-        "Acknowledged messages that were not received within --lost-after, though a later one of their partition was.",
+        "Acknowledged messages that were not received within --lost-after, although a later one of the partition was.",
     ),
     Definition("kafka_canary_recovered_total", "counter", _BY_LEADER, "Lost messages that were received after all."),
     Definition("kafka_canary_duplicates_total", "counter", _BY_LEADER, "Messages read a second time or more."),
@@ -253,46 +263,45 @@ CANARY = (
         "kafka_canary_produce_latency_seconds",
         "histogram",
         _BY_LEADER,
-        "From handing a message to the client to its acknowledgement.",
+        "Time from handing a message to the client to its acknowledgement.",
     ),
     Definition(
         "kafka_canary_end_to_end_latency_seconds",
         "histogram",
         _BY_LEADER,
-        "From handing a message to the client to its reception, on one clock.",
+        "Time from handing a message to the client to its reception, on one clock.",
     ),
     Definition(
         "kafka_canary_availability_ratio",
         "gauge",
         (),
-        "Share of the partitions whose latest message was received within --max-latency. Absent before the first "
-        "result.",
+        "Share of partitions whose latest message was received within --max-latency. Absent before the first result.",
     ),
     Definition(
         "kafka_canary_broker_availability_ratio",
         "gauge",
         ("broker",),
-        "The same of the partitions that a broker leads; 0 for a broker that the others do not list. Absent for a "
-        "broker that leads none.",
+        "The same share of the partitions that a broker leads; 0 for a broker that the others do not list. Absent for "
+        "a broker that leads none.",
     ),
     Definition("kafka_canary_partitions", "gauge", (), "Partitions of the topic."),
     Definition(
         "kafka_canary_uncovered_brokers",
         "gauge",
         (),
-        "Live brokers that lead no partition of the topic, so that nothing is measured of them.",
+        "Live brokers that lead no partition of the topic, so the canary does not measure them.",
     ),
     Definition(
         "kafka_canary_reconnects_total",
         "counter",
         (),
-        "Times the consumer was replaced, as it did not receive acknowledged messages for --lost-after.",
+        "Times that the canary replaced its consumer, which had not received acknowledged messages for --lost-after.",
     ),
     Definition(
         "kafka_canary_topic_changes_total",
         "counter",
         ("change", "outcome"),
-        "Changes of the topic: create_topic, add_partitions or elect_leaders (preferred ones), success or failure.",
+        "Changes of the topic: create_topic, add_partitions or elect_leaders (preferred leaders); success or failure.",
     ),
 )
 CLIENT = (
@@ -306,20 +315,20 @@ CLIENT = (
         "kafka_client_credentials_renewals_total",
         "counter",
         ("kind",),
-        "Credentials taken up while running, as their files changed: ca, certificate, or password or client secret.",
+        "Changed credentials that the running worker picked up: ca, certificate, password (also a client secret).",
     ),
     Definition(
         "kafka_client_certificate_expiry_timestamp_seconds",
         "gauge",
         ("kind",),
-        "Unix time at which the certificates in use end: certificate (the client's), ca (of those trusted the one that "
-        "ends last). Of files in PEM, not of a keystore.",
+        "Expiry of the certificates in use, as Unix time: certificate (the client's), ca (of the trusted ones the last "
+        "to expire). Only for PEM files, not for a keystore.",
     ),
     Definition(
         "kafka_client_refusing_brokers",
         "gauge",
         (),
-        "Brokers that refuse our credentials, or whose certificate we do not trust, at the last try.",
+        "Brokers that refused the credentials, or whose certificate is not trusted, at the last attempt.",
     ),
     Definition("kafka_client_info", "info", (), "Versions and client id, always 1."),
 )
