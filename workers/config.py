@@ -257,7 +257,7 @@ def _check_promise(setting: Setting) -> None:
             f"{setting.origin}: {_NOT_SUPPORTED[setting.name]} are not supported; leave {setting.name} out"
         )
     if setting.name == _STATISTICS and not (setting.value.isdecimal() and 1 <= int(setting.value) <= 10_000):
-        raise ConfigError(f"{setting.origin}: {_STATISTICS} must be 1 to 10000, lag and readiness are read from them")
+        raise ConfigError(f"{setting.origin}: {_STATISTICS} must be 1 to 10000; lag and readiness need statistics")
     allowed = _PROMISED.get(setting.name)
     if allowed is not None and setting.value not in allowed:
         raise ConfigError(

@@ -220,7 +220,7 @@ class Placement:
         if self._uncovered and now - self._uncovered_since > UNCOVERED_GRACE_S:
             self._uncovered_since = float("inf")
             log.warning(
-                "brokers %s lead no partition of %s, so nothing is measured of them; add partitions that they lead, or "
+                "brokers %s lead no partition of %s, so they are not measured; add partitions that they lead, or "
                 "move leaders with kafka-leader-election",
                 ", ".join(map(str, sorted(self._uncovered))),
                 self._rules.topic,

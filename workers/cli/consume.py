@@ -157,7 +157,7 @@ def _coding(options: ConsumeOptions, context: Context, registry_config: ClientCo
     """The middleware of the formats, where there is one; around the user's own, which get decoded messages."""
     for name in ("output_key_format", "output_value_format"):
         if context.given(name) and options.handler is None:
-            raise ConfigError(f"{context.origin(name)} is about what a handler gives back; name it with --handler")
+            raise ConfigError(f"{context.origin(name)} is about the outputs of a handler; add --handler")
     formats = (options.key_format, options.value_format, options.output_key_format, options.output_value_format)
     if not any(formats):
         return []
@@ -181,7 +181,7 @@ def _check_exactly_once(options: ConsumeOptions, context: Context, config: Clien
     isolation = config.settings["isolation.level"]
     if isolation.value != "read_committed":
         raise ConfigError(
-            f"{isolation.origin}: isolation.level={isolation.value} would have offsets read that are not committed, so "
+            f"{isolation.origin}: isolation.level={isolation.value} reads messages of aborted transactions, and "
             "--exactly-once needs read_committed; leave it out"
         )
 

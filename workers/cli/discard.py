@@ -22,7 +22,7 @@ def discard(options: DiscardOptions, context: Context, shutdown: Shutdown) -> No
         raise ConfigError(
             "--all goes without a filter; leave one of them out"
             if options.everything
-            else "which dead letters are to be discarded is not said; give a filter, as --letter or --error, or --all"
+            else "no filter names the dead letters to discard; give one, such as --letter or --error, or --all"
         )
     count = dead_letters.discard(
         config,

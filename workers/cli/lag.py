@@ -53,8 +53,7 @@ def _check_lag(group: Group, max_lag: int, topics: Sequence[str]) -> None:
     if group.unread:
         partitions = "1 partition" if len(group.unread) == 1 else f"{len(group.unread)} partitions"
         raise WorkerError(
-            f"group {group.group_id} has committed nothing for {partitions} with messages, so how far it is behind is "
-            "not known"
+            f"group {group.group_id} has committed nothing for {partitions} with messages, so its lag is unknown"
         )
     if group.total_lag > max_lag:
         raise WorkerError(f"group {group.group_id} is {group.total_lag} messages behind, --max-lag is {max_lag}")

@@ -284,34 +284,35 @@ def connection_options(command: _Command) -> _Command:
     return apply(
         command,
         [
-            option("--bootstrap-servers", default="localhost:9092", show_default=True, help="Brokers to begin with."),
-            option("--security-protocol", type=protocols, help="How to talk to the brokers.  [default: plaintext]"),
+            option("--bootstrap-servers", default="localhost:9092", show_default=True, help="First brokers to ask."),
+            option("--security-protocol", type=protocols, help="Protocol of the connections.  [default: plaintext]"),
             option("--sasl-mechanism", help="SCRAM-SHA-512, SCRAM-SHA-256, PLAIN, OAUTHBEARER, AWS_MSK_IAM or GSSAPI."),
-            option("--sasl-username", help="User of SASL."),
+            option("--sasl-username", help="SASL user."),
             option("--sasl-password-file", type=Path, help="File with its password; or variable KAFKA_SASL_PASSWORD."),
             option("--oauth-token-url", metavar="URL",
                    help="Token endpoint of an OpenID Connect provider, for OAUTHBEARER."),
-            option("--oauth-client-id", help="Client id there."),
+            option("--oauth-client-id", help="Client id at the token endpoint."),
             option("--oauth-client-secret-file", type=Path,
                    help="File with the client's secret; or variable KAFKA_OAUTH_CLIENT_SECRET."),
-            option("--oauth-scope", help="Scope to ask for; several with spaces between them."),
+            option("--oauth-scope", help="Scope to request; several separated by spaces."),
             option("--oauth-extensions", metavar="NAME=VALUE,...", help="SASL extensions for the brokers."),
             option("--oauth-ca-location",
-                   help="File or directory of CA certificates that the endpoint is checked with.  "
+                   help="File or directory of CA certificates for the token endpoint.  "
                    "[default: those of the system]"),
             option("--aws-region", help="Region of an Amazon MSK cluster, for AWS_MSK_IAM.  [default: AWS_REGION]"),
-            option("--ssl-ca-location", help="File or directory of CA certificates that brokers are checked with."),
-            option("--ssl-certificate-location", help="Our certificate (PEM), for mTLS."),
+            option("--ssl-ca-location", help="File or directory of CA certificates for the brokers."),
+            option("--ssl-certificate-location", help="Client certificate (PEM), for mTLS."),
             option("--ssl-key-location", help="Its private key (PEM)."),
             option("--ssl-key-password-file", type=Path, help="File with its password; or KAFKA_SSL_KEY_PASSWORD."),
             option("--client-id", default=_client_id, show_default="host name and process id",
-                   help="Our name in `lag` and in the brokers' logs."),
+                   help="Name of this client in `lag` and in the brokers' logs."),
             option("--property", "properties", multiple=True, metavar="NAME=VALUE",
                    help="Any librdkafka property; repeatable."),
             option("--properties-file", type=Path, help="File of NAME=VALUE lines with librdkafka properties."),
             option("--timeout", type=POSITIVE_NUMBER,
-                   help="Give up when no broker answers for this many seconds.  [default: never; 60 for a look]"),
-            option("--show-config", is_flag=True, help="Print what is in force and where it comes from, and exit."),
+                   help="Give up when no broker answers for this many seconds.  "
+                   "[default: never; 60 for a command that ends by itself]"),
+            option("--show-config", is_flag=True, help="Print the values in force and their origin, and exit."),
             option("--log-format", type=click.Choice(["text", "json"]), help="[default: text on a terminal]"),
             option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info",
                    show_default=True),
@@ -334,12 +335,12 @@ def registry_options(command: _Command) -> _Command:
         command,
         [
             option("--schema-registry-url", metavar="URL",
-                   help="Address of the schema registry; several with commas between them."),
+                   help="Address of the schema registry; several separated by commas."),
             option("--schema-registry-username", help="User of its basic authentication."),
             option("--schema-registry-password-file", type=Path,
                    help="File with its password; or variable KAFKA_SCHEMA_REGISTRY_PASSWORD."),
             option("--schema-registry-ca-location",
-                   help="File of CA certificates that the registry is checked with."),
+                   help="File of CA certificates for the registry."),
             option("--schema-registry-property", "schema_registry_properties", multiple=True, metavar="NAME=VALUE",
                    help="Any property of confluent-kafka's SchemaRegistryClient; repeatable."),
             option("--schema-registry-properties-file", type=Path, help="File of NAME=VALUE lines with them."),
@@ -369,12 +370,12 @@ def metrics_options(command: _Command) -> _Command:
         [
             option("--metrics-port", type=Whole(0, 65535), default=DEFAULT_METRICS_PORT, show_default=True,
                    help="Port of /metrics, /livez and /readyz; 0 for any free one."),
-            option("--metrics-host", default="0.0.0.0", show_default=True, help="Address it listens on."),  # noqa: S104
+            option("--metrics-host", default="0.0.0.0", show_default=True, help="Address of that port."),  # noqa: S104
         ],
     )  # fmt: skip
 
 
-no_metrics_option = option("--no-metrics", is_flag=True, help="Do not listen at all.")
+no_metrics_option = option("--no-metrics", is_flag=True, help="Serve no metrics and no probes.")
 shutdown_timeout_option = option(
     "--shutdown-timeout",
     type=SECONDS,
@@ -387,7 +388,7 @@ summary_option = option(
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="Form of the account at the end.",
+    help="Format of the account at the end.",
 )
 
 
@@ -410,7 +411,7 @@ def worker_options(command: _Command) -> _Command:
             shutdown_timeout_option,
             summary_option,
             option("--tracing", is_flag=True,
-                   help="Export spans of messages by OpenTelemetry, as its variables OTEL_* say; see docs/tracing.md."),
+                   help="Export OpenTelemetry spans of messages, configured by OTEL_* variables; see docs/tracing.md."),
         ],
     )  # fmt: skip
     return metrics_options(command)

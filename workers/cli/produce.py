@@ -118,7 +118,7 @@ def _check_combinations(options: ProduceOptions, context: Context) -> None:
     own = options.input_path is not None or options.source is not None
     for name, value in (("key_separator", options.key_separator), ("key_field", options.key_field)):
         if value is not None and options.input_path is None:
-            raise ConfigError(f"{context.origin(name)} is about the lines of --input; give that too")
+            raise ConfigError(f"{context.origin(name)} applies only to lines of --input; add --input")
     if options.key_separator is not None and options.key_field is not None:
         raise ConfigError("--key-separator and --key-field exclude each other; give one")
     if options.key_separator == "":
@@ -202,7 +202,7 @@ def _send_all(producer: Producer, source: Source, options: ProduceOptions) -> Wo
             producer.run(source, options.duration, bar.update if bar is not None else lambda _: None)
     except SourceError as error:
         code = ExitCode.FAILED if isinstance(error, SourceRaisedError) else ExitCode.USAGE
-        return WorkerError(f"{error}; what came before it was sent", code)
+        return WorkerError(f"{error}; earlier messages were sent", code)
     except WorkerError as error:
         return error
     if producer.interrupted and _must_finish(options):

@@ -61,8 +61,8 @@ def show_dead_letters(options: ShowDeadLettersOptions, context: Context, shutdow
     config = reading_config(options.dead_letters, context)
     if selection.is_empty:
         raise ConfigError(
-            "which dead letters are to be shown is not said; name one as `dead-letters list` does, with --letter 0:12, "
-            "or give another filter"
+            "no filter names the dead letters to show; give one, such as --letter 0:12 with an id that "
+            "`dead-letters list` prints"
         )
     topic = options.dead_letters.topic
     shown = 0
@@ -80,7 +80,7 @@ def show_dead_letters(options: ShowDeadLettersOptions, context: Context, shutdow
                 record = dead_letters.treated.record_about(letter.place)
                 click.echo(("\n" if shown > 1 else "") + as_text(topic, letter, state, record))
     if not shown:
-        raise ConfigError(f"no dead letter of {topic} is like that; `dead-letters list` shows those that wait")
+        raise ConfigError(f"no dead letter of {topic} matches the filter; `dead-letters list` shows the waiting ones")
 
 
 def selection_of(options: DeadLetterOptions) -> Selection:

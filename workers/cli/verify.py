@@ -43,7 +43,7 @@ def verify(options: VerifyOptions, context: Context, shutdown: Shutdown) -> None
         raise WorkerError(f"{lost} messages are lost: they should be in {options.topic} and are not", ExitCode.LOSS)
     undecided = sum(report.undecided for report in reports)
     if undecided:
-        raise WorkerError(f"whether {undecided} missing messages are lost cannot be told: {UNDECIDED}")
+        raise WorkerError(f"it is unknown whether {undecided} missing messages are lost: {UNDECIDED}")
 
 
 def _accounts(options: VerifyOptions) -> dict[bytes, StreamSent] | None:

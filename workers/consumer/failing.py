@@ -72,7 +72,7 @@ class FailedMessages:
             self._parts.shutdown.request()
             return
         if isinstance(error, OutputError):
-            raise WorkerError(f"standard output cannot be written: {error}; what was not printed is redelivered")
+            raise WorkerError(f"standard output cannot be written: {error}; unprinted messages are redelivered")
         state = work.partition
         assert isinstance(state, PartitionState)
         work.received.part(work.handled).restore(state.topic.name)

@@ -199,7 +199,7 @@ class Consumer:
                     option="--dead-letter-topic",
                 )
             else:
-                log.warning("there is no dead-letter topic %s (or no right to it); create it, or see --on-error", name)
+                log.warning("no dead-letter topic %s, or no right to it; create it, or see --on-error", name)
 
     # Queries from other threads
 

@@ -122,7 +122,7 @@ class Starts:
         try:
             first, at_begin = self._first_offset(client, each, timeout_s)
         except KafkaException as error:
-            log.warning("%s[%d]: where it begins is not known yet: %s", each.topic, each.partition, error)
+            log.warning("%s[%d]: the offset to begin at is not known yet: %s", each.topic, each.partition, error)
             return None
         return TopicPartition(each.topic, each.partition, first, encode(first, OffsetMetadata(partitions=at_begin)))
 
@@ -146,7 +146,7 @@ class Starts:
         at_begin = max((metadata.partitions for metadata in known), default=count)
         was_added = place.partition >= at_begin
         if was_added:
-            log.info("%s[%d] was added after the group began; reading it all", place.topic, place.partition)
+            log.info("%s[%d] was added after the group began; reading all of it", place.topic, place.partition)
         return int(low if was_added else high), at_begin
 
     def need(self, state: PartitionState, error: KafkaError) -> None:

@@ -218,7 +218,7 @@ def _committed(client: confluent_kafka.Consumer, topic: str, count: int, shutdow
     except KafkaException as error:
         errors = [error.args[0]]
     if errors and shutdown.requested:
-        raise WorkerError("stopped before it was known what was replayed already")
+        raise WorkerError("stopped before the earlier replays were known")
     if errors:
         # librdkafka goes on trying where the right is missing, and reports only a timeout.
         raise WorkerError(f"what was replayed already is not known, may the user read the group? {errors[0].str()}")

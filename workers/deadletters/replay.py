@@ -64,7 +64,7 @@ def allowed_topics(topic: str, to_topics: Sequence[str]) -> frozenset[str]:
     """
     if topic in to_topics:
         raise ConfigError(
-            f"--to-topic {topic}: this is the dead-letter topic itself; name where its dead letters came from"
+            f"--to-topic {topic}: this is the dead-letter topic itself; name the source topic of its dead letters"
         )
     if to_topics:
         return frozenset(to_topics)
@@ -314,7 +314,7 @@ def commit(reader: confluent_kafka.Consumer, dead_letters: Sequence[Message], sh
 
     if not call_until_stopped(ask, shutdown):
         raise WorkerError(
-            f"{len(dead_letters)} dead letters were sent, and it is not known whether they are committed, so the next "
+            f"{len(dead_letters)} dead letters were sent, and it is unknown whether they are committed, so the next "
             "replay may send them again: the brokers did not answer in the time to stop"
         )
     if errors:

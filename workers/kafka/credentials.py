@@ -268,7 +268,7 @@ def _read_ca(setting: Setting) -> str:
             bad.append(str(file))
         blocks.update(dict.fromkeys(found))
     if bad:
-        raise ConfigError(f"{setting.origin}: no certificates in PEM: {', '.join(bad)}; mend or remove them")
+        raise ConfigError(f"{setting.origin}: no certificates in PEM: {', '.join(bad)}; correct or remove them")
     return "\n".join(blocks) + "\n"
 
 

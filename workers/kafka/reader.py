@@ -52,7 +52,7 @@ def read_to_end(
             last = time.monotonic()
         elif timeout_s is not None and time.monotonic() - last > timeout_s:
             raise WorkerError(
-                f"nothing from {topic} partitions {sorted(left)} for {timeout_s:g} s; are their leaders up?"
+                f"nothing from {topic} partitions {sorted(left)} for {timeout_s:g} s; check their leaders"
             )
         yield [message for message in messages if _is_before_end(message, left)]
 
@@ -69,7 +69,7 @@ def watermarks(client: confluent_kafka.Consumer, topic: str, partition: int, shu
             return int(low), int(high)
         except KafkaException as error:
             reason = error.args[0].str()
-    raise WorkerError(f"the end of {topic}[{partition}] is not known: {reason}")
+    raise WorkerError(f"the end offset of {topic}[{partition}] is unknown: {reason}")
 
 
 def _is_before_end(message: Message, left: dict[int, int]) -> bool:

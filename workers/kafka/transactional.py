@@ -166,7 +166,7 @@ class TransactionalProducer:
             self._client_state.check()
             if timeout_s is not None and time.monotonic() - started >= timeout_s:
                 raise WorkerError(
-                    f"transactional id {self._id} was not taken up by the brokers within {timeout_s:g} s; check that "
+                    f"the brokers did not accept transactional id {self._id} within {timeout_s:g} s; check that "
                     "their transaction coordinator runs (topic __transaction_state)"
                 )
 
@@ -370,8 +370,8 @@ class TransactionalProducer:
         if error.code() in REFUSED:
             raise self._no_right(error)
         if error.fatal() or error.code() in NEVER:
-            raise WorkerError(f"the brokers take no transactions of id {self._id}: {error.str()}")
-        self._client_state.say("transaction", f"transactional id {self._id} is not taken up yet: {error.str()}")
+            raise WorkerError(f"the brokers refuse transactions of id {self._id}: {error.str()}")
+        self._client_state.say("transaction", f"transactional id {self._id} is not accepted yet: {error.str()}")
 
     def _no_right(self, error: KafkaError) -> WorkerError:
         return WorkerError(

@@ -174,7 +174,7 @@ def _wait_for_group(consumers: list[Worker], shutdown: Shutdown) -> None:
         if sorted(int(value) for found in samples for _, value in found) == settled:
             return
         if time.monotonic() > deadline:
-            raise WorkerError(f"the consumers did not share out the partitions within {GROUP_TIMEOUT_S:.0f} s")
+            raise WorkerError(f"the consumers did not divide the partitions within {GROUP_TIMEOUT_S:.0f} s")
         time.sleep(0.1)
 
 

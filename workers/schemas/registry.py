@@ -352,9 +352,7 @@ class RegistryCodec:
             except NotFoundError:
                 registered = self._registry.ask(lambda: client.register_schema_full_response(subject, schema))
         except (NotFoundError, InvalidSchemaError) as error:
-            raise ConfigError(
-                f"{origin}: the schema registry does not take it for subject {subject}: {error}"
-            ) from None
+            raise ConfigError(f"{origin}: the schema registry refuses it for subject {subject}: {error}") from None
         if self._type == "AVRO":
             return _Writer(AvroSerializer(client, schema, conf={**_OWN, **_STRICT}), schema)
         if self._type == "JSON":

@@ -41,9 +41,7 @@ class CanaryOptions:
 
 
 @click.command(cls=Command)
-@option(
-    "--topic", type=TOPIC, default="kafka-workers-canary", show_default=True, help="Topic of its own for the messages."
-)
+@option("--topic", type=TOPIC, default="kafka-workers-canary", show_default=True, help="Topic of the canary alone.")
 @option(
     "--interval",
     type=POSITIVE_NUMBER,

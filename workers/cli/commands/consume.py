@@ -80,7 +80,7 @@ class ConsumeOptions:
     show_default=True,
     help="Rebalance protocol; consumer is KIP-848, for brokers from 4.0 on.",
 )
-@option("--client-rack", help="Our rack, or zone: the nearest replica is read instead of the leader.")
+@option("--client-rack", help="Rack, or zone, of this consumer: it reads from the replica there instead of the leader.")
 @option(
     "--format",
     "format_name",
@@ -89,7 +89,7 @@ class ConsumeOptions:
     show_default=True,
     help="How messages are printed.",
 )
-@option("--handler", type=FUNCTION, metavar="MODULE:NAME", help="Call this instead of printing.")
+@option("--handler", type=FUNCTION, metavar="MODULE:NAME", help="Call this with each message, instead of printing.")
 @option(
     "--middleware",
     "middlewares",
@@ -100,8 +100,8 @@ class ConsumeOptions:
 )
 @format_option("--key-format", "Format of keys, which the handler gets as objects")
 @format_option("--value-format", "Format of values, which the handler gets as objects")
-@format_option("--output-key-format", "Format of the keys of what the handler gives back")
-@format_option("--output-value-format", "Format of the values of what the handler gives back")
+@format_option("--output-key-format", "Format of the keys of the handler's outputs")
+@format_option("--output-value-format", "Format of the values of the handler's outputs")
 @registry_options
 @option(
     "--on-error",
@@ -119,28 +119,26 @@ class ConsumeOptions:
     help="Seconds before the second call; then doubled.",
 )
 @option(
-    "--retry-backoff-max", type=POSITIVE_NUMBER, default=30.0, show_default=True, help="Seconds between calls at most."
+    "--retry-backoff-max", type=POSITIVE_NUMBER, default=30.0, show_default=True, help="Most seconds between calls."
 )
 @option(
     "--dead-letter-topic",
     type=TOPIC,
-    help="Where messages go that the handler never takes.  [default: TOPIC.dlq]",
+    help="Topic for messages that the handler fails to handle.  [default: TOPIC.dlq]",
 )
 @option(
     "--from-beginning/--from-end",
     default=True,
     show_default=True,
-    help="Where the group has committed nothing: begin at the oldest message, or at what comes next.",
+    help="Without a committed offset: begin at the oldest message, or at the next one.",
 )
 @option("--max-messages", type=POSITIVE, help="Stop after this many messages.")
-@option(
-    "--max-rate", type=POSITIVE_NUMBER, help="Messages a second that the handler is given at most.  [default: no limit]"
-)
+@option("--max-rate", type=POSITIVE_NUMBER, help="Most messages a second that the handler gets.  [default: no limit]")
 @option(
     "--max-dead-letter-share",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="When a larger share of the last minute's messages fails, they are tried again and none becomes a dead "
-    "letter, as what the handler needs may be away.  [default: no limit]",
+    help="When a larger share of the last minute's messages fails, retry them and write no dead letters: a dependency "
+    "of the handler may be unavailable.  [default: no limit]",
 )
 @option("--idle-timeout", type=POSITIVE_NUMBER, help="Stop when no message was received for this many seconds.")
 @option(
@@ -168,14 +166,14 @@ class ConsumeOptions:
     type=Whole(1, 2000),
     default=2000,
     show_default=True,
-    help="Messages in a batch at most; a slow handler gets fewer.",
+    help="Most messages in a batch; a slow handler gets fewer.",
 )
 @option(
     "--max-offset-distance",
     type=Whole(min=100),
     default=10_000,
     show_default=True,
-    help="Messages of a partition that may be ahead of the first one that is not done.",
+    help="Most messages of a partition that are received from the first one on that is not done.",
 )
 @option(
     "--on-deleted",
@@ -191,7 +189,7 @@ class ConsumeOptions:
 )
 @option(
     "--transactional-id",
-    help="With --exactly-once: a name of this process alone that it keeps when it starts again.  [default: a new one]",
+    help="With --exactly-once: a name that only this process has, and keeps over restarts.  [default: a new one]",
 )
 @option(
     "--commit-interval",
@@ -201,7 +199,7 @@ class ConsumeOptions:
 @worker_options
 @connection_options
 def consume(**parameters: Any) -> None:
-    """Read topics as a member of a group, at least once; print each message or have a handler called."""
+    """Read topics as a member of a group, at least once; print each message, or call a handler with it."""
     options = build(ConsumeOptions, parameters)
     shutdown = installed_shutdown(options.worker.shutdown_timeout)
     from workers.cli.consume import consume as run

@@ -133,9 +133,9 @@ def _filter_options(command: _Command) -> _Command:
             option("--source-topic", "source_topics", type=TOPIC, multiple=True,
                    help="Only from this topic; repeatable."),
             option("--source-partition", "source_partitions", type=Whole(min=0), multiple=True,
-                   help="Only from this partition of it; repeatable."),
+                   help="Only from this partition of the source topic; repeatable."),
             option("--source-offset", "source_offsets", type=Whole(min=0), multiple=True,
-                   help="Only from this offset there; repeatable."),
+                   help="Only from this offset of the source topic; repeatable."),
             option("--partition", "partitions", type=Whole(min=0), multiple=True,
                    help="Only this partition of the dead-letter topic; repeatable."),
         ],
@@ -170,7 +170,7 @@ _to_topic = option(
     multiple=True,
     help="A topic that dead letters may go back to; repeatable.  [default: X where the dead-letter topic is X.dlq]",
 )
-_dry_run = option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
+_dry_run = option("--dry-run", is_flag=True, help="Print the effect, and change nothing.")
 
 
 @dead_letters.command("list", cls=Command)
@@ -231,7 +231,7 @@ def browse(**parameters: Any) -> None:
 @dead_letters.command(cls=Command)
 @_selection_options
 @_to_topic
-@option("--skip-other-topics", is_flag=True, help="Pass dead letters of other topics over, for good.")
+@option("--skip-other-topics", is_flag=True, help="Skip dead letters of other topics for good.")
 @option("--max-messages", type=POSITIVE, help="Stop after this many messages.")
 @option("--again", is_flag=True, help="Also those that were replayed or discarded already.")
 @_dry_run
@@ -251,15 +251,15 @@ def replay(**parameters: Any) -> None:
 
 
 @dead_letters.command(cls=Command)
-@option("--reason", default="", help="Why; it is recorded.")
-@option("--all", "everything", is_flag=True, help="All that wait, where no filter is given.")
+@option("--reason", default="", help="Reason, which is recorded.")
+@option("--all", "everything", is_flag=True, help="All waiting dead letters, without a filter.")
 @_dry_run
 @_selection_options
 @_replay_group
 @shutdown_timeout_option
 @connection_options
 def discard(**parameters: Any) -> None:
-    """Take dead letters out of what is replayed.
+    """Exclude dead letters from every later replay.
 
     The topic keeps them, and beside them a record of when, by which client and why they were discarded.
     """

@@ -28,9 +28,9 @@ class LagOptions:
     "--topic", "topics", type=TOPIC, multiple=True, help="Only this topic; repeatable.  [default: all of the group]"
 )
 @option("--watch", is_flag=True, help="Show it again every --interval seconds until stopped.")
-@option("--interval", type=POSITIVE_NUMBER, default=2.0, show_default=True, help="Seconds between two looks.")
-@option("--json", "as_json", is_flag=True, help="One JSON document for each look.")
-@option("--max-lag", type=Whole(min=0), help="Exit 1 when the group is further behind, in messages.")
+@option("--interval", type=POSITIVE_NUMBER, default=2.0, show_default=True, help="Seconds between two rounds.")
+@option("--json", "as_json", is_flag=True, help="One JSON document for each round.")
+@option("--max-lag", type=Whole(min=0), help="Exit 1 when the group's lag is higher, in messages.")
 @connection_options
 def lag(**parameters: Any) -> None:
     """Show a consumer group as the brokers see it: members, their partitions, lag, idle members."""

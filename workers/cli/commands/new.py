@@ -11,7 +11,7 @@ import click
     "--directory",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Where to make it; an empty directory, or none yet.  [default: NAME]",
+    help="Directory to create; it may exist if it is empty.  [default: NAME]",
 )
 def new(name: str, directory: Path | None) -> None:
     """Make a project to start from: a source, a handler, their tests, an image, and values for Kubernetes.

@@ -33,7 +33,7 @@ class ResetOffsetsOptions:
 
 @click.group()
 def offsets() -> None:
-    """Show what a group has committed, and choose where it goes on."""
+    """Show a group's committed offsets, or change them."""
 
 
 @offsets.command(cls=Command)
@@ -62,11 +62,11 @@ def show(**parameters: Any) -> None:
 )
 @option("--partition", "partitions", type=Whole(min=0), multiple=True, help="Only this one; repeatable.")
 @option("--to", type=OFFSET_TARGET, required=True, help="Where the group begins: a time as 2026-11-24T12:00:00Z.")
-@option("--yes", is_flag=True, help="Do it.  [default: show what it would skip and repeat]")
+@option("--yes", is_flag=True, help="Change the offsets.  [default: show how many messages that skips and repeats]")
 @option("--json", "as_json", is_flag=True, help="One JSON document.")
 @connection_options
 def reset(**parameters: Any) -> None:
-    """Choose where a group without members goes on: show what that skips and repeats, and with --yes do it."""
+    """Move a group without members: show how many messages that skips and repeats, and with --yes do it."""
     options = build(ResetOffsetsOptions, parameters)
     shutdown = installed_shutdown(0)
     from workers.cli.reset_offsets import reset_offsets as run

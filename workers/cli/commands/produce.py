@@ -58,7 +58,7 @@ class ProduceOptions:
 @click.command(cls=Command)
 @option("--topic", type=TOPIC, default="teste", show_default=True, help="Topic to write to.")
 @option("--count", type=POSITIVE, help=f"Messages to send.  [default: {DEFAULT_COUNT}, or all of the input]")
-@option("--rate", type=POSITIVE_NUMBER, help="Messages per second.  [default: as fast as it goes]")
+@option("--rate", type=POSITIVE_NUMBER, help="Messages per second.  [default: as fast as possible]")
 @option("--size", type=Whole(57, 100_000_000), help=f"Bytes of a test message's value.  [default: {DEFAULT_SIZE}]")
 @option("--duration", type=POSITIVE_NUMBER, help="Stop after this many seconds.")
 @option("--forever", is_flag=True, help="Send until stopped.")
@@ -70,9 +70,9 @@ class ProduceOptions:
     type=click.Choice(["stop", "dead-letter"]),
     default="stop",
     show_default=True,
-    help="How to treat a line that is not such JSON, or cannot be written in its format.",
+    help="When a line is no such JSON, or cannot be encoded: stop, or write it to the dead-letter topic.",
 )
-@option("--dead-letter-topic", type=TOPIC, help="Where invalid lines go.  [default: TOPIC.dlq]")
+@option("--dead-letter-topic", type=TOPIC, help="Topic for invalid lines.  [default: TOPIC.dlq]")
 @option("--source", type=FUNCTION, metavar="MODULE:FUNCTION", help="Send what this function yields.")
 @format_option("--key-format", "Format of keys, which are JSON in lines")
 @format_option("--value-format", "Format of values, which are JSON in lines")
