@@ -674,6 +674,35 @@ def test_a_network_policy_lets_spans_through_to_the_collector(settings: tuple[st
     assert [port["port"] for rule in egress[2:] for port in rule["ports"]] == ports
 
 
+PORTS_OF_URLS = {
+    "http://a:8081": 8081,
+    "https://a": 443,
+    "http://a/subjects": 80,
+    "http://[::1]:8082": 8082,
+    "https://[::1]": 443,
+    "https://a/subjects:8": 443,
+    "http://a:8083/subjects:9?x=:10": 8083,
+}
+
+
+def ports_let_through(*settings: str) -> list[list[int]]:
+    """Those of each rule of the network policy after that for DNS."""
+    egress = one(render(*OAUTH, "networkPolicy.enabled=true", *settings), "NetworkPolicy")["spec"]["egress"]
+    return [[port["port"] for port in rule["ports"]] for rule in egress[1:]]
+
+
+@pytest.mark.parametrize("url", PORTS_OF_URLS)
+def test_a_network_policy_lets_through_to_tokens_and_collector_the_port_of_the_url(url: str) -> None:
+    port = PORTS_OF_URLS[url]
+    urls = (f'kafka.sasl.oauth.tokenUrl="{url}"', f'tracing.endpoint="{url}"', "tracing.enabled=true")
+    assert ports_let_through(*urls) == [[9092, 9093, port], [port]]
+
+
+def test_a_network_policy_lets_through_the_port_of_each_url_of_the_schema_registry() -> None:
+    urls = f'schemaRegistry.url="{",".join(PORTS_OF_URLS)}"'
+    assert ports_let_through(urls) == [[9092, 9093, 8443, *dict.fromkeys(PORTS_OF_URLS.values())]]
+
+
 def test_no_option_is_given_that_nobody_has_asked_for() -> None:
     """A count would cut short a team's own source, and contradict `forever`."""
     shipped = environment(one(render(JOB), "Job"))

@@ -310,13 +310,18 @@ mechanism, username, password (a Secret), oauth (a map, empty for the other mech
 {{- end }}
 {{- end }}
 
+{{/* The port of a URL: the one that it names, or that of its scheme. */}}
+{{- define "kafka-workers.portOf" -}}
+{{- $url := urlParse . -}}
+{{- regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (ternary "443" "80" (eq $url.scheme "https")) -}}
+{{- end }}
+
 {{/* The ports of what gives tokens as JSON: of the endpoint, or of AWS. */}}
 {{- define "kafka-workers.tokenPorts" -}}
 {{- $connection := include "kafka-workers.connection" (dict "root" . "worker" (dict "name" "")) | fromJson -}}
 {{- $ports := ternary (list 443) list (eq $connection.mechanism "AWS_MSK_IAM") -}}
 {{- with $connection.oauth -}}
-{{- $named := regexFind ":[0-9]+$" (urlParse .tokenUrl).host | trimPrefix ":" -}}
-{{- $ports = list (atoi ($named | default (ternary "443" "80" (hasPrefix "https:" .tokenUrl)))) -}}
+{{- $ports = list (include "kafka-workers.portOf" .tokenUrl | atoi) -}}
 {{- end -}}
 {{- $ports | toJson -}}
 {{- end }}
@@ -325,8 +330,7 @@ mechanism, username, password (a Secret), oauth (a map, empty for the other mech
 {{- define "kafka-workers.registryPorts" -}}
 {{- $ports := list -}}
 {{- range compact (splitList "," .Values.schemaRegistry.url) -}}
-{{- $named := regexFind ":[0-9]+" (trimPrefix "https:" . | trimPrefix "http:") | trimPrefix ":" -}}
-{{- $ports = append $ports (atoi ($named | default (ternary "443" "80" (hasPrefix "https:" .)))) -}}
+{{- $ports = append $ports (include "kafka-workers.portOf" . | atoi) -}}
 {{- end -}}
 {{- $ports | toJson -}}
 {{- end }}
@@ -474,9 +478,9 @@ securityContext: {{- include "kafka-workers.securityContext" (dict "context" . "
 {{- define "kafka-workers.tracingPorts" -}}
 {{- $ports := list -}}
 {{- with .Values.tracing.endpoint -}}
-{{- $port := regexFind ":[0-9]+$" (urlParse .).host | trimPrefix ":" | default (ternary "443" "80" (hasPrefix "https" .)) -}}
+{{- $port := include "kafka-workers.portOf" . | atoi -}}
 {{- range include "kafka-workers.workers" $ | fromJsonArray -}}
-{{- if include "kafka-workers.isTraced" (set . "root" $) }}{{ $ports = list (atoi $port) }}{{ end -}}
+{{- if include "kafka-workers.isTraced" (set . "root" $) }}{{ $ports = list $port }}{{ end -}}
 {{- end -}}
 {{- end -}}
 {{- $ports | toJson -}}
