@@ -13,7 +13,7 @@ import yaml
 
 from tests.chart.rendering import CHART, helm, one, render, second_release, template
 from tests.chart.schemas import check, write_for_kubeconform
-from tests.chart.values import SCHEMA, schema, table
+from tests.chart.values import SCHEMA, resolved, schema, table
 from tests.documents import load, load_all
 from tests.programs import program
 from workers.cli.main import cli
@@ -37,6 +37,35 @@ REGISTRY = (
     'schemaRegistry.keyFormat="json"', 'schemaRegistry.passwordSecret="registry"', 'schemaRegistry.username="me"',
     'schemaRegistry.caSecret="registry-ca"', 'schemaRegistry.properties={"timeout":5,"cache.capacity":1000000}',
 )  # fmt: skip
+# Of each value of `pod` one that the rendered objects have as text, with that text.
+POD: dict[str, tuple[Any, str]] = {
+    "serviceAccount": ({"annotations": {"role": "x"}, "labels": {"team": "a"}, "automount": True}, 'Token": true'),
+    "annotations": ({"reloader": "on"}, "reloader"),
+    "envFrom": ([{"secretRef": {"name": "more-variables"}}], "more-variables"),
+    "initContainers": ([{"name": "wait", "image": "busybox"}], "busybox"),
+    "sidecars": ([{"name": "proxy", "image": "envoy"}], "envoy"),
+    "lifecycle": ({"preStop": {"sleep": {"seconds": 1}}}, "preStop"),
+    "probes": ({"startup": {"failureThreshold": 601}}, '"failureThreshold": 601'),
+    "env": ([{"name": "TZ", "value": "UTC"}], "UTC"),
+    "volumes": ([{"name": "data", "emptyDir": {}}], "emptyDir"),
+    "volumeMounts": ([{"name": "data", "mountPath": "/data"}], "/data"),
+    "podLabels": ({"shift": "day"}, "shift"),
+    "podAnnotations": ({"memo": "b"}, "memo"),
+    "nodeSelector": ({"disk": "ssd"}, "ssd"),
+    "tolerations": ([{"operator": "Exists"}], "Exists"),
+    "affinity": ({"podAntiAffinity": {}}, "podAntiAffinity"),
+    "priorityClassName": ("high", '"high"'),
+    "podSpec": ({"runtimeClassName": "gvisor"}, "gvisor"),
+}  # fmt: skip
+WORKERS = ("consumer", "producer", "lagExporter", "canary")
+EVERY_WORKER = (JOB, "lagExporter.enabled=true", "canary.enabled=true", 'consumers={"pay":{}}')
+
+
+def given_to(*places: str) -> tuple[str, ...]:
+    """The settings that give each place, `pod` or a worker, the values of POD."""
+    return tuple(f"{place}.{name}={json.dumps(value)}" for place in places for name, (value, _) in POD.items())
+
+
 SWITCHES: dict[str, tuple[str, ...]] = {
     "as shipped": (),
     "no consumer": ("consumer.enabled=false", JOB),
@@ -94,7 +123,7 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "replicas of an autoscaler of one's own": ("consumer.replicas=null", "metrics.prometheusRule.enabled=true"),
     "no fixed ids": (JOB, 'adaptSecurityContext="force"'),
     "extension points": (
-        JOB, *(f"{worker}.{setting}" for worker in ("consumer", "producer", "lagExporter", "canary") for setting in (
+        JOB, *(f"{worker}.{setting}" for worker in WORKERS for setting in (
             'serviceAccount={"annotations":{"eks.amazonaws.com/role-arn":"arn:aws:iam::1:role/x"},"labels":{"team":"a"},'
             '"automount":true}',
             'podSpec={"runtimeClassName":"gvisor","schedulerName":"mine","hostUsers":false,"dnsPolicy":"None",'
@@ -108,6 +137,8 @@ SWITCHES: dict[str, tuple[str, ...]] = {
         "lagExporter.enabled=true", "canary.enabled=true", 'image.digest="sha256:' + 64 * "0" + '"',
         'extraObjects=[{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"{{ .Release.Name }}-more"}}]',
     ),
+    "values of every pod": (*EVERY_WORKER, *given_to("pod"), 'pod.resources={"requests":{"cpu":"1m"}}'),
+    "one ServiceAccount for all": (*EVERY_WORKER, 'pod.serviceAccount={"create":false,"name":"theirs"}'),
     "a ServiceAccount that is there": ("consumer.serviceAccount.create=false", 'consumer.serviceAccount.name="theirs"'),
     "schedule": (JOB, 'producer.schedule="0 * * * *"'),
     "schedule with everything": (
@@ -351,7 +382,14 @@ def test_helm_lint_finds_nothing(program: str) -> None:
         ('commonLabels={"app.kubernetes.io/name":"x"}', "/commonLabels"),
         ('consumer.podLabels={"app.kubernetes.io/component":"x"}', "/consumer/podLabels"),
         ('consumers={"pay":{"podLabels":{"app.kubernetes.io/instance":"x"}}}', "/consumers/pay/podLabels"),
+        ('pod.podLabels={"app.kubernetes.io/name":"x"}', "/pod/podLabels"),
+        ("pod.replicas=1", "'replicas' not allowed"),
+        ('pod.serviceAccount.name="theirs"', "/pod/serviceAccount/create"),
+        ("pod.probes.startup=null", "at '/pod/probes': missing property 'startup'"),
+        ("pod.env=null", "at '/pod': missing property 'env'"),
+        ("pod=null", "missing property 'pod'"),
         ('metrics.podMonitor.labels={"app.kubernetes.io/instance":"x"}', "/metrics/podMonitor/labels"),
+        ('commonLabels={"team":null}', "at '/commonLabels/team': got null"),
         ('consumer.podSpec={"containers":[]}', "at '/consumer/podSpec/containers': false schema"),
         ('lagExporter.podSpec={"serviceAccountName":"x"}', "at '/lagExporter/podSpec/serviceAccountName'"),
         ('consumers={"pay":{"podSpec":{"tolerations":[]}}}', "at '/consumers/pay/podSpec/tolerations'"),
@@ -374,6 +412,7 @@ def test_helm_lint_finds_nothing(program: str) -> None:
             "producer.env: KAFKA_LINGER is set by the chart",
         ),
         ('consumer.env=[{"name":"KAFKA_METRICS_PORT","value":"1"}]', "KAFKA_METRICS_PORT is set by the chart"),
+        ('pod.env=[{"name":"KAFKA_TOPIC","value":"x"}]', "pod.env: KAFKA_TOPIC is set by the chart"),
         ('kafka.properties={"security.protocol":"ssl"}', "security.protocol is set by the chart"),
         ('consumer.properties={"sasl.password":"x"}', "sasl.password would be in a ConfigMap"),
         ('consumer.properties={"sasl.pasword":"x"}', "sasl.pasword would be in a ConfigMap"),
@@ -502,22 +541,32 @@ def test_the_schema_knows_just_the_options_of_the_commands(worker: str, command:
 
 def test_the_schema_and_the_values_have_the_same_names() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
+    pod = schema["definitions"]["pod"]["properties"]
 
     def compare(part: dict[str, Any], values: dict[str, Any], path: str) -> None:
-        if "$ref" in part:
-            part = schema["definitions"][part["$ref"].rpartition("/")[2]]
+        part = resolved(schema, part)
         # An open map, as labels, has the names that its user gives it; an empty one has no defaults.
         if not values or part.get("additionalProperties") is not False:
             return
         # A parent chart passes these on, and a probe may begin late.
-        assert part["properties"].keys() - {"enabled", "global", "initialDelaySeconds"} == values.keys() - {
-            "enabled"
-        }, path
+        known = part["properties"].keys() - {"enabled", "global", "initialDelaySeconds"}
+        if path.removeprefix(".") in WORKERS:
+            # It has the defaults of `pod`.
+            known -= pod.keys() - values.keys()
+        assert known == values.keys() - {"enabled"}, path
         for name, value in values.items():
             if isinstance(value, dict):
                 compare(part["properties"][name], value, f"{path}.{name}")
 
     compare(schema, load((CHART / "values.yaml").read_text()), "")
+
+
+def test_the_schema_describes_the_values_of_a_pod_once_for_all_workers() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    for worker in WORKERS:
+        values = resolved(schema, schema["properties"][worker])["properties"]
+        for name in schema["definitions"]["pod"]["properties"]:
+            assert values[name]["$ref"] == f"#/definitions/pod/properties/{name}", worker
 
 
 def test_the_readme_and_the_schema_say_of_every_value_what_values_yaml_says() -> None:
@@ -1252,6 +1301,90 @@ def test_extension_points_reach_every_worker() -> None:
     assert "workers-more" in by_name(documents, "ConfigMap")
 
 
+def test_a_value_of_pod_is_that_of_every_worker_as_if_each_had_it() -> None:
+    values = json.loads((CHART / "values.schema.json").read_text())["definitions"]["pod"]["properties"]
+    assert POD.keys() == values.keys() - {"resources"}
+    documents = render(*EVERY_WORKER, *given_to("pod"))
+    assert documents == render(*EVERY_WORKER, *given_to(*WORKERS))
+    workloads = [json.dumps(each) for each in documents if each["kind"] in ("Deployment", "Job")]
+    assert len(workloads) == len(WORKERS) + 1
+    for name, (_, text) in POD.items():
+        assert all(text in workload for workload in workloads), name
+    accounts = by_name(documents, "ServiceAccount").values()
+    assert [(each["metadata"]["annotations"], each["metadata"]["labels"]["team"]) for each in accounts] == [
+        ({"role": "x"}, "a")
+    ] * len(workloads)
+
+
+def pods_by_component(*settings: str, program: str = "helm") -> dict[str, dict[str, Any]]:
+    """The specifications of the pods of EVERY_WORKER."""
+    return {
+        each["metadata"]["labels"]["app.kubernetes.io/component"]: each["spec"]["template"]["spec"]
+        for each in render(*EVERY_WORKER, *settings, program=program)
+        if each["kind"] in ("Deployment", "Job")
+    }
+
+
+@pytest.mark.parametrize("program", ["helm", "helm4"])
+def test_a_workers_own_value_wins_over_that_of_pod_also_where_it_is_empty_or_null(program: str) -> None:
+    pods = pods_by_component(
+        'pod={"nodeSelector":{"disk":"ssd","zone":"a","gone":null},"tolerations":[{"operator":"Exists"}],"priorityClassName":"high",'
+        '"serviceAccount":{"automount":true},"probes":{"startup":{"failureThreshold":601}},"podSpec":{"hostUsers":false}}',
+        'consumer={"nodeSelector":{"disk":null,"rack":"b"},"tolerations":[],"priorityClassName":"",'
+        '"serviceAccount":{"automount":false},"probes":{"startup":{"failureThreshold":null}},"podSpec":{"hostUsers":true}}',
+        'consumers.pay={"nodeSelector":{"rack":null},"priorityClassName":"low"}',
+        program=program,
+    )
+    own, pay = pods["consumer"], pods["consumer-pay"]
+    assert (own["nodeSelector"], pay["nodeSelector"]) == ({"zone": "a", "rack": "b"}, {"zone": "a"})
+    assert ("priorityClassName" in own, pay["priorityClassName"]) == (False, "low")
+    for spec in (own, pay):
+        assert "tolerations" not in spec
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["hostUsers"] is True
+        assert spec["containers"][0]["startupProbe"].keys() == {"httpGet", "periodSeconds", "timeoutSeconds"}
+    for name in ("producer", "lag-exporter", "canary"):
+        assert pods[name]["nodeSelector"] == {"disk": "ssd", "zone": "a"}
+        assert pods[name]["tolerations"] == [{"operator": "Exists"}]
+        assert pods[name]["priorityClassName"] == "high"
+        assert pods[name]["automountServiceAccountToken"] is True
+        assert pods[name]["containers"][0]["startupProbe"]["failureThreshold"] == 601
+
+
+@pytest.mark.parametrize("program", ["helm", "helm4"])
+def test_resources_of_pod_are_those_of_consumers_and_producer_and_a_limit_can_be_taken_away(program: str) -> None:
+    def resources(*settings: str) -> dict[str, Any]:
+        pods = pods_by_component(*settings, program=program)
+        return {name: spec["containers"][0]["resources"] for name, spec in pods.items()}
+
+    large = {"requests": {"cpu": "100m", "memory": "96Mi"}, "limits": {"memory": "256Mi"}}
+    small = {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "128Mi"}}
+    names = {"consumer": large, "consumer-pay": large, "producer": large, "lag-exporter": small, "canary": small}
+    assert resources() == names
+    more = {**large, "limits": {"memory": "1Gi"}}
+    assert resources('pod.resources.limits.memory="1Gi"') == {
+        name: more if each is large else each for name, each in names.items()
+    }
+    unlimited = [f'{worker}.resources={{"limits":null}}' for worker in WORKERS]
+    assert resources(*unlimited) == {name: {"requests": each["requests"]} for name, each in names.items()}
+
+
+@pytest.mark.parametrize("program", ["helm", "helm4"])
+def test_a_security_context_of_the_release_is_replaced_or_switched_off_by_a_worker(program: str) -> None:
+    pods = pods_by_component(
+        'consumer.podSecurityContext={"fsGroup":1}',
+        'consumers.pay={"podSecurityContext":{"fsGroup":2,"runAsUser":null}}',
+        program=program,
+    )
+    contexts = {name: spec["securityContext"] for name, spec in pods.items()}
+    release = load((CHART / "values.yaml").read_text())["podSecurityContext"]
+    assert contexts["producer"] == release
+    assert contexts["consumer"] == {**release, "fsGroup": 1}
+    assert contexts["consumer-pay"] == {name: each for name, each in release.items() if name != "runAsUser"} | {
+        "fsGroup": 2
+    }
+
+
 def test_without_extension_points_nothing_is_empty() -> None:
     for each in render(JOB, "lagExporter.enabled=true"):
         if each["kind"] in ("Deployment", "Job"):
@@ -1304,6 +1437,11 @@ def test_a_service_account_that_is_there_is_used_and_not_made() -> None:
     documents = render(*SWITCHES["a ServiceAccount that is there"])
     assert not by_name(documents, "ServiceAccount")
     assert one(documents, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == "theirs"
+
+    shared = render(*SWITCHES["one ServiceAccount for all"])
+    assert not by_name(shared, "ServiceAccount")
+    # Those of five workers, and of the test.
+    assert [spec["serviceAccountName"] for spec in pod_specs(shared).values()] == ["theirs"] * 6
 
 
 def test_keys_and_names_of_secrets_can_be_given() -> None:

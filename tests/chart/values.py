@@ -2,6 +2,7 @@
 descriptions in values.schema.json, which editors show. Run as a program it writes both.
 """
 
+import functools
 import json
 import re
 from typing import Any
@@ -31,14 +32,17 @@ def meanings() -> dict[tuple[str, ...], str]:
 
 
 def table() -> str:
-    """One row for each value."""
+    """One row for each value; that of a map with rows of its own says `below`."""
     values = load((CHART / "values.yaml").read_text())
+    described = meanings()
+    maps = {path[:length] for path in described for length in range(1, len(path))}
     rows = []
-    for path, meaning in meanings().items():
+    for path, meaning in described.items():
         default: Any = values
         for name in path:
             default = default[name]
-        rows.append(f"| `{'.'.join(path)}` | {meaning} | `{json.dumps(default, separators=(',', ':'))}` |\n")
+        shown = "below" if path in maps else f"`{json.dumps(default, separators=(',', ':'))}`"
+        rows.append(f"| `{'.'.join(path)}` | {meaning} | {shown} |\n")
     return _HEAD + "".join(rows)
 
 
@@ -50,7 +54,7 @@ def schema() -> str:
     for path, meaning in meanings().items():
         node = document
         for name in path:
-            node = _resolved(document, node)["properties"][name]
+            node = resolved(document, node)["properties"][name]
         # First in the object, where a reader looks.
         members = dict(node)
         node.clear()
@@ -63,10 +67,11 @@ def _without_description(node: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key != "description" or not isinstance(value, str)}
 
 
-def _resolved(document: Any, node: Any) -> Any:
-    """The definition that `node` refers to, or `node`. Two values of one definition get the later texts."""
-    if "$ref" in node:
-        return document["definitions"][node["$ref"].removeprefix("#/definitions/")]
+def resolved(document: Any, node: Any) -> Any:
+    """The part of the schema that `node` refers to, or `node`. Two values of one part get the later texts."""
+    while "$ref" in node:
+        path = node["$ref"].removeprefix("#/").split("/")
+        node = functools.reduce(lambda part, name: part[name], path, document)
     return node
 
 

@@ -17,7 +17,15 @@ of the release's workers, `path` is where the values are, `worker` has them with
 {{- define "kafka-workers.everyWorker" -}}
 {{- $prefix := include "kafka-workers.prefix" . -}}
 {{- $topics := list .Values.kafka.topic -}}
-{{- $consumer := deepCopy .Values.consumer -}}
+{{- $workers := dict -}}
+{{- range $path := list "consumer" "producer" "lagExporter" "canary" -}}
+{{- /* The lag exporter and the canary have resources of their own. Helm removes a null there, and the entry of `pod` would take its place. */}}
+{{- $defaults := ternary (omit $.Values.pod "resources") $.Values.pod (has $path (list "lagExporter" "canary")) -}}
+{{- $worker := pick $.Values "podSecurityContext" "securityContext" | deepCopy -}}
+{{- range $values := list $defaults (index $.Values $path) }}{{ include "kafka-workers.overwrite" (dict "into" $worker "from" $values) }}{{ end -}}
+{{- $_ := set $workers $path $worker -}}
+{{- end -}}
+{{- $consumer := $workers.consumer -}}
 {{- $_ := set $consumer "name" ($consumer.name | default (print $prefix "consumer")) -}}
 {{- $_ := set $consumer "groupId" ($consumer.groupId | default (trimSuffix "-" $prefix) | default "kafka-workers") -}}
 {{- $_ := set $consumer "topics" ($consumer.topics | default $topics) -}}
@@ -28,20 +36,20 @@ of the release's workers, `path` is where the values are, `worker` has them with
 {{- $_ := set $worker "name" (printf "%s-%s" $consumer.name $key) -}}
 {{- $_ := set $worker "groupId" (printf "%s-%s" $consumer.groupId $key) -}}
 {{- $_ := set $worker "userSecret" "" -}}
-{{- $_ := set $worker "serviceAccount" (merge (dict "create" true "name" "") (omit $worker.serviceAccount "create" "name")) -}}
+{{- $_ := set $worker "serviceAccount" (merge (pick $.Values.pod.serviceAccount "create" "name") (omit $worker.serviceAccount "create" "name")) -}}
 {{- include "kafka-workers.overwrite" (dict "into" $worker "from" $own) -}}
 {{- $all = append $all (dict "kind" "consumer" "component" (printf "consumer-%s" $key) "path" (printf "consumers.%s" $key) "command" "consume" "worker" $worker) -}}
 {{- end -}}
-{{- $producer := deepCopy .Values.producer -}}
+{{- $producer := $workers.producer -}}
 {{- $_ := set $producer "name" ($producer.name | default (print $prefix "producer")) -}}
 {{- $_ := set $producer "topics" $topics -}}
 {{- /* As a Deployment: the old one delivers what it has before the new one begins. */}}
 {{- $_ := set $producer "strategy" (dict "type" "Recreate") -}}
-{{- $exporter := deepCopy .Values.lagExporter -}}
+{{- $exporter := $workers.lagExporter -}}
 {{- $_ := set $exporter "name" ($exporter.name | default (print $prefix "lag-exporter")) -}}
 {{- /* The new one has made its first round before the old one goes. */}}
 {{- $_ := set $exporter "strategy" (dict "type" "RollingUpdate" "rollingUpdate" (dict "maxSurge" 1 "maxUnavailable" 0)) -}}
-{{- $canary := deepCopy .Values.canary -}}
+{{- $canary := $workers.canary -}}
 {{- $_ := set $canary "name" ($canary.name | default (print $prefix "canary")) -}}
 {{- $_ := set $canary "topics" (list ($canary.topic | default (print ($prefix | default "kafka-workers-") "canary"))) -}}
 {{- /* The old one has received its messages before the new one begins. */}}
@@ -67,10 +75,13 @@ of the release's workers, `path` is where the values are, `worker` has them with
 {{- $consumers | toJson -}}
 {{- end }}
 
-{{/* Writes the values of the map `from` over those of the map `into`. Sprig's merge would take false, 0 and "" for absent values. */}}
+{{/* Writes the values of the map `from` over those of the map `into`; null removes one. Sprig's merge would take false, 0 and "" for absent values. */}}
 {{- define "kafka-workers.overwrite" -}}
 {{- range $name, $value := .from -}}
-{{- if and (kindIs "map" $value) (kindIs "map" (get $.into $name)) -}}
+{{- if kindIs "invalid" $value -}}
+{{- $_ := unset $.into $name -}}
+{{- else if kindIs "map" $value -}}
+{{- if not (kindIs "map" (get $.into $name)) }}{{ $_ := set $.into $name dict }}{{ end -}}
 {{- include "kafka-workers.overwrite" (dict "into" (get $.into $name) "from" $value) -}}
 {{- else -}}
 {{- $_ := set $.into $name $value -}}
@@ -410,11 +421,10 @@ mechanism, username, password (a Secret), oauth (a map, empty for the other mech
 {{- end }}
 {{- end }}
 
-{{/* A securityContext with the worker's own above the release's; without the ids that OpenShift chooses: (dict "context" . "name" "podSecurityContext"). */}}
+{{/* A securityContext of a worker, without the ids that OpenShift chooses: (dict "context" . "name" "podSecurityContext"). */}}
 {{- define "kafka-workers.securityContext" -}}
 {{- $values := .context.root.Values -}}
-{{- $security := deepCopy (index $values .name) -}}
-{{- include "kafka-workers.overwrite" (dict "into" $security "from" (index .context.worker .name)) -}}
+{{- $security := index .context.worker .name -}}
 {{- if or (eq $values.adaptSecurityContext "force") (and (eq $values.adaptSecurityContext "auto") (include "kafka-workers.openshift" .context.root)) -}}
 {{- $security = omit $security "runAsUser" "runAsGroup" "fsGroup" -}}
 {{- end -}}
@@ -533,7 +543,7 @@ securityContext: {{- include "kafka-workers.securityContext" (dict "context" . "
 {{- define "kafka-workers.pod" -}}
 {{- range $own := include "kafka-workers.workerEnvironment" . | fromYamlArray }}
 {{- range $.worker.env }}
-{{- if or (eq .name $own.name) (eq .name "KAFKA_METRICS_PORT") }}{{ fail (printf "%s.env: %s is set by the chart; use the value that makes it" $.path .name) }}{{ end }}
+{{- if or (eq .name $own.name) (eq .name "KAFKA_METRICS_PORT") }}{{ fail (printf "%s.env: %s is set by the chart; use the value that makes it" (ternary "pod" $.path (has . $.root.Values.pod.env)) .name) }}{{ end }}
 {{- end }}
 {{- end }}
 metadata:
