@@ -813,7 +813,6 @@ def test_as_many_async_calls_are_under_way_at_once_and_no_more() -> None:
     works = [work_of(1) for _ in range(20)]
     run(executor, *works)
 
-    assert executor.is_async
     assert most == 5
     assert [work.handled for work in works] == [1] * 20
     assert executor.stop(5) is None
@@ -1024,7 +1023,6 @@ def test_without_an_event_loop_there_is_no_lag_of_one_and_no_warning(caplog: pyt
     executor = started(always(lambda _: None))
     executor.warn_if_blocked()
 
-    assert not executor.is_async
     assert executor.loop_lag_s is None
     assert not caplog.records
     assert executor.stop(5) is None

@@ -258,14 +258,3 @@ def test_the_full_image_of_a_release_has_every_extra_that_the_dockerfile_has_a_l
     assert tags.keys() == {version, f"{version}-full"}
     assert tags[version] == []
     assert {f"requirements-{extra}.txt" for extra in tags[f"{version}-full"]} == set(copied.split())
-
-
-def test_no_file_names_the_host_of_a_package_registry() -> None:
-    names = ("pypi org", "files pythonhosted org", "registry npmjs org", "repo1 maven org", "proxy golang org")
-    hosts = [".".join(name.split()).encode() for name in names]
-    folders = [".github", "bench", "charts", "compose", "docs", "examples", "k8s", "tests", "workers"]
-    paths = [path for folder in folders for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts]
-    files = [path for path in (*ROOT.glob("*"), *paths) if path.is_file()]
-
-    assert len(files) > 300
-    assert [(path, host) for path in files for host in hosts if host in path.read_bytes()] == []

@@ -10,7 +10,6 @@ from math import ceil, log2
 PER_DOUBLING = 16
 _FIRST_MS = 0.25
 _DOUBLINGS = 20  # 0.25 ms to 262 s
-RELATIVE_ERROR = 2 ** (0.5 / PER_DOUBLING) - 1
 PROMETHEUS_BOUNDS_S = tuple(_FIRST_MS * 2**doubling / 1000 for doubling in range(_DOUBLINGS + 1))
 
 

@@ -81,11 +81,6 @@ class Executor:
     # From the loop's thread
 
     @property
-    def is_async(self) -> bool:
-        """Whether the handler runs in an event loop."""
-        return self._loop is not None
-
-    @property
     def loop_lag_s(self) -> float | None:
         """How late the event loop is, in seconds; None where there is none. Any thread may ask."""
         if self._loop is None:

@@ -58,11 +58,6 @@ class OffsetTracker:
         self.next_offset = next_offset
 
     @property
-    def outstanding(self) -> int:
-        """How many received offsets are not passed yet, done or not."""
-        return len(self._outstanding)
-
-    @property
     def distance(self) -> int:
         """How many offsets are done beyond the low-water mark."""
         return len(self._done)
