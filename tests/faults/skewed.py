@@ -8,11 +8,12 @@ from workers import Outgoing
 from workers.accounting.stamps import encode, stream_of
 
 COUNT = 300
+BEHIND_S = 24 * 3600
 PARTITIONS = 3
 
 
 def behind() -> Iterator[Outgoing]:
-    return _skewed(-24 * 3600)
+    return _skewed(-BEHIND_S)
 
 
 def ahead() -> Iterator[Outgoing]:

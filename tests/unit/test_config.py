@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import confluent_kafka
 import pytest
@@ -10,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.config import (
+    CLASSIC_DEFAULTS,
     CONSUMER_DEFAULTS,
     PRODUCER_DEFAULTS,
+    TRANSACTION_DEFAULTS,
     ClientConfig,
+    Default,
     Precedence,
     Setting,
     parse_property,
@@ -198,20 +202,21 @@ def test_what_librdkafka_refuses_is_explained_with_its_place(text: str, words: s
     assert words in explained
 
 
-@pytest.mark.parametrize(("kind", "defaults"), [("Producer", PRODUCER_DEFAULTS), ("Consumer", CONSUMER_DEFAULTS)])
-def test_librdkafka_takes_every_default(kind: str, defaults: tuple[object, ...]) -> None:
-    made = ClientConfig(
-        PRODUCER_DEFAULTS if kind == "Producer" else CONSUMER_DEFAULTS,
-        [Setting("group.id", "g", Precedence.FILE, "test")],
-    )
-    properties = (
-        made.properties() if kind == "Consumer" else {k: v for k, v in made.properties().items() if k != "group.id"}
-    )
+@pytest.mark.parametrize(
+    ("kind", "defaults", "own"),
+    [
+        (confluent_kafka.Producer, PRODUCER_DEFAULTS, {}),
+        (confluent_kafka.Producer, TRANSACTION_DEFAULTS, {"transactional.id": "t"}),
+        (confluent_kafka.Consumer, (*CONSUMER_DEFAULTS, *CLASSIC_DEFAULTS), {"group.id": "g"}),
+    ],
+    ids=["producer", "transactions", "consumer"],
+)
+def test_librdkafka_takes_every_default(kind: Any, defaults: tuple[Default, ...], own: dict[str, str]) -> None:
+    properties = ClientConfig(defaults, []).properties()
+    assert {each.name for each in defaults} <= properties.keys()
 
-    client = getattr(confluent_kafka, kind)(properties)
-
-    assert defaults
-    client.close()
+    # It raises KafkaException for a property or a value that it does not know.
+    kind({**properties, **own}).close()
 
 
 @pytest.mark.parametrize(

@@ -297,7 +297,7 @@ def test_the_metrics_of_both_workers_are_valid(processes: Processes, topic: str,
         assert status == 200
         families = {family.name: family for family in text_string_to_metric_families(text)}
         assert all(family.documentation for family in families.values())
-        assert "kafka_client" in families or "kafka_client_info" in families
+        assert "kafka_client_info" in families
     assert consumer.metric("kafka_consumer_missing_total") == 0
     assert consumer.metric("kafka_consumer_duplicates_total") == 0
     assert consumer.metric("kafka_consumer_commits_total", outcome="failure") == 0

@@ -86,14 +86,14 @@ def test_the_support_page_has_the_versions_that_are_tested() -> None:
     assert page["Helm"][0] == versions(ci, r"HELM_\d_VERSION: v(\S+)")
     assert page["Skaffold"][0] == versions(ci, r"SKAFFOLD_VERSION: v(\S+)")
     assert page["confluent-kafka"][0] == versions("requirements.txt", r"confluent-kafka==(\S+)")
-    for name, path, pattern in (
-        ("Python", "pyproject.toml", r'requires-python = ">=([\d.]+)'),
-        ("Kubernetes", "charts/kafka-workers/Chart.yaml", r'kubeVersion: ">=(\d+\.\d+)'),
-        ("confluent-kafka", "pyproject.toml", r"confluent-kafka>=([\d.]+)"),
-        ("Strimzi", "charts/kafka-workers/templates/strimzi.yaml", r"to Strimzi (\d+\.\d+)"),
+    for name, path, pattern, sentence in (
+        ("Python", "pyproject.toml", r'requires-python = ">=([\d.]+)', "The package asks for {} or newer"),
+        ("Kubernetes", "charts/kafka-workers/Chart.yaml", r'kubeVersion: ">=(\d+\.\d+)', "anything older than {}."),
+        ("confluent-kafka", "pyproject.toml", r"confluent-kafka>=([\d.]+)", "The package asks for {} or newer"),
+        ("Strimzi", "charts/kafka-workers/templates/strimzi.yaml", r"to Strimzi (\d+\.\d+)", "needs {} or newer"),
     ):
         (minimum,) = versions(path, pattern)
-        assert f"{minimum} or newer" in page[name][1] or f"older than {minimum}" in page[name][1]
+        assert sentence.format(minimum) in page[name][1]
 
 
 def test_every_promise_names_tests_that_exist() -> None:
