@@ -133,15 +133,17 @@ class Topics:
     def __init__(self, admin: AdminClient) -> None:
         self._admin = admin
 
-    def create(self, partitions: int = 3, config: dict[str, str] | None = None) -> str:
+    def create(self, partitions: int = 3, config: dict[str, str] | None = None, replicas: int = 3) -> str:
         name = f"test-{secrets.token_hex(4)}"
-        self.create_named(name, partitions, config)
+        self.create_named(name, partitions, config, replicas)
         return name
 
-    def create_named(self, name: str, partitions: int = 3, config: dict[str, str] | None = None) -> None:
+    def create_named(
+        self, name: str, partitions: int = 3, config: dict[str, str] | None = None, replicas: int = 3
+    ) -> None:
         # Or else a message with a time of long ago is gone as soon as the brokers look, every five minutes.
         kept = {"retention.ms": "-1", **(config or {})}
-        created = self._admin.create_topics([NewTopic(name, partitions, 3, config=kept)])[name]
+        created = self._admin.create_topics([NewTopic(name, partitions, replicas, config=kept)])[name]
         finish(created, KafkaError.TOPIC_ALREADY_EXISTS)
 
 

@@ -1062,9 +1062,55 @@ def test_a_partition_that_fails_again_and_again_holds_up_no_other(broker: FakeBr
     handled = Handled(fail)
     member = group.member(handled, policy=FOR_EVER).start()
     group.until(lambda: broker.offset(1) == 50, "the other partition is handled")
+    group.until(lambda: member.consumer.status.topics["t"].retried > 3, "it is tried again and again")
+    group.until(lambda: (member.lag(0), member.lag(1)) == (3, 0), "the lag where it fails")
+    assert member.consumer.live() is None
     member.stop()
 
-    assert broker.offset(0) in (None, 0)
+    assert not broker.offset(0)
+
+
+def test_a_retry_does_not_wait_for_all_that_a_slow_partition_holds(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.consumer.dispatching.SLICE_S", 0.05)
+    broker.add_partition("t")
+    broker.produce([b"fails at first"])
+    broker.produce([b"slow"] * 150, partition=1)
+    calls: list[Message] = []
+
+    def slow_beside_failing(message: Message) -> None:
+        if message.partition() == 1:
+            time.sleep(0.005)
+            return
+        calls.append(message)
+        if len(calls) < 4:
+            raise ValueError("not yet")
+
+    handled = Handled(slow_beside_failing)
+    group.member(handled, policy=ErrorPolicy(backoff_s=0.02, backoff_max_s=0.1), max_messages=151).finish()
+
+    at = handled.values.index(b"fails at first")
+    assert at > 0
+    assert len(handled.values) - at > 20
+
+
+def test_a_retry_that_was_asked_for_is_not_counted(broker: FakeBroker, group: Group) -> None:
+    broker.produce(numbers(0, 2))
+    calls: list[int] = []
+
+    def away_at_first(message: Message) -> None:
+        calls.append(message.offset() or 0)
+        if len(calls) < 5:
+            raise Retry("the database is away", after_s=0.01)
+
+    handled = Handled(away_at_first)
+    policy = ErrorPolicy(max_attempts=2, backoff_s=0.01)
+    member = group.member(handled, policy=policy, max_messages=2).finish()
+
+    assert calls == [0, 0, 0, 0, 0, 1]
+    assert handled.offsets == [0, 1]
+    assert member.dead_letters.sent == []
 
 
 def test_a_dead_letter_that_waits_for_its_next_try_takes_its_place_among_the_last_messages(
