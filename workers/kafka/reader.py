@@ -46,7 +46,9 @@ def read_to_end(
     while left:
         if shutdown.requested:
             raise WorkerError(f"stopped before the end of {topic}")
-        messages = client.consume(BATCH_MESSAGES, POLL_S)
+        # `consume` would wait for a full batch as long as it may.
+        first = client.poll(POLL_S)
+        messages = [] if first is None else [first, *client.consume(BATCH_MESSAGES - 1, 0)]
         client_state.check()
         if messages:
             last = time.monotonic()
