@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
@@ -305,12 +304,19 @@ def test_outputs_of_a_lost_partition_commit_nothing(broker: FakeBroker, group: G
 
 def test_a_stop_waits_for_outputs_and_commits_their_messages(broker: FakeBroker, group: Group) -> None:
     broker.produce(numbers(0, 5))
-    broker.outcome = lambda _: LATER
+    looks: list[Message] = []
+
+    def under_way(message: Message) -> int:
+        looks.append(message)
+        return LATER
+
+    broker.outcome = under_way
     member = group.member(forward).start()
     group.until(lambda: member.consumer.status.outputs_in_flight == 5, "outputs are under way")
     member.shutdown.request()
-    time.sleep(0.2)
-    assert not member.ended
+    before = len(looks)
+    # More than in the turn that the loop may have begun.
+    group.until(lambda: len(looks) > before + 10 * 5, "the stop looks for their outcomes")
     broker.outcome = lambda _: None
     member.finish()
 

@@ -37,6 +37,31 @@ def rows():
 """
 
 
+# A module of the user that says when the first signal is heard.
+TELLS = """
+import itertools
+import time
+from workers import Outgoing
+from workers.lifecycle import Shutdown
+
+request = Shutdown.request
+
+def told(shutdown):
+    request(shutdown)
+    print("asked to stop", flush=True)
+
+Shutdown.request = told
+
+def handle(message):
+    print("busy", flush=True)
+    time.sleep(3600)
+
+def rows():
+    for number in itertools.count():
+        yield Outgoing(str(number))
+"""
+
+
 @pytest.fixture
 def away(cluster: Cluster) -> Iterator[Cluster]:
     """The brokers; what a test stops with SIGSTOP goes on after it."""
@@ -146,16 +171,15 @@ def test_a_thread_that_a_handler_leaves_running_does_not_hold_up_the_end(
 def test_a_second_signal_ends_a_busy_consumer_at_once(
     processes: Processes, topic: str, group: str, first: signal.Signals
 ) -> None:
-    processes.write(
-        "busy.py", "import time\ndef handle(message):\n    print('busy', flush=True)\n    time.sleep(3600)\n"
-    )
+    processes.write("tells.py", TELLS)
     processes.produce(topic, "--count", "1")
-    consumer = processes.consume(topic, group, "--handler", "busy:handle", "--shutdown-timeout", "600")
+    consumer = processes.consume(topic, group, "--handler", "tells:handle", "--shutdown-timeout", "600")
     eventually(lambda: "busy" in consumer.stdout, "the handler is busy")
+    eventually(lambda: consumer.get("/readyz")[0] == 200, "it is ready")
     consumer.popen.send_signal(first)
-    # It is heard: readiness and the metrics stay, the message at hand is waited for.
-    time.sleep(0.5)
-    assert consumer.running
+    eventually(lambda: "asked to stop" in consumer.stdout, "the first signal is heard")
+    # The message at hand is waited for.
+    assert consumer.get("/readyz")[0] == 200
 
     assert consumer.stop(timeout_s=MORE_S) == 128 + signal.SIGTERM
 
@@ -163,12 +187,14 @@ def test_a_second_signal_ends_a_busy_consumer_at_once(
 def test_a_second_signal_ends_a_producer_with_a_full_queue_at_once(
     processes: Processes, topic: str, away: Cluster
 ) -> None:
-    producer = processes.start("produce", "--topic", topic, "--forever", "--shutdown-timeout", "600")
+    processes.write("tells.py", TELLS)
+    options = ["--source", "tells:rows", "--forever", "--shutdown-timeout", "600"]
+    producer = processes.start("produce", "--topic", topic, *options)
     eventually(lambda: (producer.metric("kafka_producer_deliveries_total", outcome="success") or 0) > 0, "deliveries")
     _signal(away, signal.SIGSTOP)
     eventually(lambda: (producer.metric("kafka_producer_queue_messages") or 0) > 1000, "a queue")
     producer.popen.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
-    assert producer.running
+    eventually(lambda: "asked to stop" in producer.stdout, "the first signal is heard")
+    assert producer.get("/livez")[0] == 200
 
     assert producer.stop(timeout_s=MORE_S) == 128 + signal.SIGTERM
