@@ -39,3 +39,22 @@ def read(bootstrap_servers: str, topic: str) -> list[Message]:
 def values(bootstrap_servers: str, topic: str) -> list[str]:
     """The values of all messages of a topic, partition by partition."""
     return [(message.value() or b"").decode() for message in read(bootstrap_servers, topic)]
+
+
+def read_as_written(bootstrap_servers: str, count: int, *topics: str) -> list[Message]:
+    """What is committed in topics while it is written: `count` messages, and all that follow within two seconds."""
+    reader = Consumer(
+        {
+            "bootstrap.servers": bootstrap_servers, "group.id": f"reader-{topics[0]}", "log_level": 0,
+            "auto.offset.reset": "earliest", "isolation.level": "read_committed", "enable.auto.commit": False,
+        }
+    )  # fmt: skip
+    reader.subscribe([*topics])
+    messages: list[Message] = []
+    try:
+        while (message := reader.poll(2.0 if len(messages) >= count else WAIT_S)) is not None:
+            assert message.error() is None, message.error()
+            messages.append(message)
+    finally:
+        reader.close()
+    return messages

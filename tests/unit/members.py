@@ -82,6 +82,8 @@ class Group:
         self.gate.set()
         self.broker.kill()
         for member in self.members:
+            # Outputs of a killed producer get no outcome: nothing is worth waiting for.
+            member.shutdown.timeout_s = 0.2
             member.shutdown.request()
         for member in self.members:
             eventually(partial(getattr, member, "ended"), "the member ends", 20)

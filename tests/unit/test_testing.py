@@ -61,6 +61,18 @@ def database() -> Database:
     return Database()
 
 
+@pytest.fixture(autouse=True)
+def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether memory is kept is judged as for a slow handler: by LEAST_MESSAGES a round, and not by a second."""
+    monkeypatch.setattr("workers.testing.checks.ROUND_S", 0.0)
+
+
+@pytest.fixture
+def few_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For handlers that take long: whether they keep memory is judged by fewer messages, and nobody looks at that."""
+    monkeypatch.setattr("workers.testing.checks.LEAST_MESSAGES", len(MESSAGES))
+
+
 def place(message: Message) -> tuple[Any, Any]:
     return message.key(), message.value()
 
@@ -253,18 +265,21 @@ def test_dependence_on_the_order_of_keys_is_found(database: Database) -> None:
     finds("depends on the order of messages with different keys", handler, database)
 
 
+@pytest.mark.usefixtures("few_messages")
 def test_a_blocking_call_in_an_async_handler_is_found_with_its_line(database: Database) -> None:
     async def handler(message: Message) -> None:
-        time.sleep(0.03)
+        if message.value() in (b"1", b"5", b"9"):
+            time.sleep(0.03)
         database.put(*place(message))
 
     text = finds("it blocks its event loop at ", handler, database)
-    assert f"{__file__}:{handler.__code__.co_firstlineno + 1};" in text
+    assert f"{__file__}:{handler.__code__.co_firstlineno + 2};" in text
 
 
+@pytest.mark.usefixtures("few_messages")
 def test_a_computation_in_an_async_handler_is_found_with_its_line(database: Database) -> None:
     async def handler(message: Message) -> None:
-        until = time.thread_time() + (0.06 if message.value() == b"5" else 0)
+        until = time.thread_time() + (0.04 if message.value() == b"5" else 0)
         while time.thread_time() < until:
             sum(range(100))
         database.put(*place(message))
@@ -288,17 +303,25 @@ def test_a_call_that_blocks_once_is_no_fault(database: Database) -> None:
 
 
 def test_the_event_loop_of_another_handler_is_not_looked_at(database: Database) -> None:
+    begun, over = threading.Event(), threading.Event()
+
     async def blocks(message: Message) -> None:
-        time.sleep(0.05)
+        begun.set()
+        over.wait(60)
 
     async def handler(message: Message) -> None:
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.002)
         database.put(*place(message))
 
-    other = threading.Thread(target=lambda: handle(blocks, [message("1")] * 60))
+    other = threading.Thread(target=lambda: handle(blocks, [message("1")], timeout_s=60))
     other.start()
-    check(handler, MESSAGES, database.effects)
-    other.join()
+    try:
+        assert begun.wait(20)
+        check(handler, MESSAGES, database.effects)
+        assert other.is_alive()
+    finally:
+        over.set()
+        other.join()
 
 
 def test_a_write_after_the_commit_is_found(database: Database) -> None:
@@ -497,7 +520,8 @@ def test_an_output_of_a_batch_that_depends_on_the_batch_is_found(database: Datab
     check(one_each, MESSAGES, database.effects, output_key=lambda each: each.key())
 
 
-def test_a_leak_is_found(database: Database) -> None:
+def test_a_leak_is_found(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.testing.checks.ROUND_S", 1.0)
     seen: set[str] = set()
 
     def handler(message: Message) -> None:
@@ -521,7 +545,7 @@ def test_what_is_tidied_up_from_time_to_time_is_no_leak(database: Database) -> N
     kept: list[bytes] = []
 
     def handler(message: Message) -> None:
-        time.sleep(0.03)
+        time.sleep(0.001)
         database.put(*place(message))
         kept.append(bytes(100))
         if len(kept) == 200:
@@ -532,7 +556,7 @@ def test_what_is_tidied_up_from_time_to_time_is_no_leak(database: Database) -> N
 
 def test_a_slow_handler_is_checked_with_fewer_messages_or_not_for_leaks(database: Database) -> None:
     def handler(message: Message) -> None:
-        time.sleep(0.15)
+        time.sleep(0.04)
         database.put(*place(message))
 
     with pytest.warns(UserWarning, match=r"^check: whether it keeps memory was not judged: .* raise timeout_s"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from tests.conftest import PASSWORD, USER, Certificates
+from tests.conftest import PASSWORD, USER, Certificates, Topics
 from workers.local.cluster import Cluster
 from workers.testing.processes import Processes
 
@@ -16,6 +16,12 @@ not_callable = 1
 def good():
     yield "x"
 """
+
+
+@pytest.fixture(scope="module")
+def untouched(topics: Topics) -> str:
+    """A topic for all mistakes, which send nothing to it."""
+    return topics.create()
 
 
 @pytest.mark.parametrize(
@@ -87,11 +93,11 @@ def good():
     ],
 )
 def test_a_mistake_gets_one_line_that_names_it(
-    processes: Processes, topic: str, arguments: list[str], words: list[str]
+    processes: Processes, untouched: str, arguments: list[str], words: list[str]
 ) -> None:
     processes.write("my_module.py", MODULE)
     command, *rest = arguments
-    result = processes.run(command, *([] if command in ("lag", "prodcue") else ["--topic", topic]), *rest)
+    result = processes.run(command, *([] if command in ("lag", "prodcue") else ["--topic", untouched]), *rest)
 
     assert result.returncode == 2, result.stderr
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
@@ -113,7 +119,7 @@ def test_a_mistake_in_the_environment_or_a_file_is_named_there(processes: Proces
 
 def test_an_unknown_topic_is_named(processes: Processes) -> None:
     for command in ("produce", "consume", "verify"):
-        result = processes.run(command, "--topic", "no-such-topic", "--timeout", "5")
+        result = processes.run(command, "--topic", "no-such-topic", "--timeout", "3")
         assert result.returncode == 2, result.stderr
         assert "no-such-topic does not exist" in result.stderr.splitlines()[-1]
 
@@ -225,11 +231,12 @@ def test_an_unreadable_file_is_named(processes: Processes, topic: str, tmp_path:
     assert f"--input {path} cannot be read" in result.stderr
 
 
-def test_nothing_was_sent_by_any_mistake(processes: Processes, topic: str, bootstrap_servers: str) -> None:
+def test_nothing_was_sent_by_any_mistake(processes: Processes, untouched: str, bootstrap_servers: str) -> None:
+    """Neither by these nor by those of the test above."""
     for arguments in (["--rate", "0"], ["--property", "acks=1"], ["--input", "/no/such/file"], ["--source", "no:f"]):
-        assert processes.run("produce", "--topic", topic, *arguments).returncode == 2
+        assert processes.run("produce", "--topic", untouched, *arguments).returncode == 2
     client = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "looks"})
-    ends = [client.get_watermark_offsets(TopicPartition(topic, number), timeout=10)[1] for number in range(3)]
+    ends = [client.get_watermark_offsets(TopicPartition(untouched, number), timeout=10)[1] for number in range(3)]
     client.close()
     assert ends == [0, 0, 0]
 

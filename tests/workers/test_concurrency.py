@@ -8,6 +8,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from tests.conftest import Topics
 from workers.accounting.offset_metadata import decode
+from workers.testing.kafka import QUICK
 from workers.testing.processes import Process, Processes, eventually
 
 HANDLERS = """
@@ -135,7 +136,7 @@ def test_a_poisoned_key_blocks_only_itself_and_what_is_done_beyond_it_is_not_rep
     processes: Processes, topics: Topics, group: str, notes: Notes, bootstrap_servers: str
 ) -> None:
     topic = keyed(processes, topics)
-    first = start(processes, topic, group, "poisoned")
+    first = start(processes, topic, group, "poisoned", *QUICK)
     eventually(lambda: len(notes.read()) == 2940, "all keys but one are handled")
     eventually(lambda: first.metric("kafka_consumer_offset_distance", topic=topic) == 2940, "the distance")
 
@@ -150,7 +151,7 @@ def test_a_poisoned_key_blocks_only_itself_and_what_is_done_beyond_it_is_not_rep
     reader.close()
     first.kill()
     (processes.directory / "mended").touch()
-    second = start(processes, topic, group, "poisoned", "--property", "session.timeout.ms=6000")
+    second = start(processes, topic, group, "poisoned")
     eventually(lambda: len([key for key, _, _ in notes.read() if key == "key-0"]) == 60, "the key is worked off")
 
     eventually(lambda: second.metric("kafka_consumer_lag_messages", topic=topic) == 0, "no lag")

@@ -6,10 +6,11 @@ import json
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Message, Producer, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from tests.conftest import Topics
+from tests.reading import values
 from tests.workers.terminal import Terminal
 from tests.workers.test_consume import committed
 from workers.deadletters.headers import dead_letter_headers
@@ -65,17 +66,7 @@ class Letters:
     @property
     def sent(self) -> list[str]:
         """Values that are in the source topic."""
-        client = Consumer({"bootstrap.servers": self.bootstrap_servers, "group.id": "reader"})
-        end = client.get_watermark_offsets(TopicPartition(self.source, 0), timeout=10)[1]
-        client.assign([TopicPartition(self.source, 0, 0)])
-        values: list[str] = []
-        while len(values) < end:
-            message = client.poll(10)
-            assert message is not None
-            assert message.error() is None
-            values.append((message.value() or b"").decode())
-        client.close()
-        return values
+        return values(self.bootstrap_servers, self.source)
 
 
 @pytest.fixture
@@ -113,23 +104,24 @@ def test_dead_letters_of_a_worker_are_listed_counted_and_shown(letters: Letters,
     assert document["source"]["offset"] == 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "values"),
-    [
-        (["--error", "KeyError"], ["1", "3"]),
-        (["--error", "KeyError", "--error", "ValueError"], ["0", "1", "2", "3"]),
-        (["--key", "ValueError"], ["0", "2"]),
-        (["--key", "ValueError", "--letter", "0:2", "--letter", "0:3"], ["2"]),
-        (["--source-offset", "101", "--source-partition", "0"], ["1"]),
-        (["--source-topic", "elsewhere"], []),
-        (["--partition", "0", "--since", "2026-01-01T00:00:00Z"], ["0", "1", "2", "3"]),
-        (["--until", "2026-01-01T00:00:00Z"], []),
-        (["--limit", "3"], ["0", "1", "2"]),
-    ],
-)
-def test_filters_choose_dead_letters(letters: Letters, arguments: list[str], values: list[str]) -> None:
+FILTERS = [
+    (["--error", "KeyError"], ["1", "3"]),
+    (["--error", "KeyError", "--error", "ValueError"], ["0", "1", "2", "3"]),
+    (["--key", "ValueError"], ["0", "2"]),
+    (["--key", "ValueError", "--letter", "0:2", "--letter", "0:3"], ["2"]),
+    (["--source-offset", "101", "--source-partition", "0"], ["1"]),
+    (["--source-topic", "elsewhere"], []),
+    (["--partition", "0", "--since", "2026-01-01T00:00:00Z"], ["0", "1", "2", "3"]),
+    (["--until", "2026-01-01T00:00:00Z"], []),
+    (["--limit", "3"], ["0", "1", "2"]),
+]
+
+
+def test_filters_choose_dead_letters(letters: Letters, subtests: pytest.Subtests) -> None:
     letters.write(V, K, V, K)
-    assert letters.waiting(*arguments) == values
+    for arguments, waiting in FILTERS:
+        with subtests.test(filters=arguments):
+            assert letters.waiting(*arguments) == waiting
 
 
 def test_some_are_replayed_out_of_order_and_a_later_replay_sends_exactly_the_others(
@@ -215,39 +207,41 @@ def test_in_the_view_one_is_discarded_with_its_reason_and_another_one_replayed(l
     assert document["record"]["reason"] == "the id is gone"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["show"], ["--letter 0:12"]),
-        (["show", "--letter", "12"], ["'12' is not PARTITION:OFFSET"]),
-        (["show", "--letter", "0:12"], ["--letter 0:12", "has offsets 0 to 2"]),
-        (["show", "--letter", "7:0"], ["has no partition 7"]),
-        (["show", "--error", "OSError"], ["no dead letter", "`dead-letters list`"]),
-        (["show", "--letter", "0:2"], ["--letter 0:2: no dead letter"]),
-        (["replay", "--letter", "0:2"], ["--letter 0:2: no dead letter"]),
-        (["replay", "--partition", "7"], ["has no partition 7"]),
-        (["discard"], ["--letter", "--all"]),
-        (["discard", "--all", "--error", "KeyError"], ["--all goes without a filter"]),
-        (["browse"], ["needs a terminal", "`dead-letters list` and `dead-letters show`"]),
-        (["list", "--since", "yesterday"], ["'yesterday' is not a time"]),
-        (["list", "--topic", "nowhere.dlq", "--timeout", "1"], ["nowhere.dlq does not exist"]),
-    ],
-)
-def test_a_mistake_gets_one_line_that_says_what_to_do(letters: Letters, arguments: list[str], words: list[str]) -> None:
+MISTAKES = [
+    (["show"], ["--letter 0:12"]),
+    (["show", "--letter", "12"], ["'12' is not PARTITION:OFFSET"]),
+    (["show", "--letter", "0:12"], ["--letter 0:12", "has offsets 0 to 2"]),
+    (["show", "--letter", "7:0"], ["has no partition 7"]),
+    (["show", "--error", "OSError"], ["no dead letter", "`dead-letters list`"]),
+    (["show", "--letter", "0:2"], ["--letter 0:2: no dead letter"]),
+    (["replay", "--letter", "0:2"], ["--letter 0:2: no dead letter"]),
+    (["replay", "--partition", "7"], ["has no partition 7"]),
+    (["discard"], ["--letter", "--all"]),
+    (["discard", "--all", "--error", "KeyError"], ["--all goes without a filter"]),
+    (["browse"], ["needs a terminal", "`dead-letters list` and `dead-letters show`"]),
+    (["list", "--since", "yesterday"], ["'yesterday' is not a time"]),
+    (["list", "--topic", "nowhere.dlq", "--timeout", "1"], ["nowhere.dlq does not exist"]),
+]
+
+
+def test_a_mistake_gets_one_line_that_says_what_to_do(letters: Letters, subtests: pytest.Subtests) -> None:
     letters.write(V, K)
     # The message at offset 2 is a record.
     letters.run("discard", "--letter", "0:0")
-    said = letters.run(*arguments, code=2)
-    assert said.startswith(f"kafka-workers dead-letters {arguments[0]}: ")
-    for word in words:
-        assert word in said
+    for arguments, words in MISTAKES:
+        with subtests.test(arguments=arguments):
+            said = letters.run(*arguments, code=2)
+            assert said.startswith(f"kafka-workers dead-letters {arguments[0]}: ")
+            for word in words:
+                assert word in said
 
 
-@pytest.mark.parametrize("arguments", [["list"], ["show", "--partition", "0"], ["discard", "--all"]])
-def test_a_topic_of_other_messages_is_no_dead_letter_topic(letters: Letters, arguments: list[str]) -> None:
+def test_a_topic_of_other_messages_is_no_dead_letter_topic(letters: Letters, subtests: pytest.Subtests) -> None:
     letters.processes.produce(letters.source, "--count", "2")
-    said = letters.run(*arguments, "--topic", letters.source, code=2)
-    assert f"{letters.source}: it is no dead-letter topic" in said
+    for arguments in (["list"], ["show", "--partition", "0"], ["discard", "--all"]):
+        with subtests.test(arguments=arguments):
+            said = letters.run(*arguments, "--topic", letters.source, code=2)
+            assert f"{letters.source}: it is no dead-letter topic" in said
     assert len(letters.sent) == 2
 
 

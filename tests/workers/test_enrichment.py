@@ -16,7 +16,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
 from tests.conftest import Topics
-from tests.workers.test_exactly_once import read
+from tests.reading import read_as_written
 from workers.local.cluster import Cluster
 from workers.testing import handle, message
 from workers.testing.kafka import QUICK
@@ -81,7 +81,7 @@ def test_each_order_is_priced_once_though_the_service_fails_and_a_consumer_and_a
     leader = admin.list_topics(target, timeout=10).topics[target].partitions[0].leader
     cluster.kill_broker(leader)
     try:
-        found = read(cluster.bootstrap_servers, target, ORDERS, f"{source}.dlq")
+        found = read_as_written(cluster.bootstrap_servers, ORDERS, target, f"{source}.dlq")
         assert second.stop() == 0, second.stderr
     finally:
         cluster.start_broker(leader)

@@ -1,12 +1,17 @@
 """`consume --exactly-once`, against real brokers: an independent reader finds each output once."""
 
 import random
+import signal
 from collections import Counter
 
 import pytest
-from confluent_kafka import Consumer, Message
+from confluent_kafka.admin import AdminClient
 
 from tests.conftest import Topics
+from tests.reading import read
+from tests.workers.test_consume import committed
+from tests.workers.test_lag_exporter import end_sessions_early
+from workers.testing.kafka import QUICK
 from workers.testing.processes import Process, Processes, eventually
 
 HANDLERS = """
@@ -34,44 +39,29 @@ def to_a_partition_that_is_not_there(message):
 """
 
 
-def read(bootstrap_servers: str, topic: str, count: int, *more: str) -> list[Message]:
-    """Read what is committed in topics until there are `count` messages, and all that follow within two seconds."""
-    reader = Consumer(
-        {
-            "bootstrap.servers": bootstrap_servers, "group.id": f"reader-{topic}", "auto.offset.reset": "earliest",
-            "isolation.level": "read_committed", "enable.auto.commit": False, "log_level": 0,
-        }
-    )  # fmt: skip
-    reader.subscribe([topic, *more])
-    messages: list[Message] = []
-    try:
-        while (message := reader.poll(2.0 if len(messages) >= count else 30.0)) is not None:
-            assert message.error() is None, message.error()
-            messages.append(message)
-    finally:
-        reader.close()
-    return messages
-
-
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])
 def test_members_that_are_killed_join_and_leave_write_each_output_once(
-    processes: Processes, topics: Topics, group: str, bootstrap_servers: str, protocol: str
+    processes: Processes, topics: Topics, group: str, admin: AdminClient, bootstrap_servers: str, protocol: str
 ) -> None:
     count = 6000
     source, target = topics.create(), topics.create()
     processes.write("giving.py", HANDLERS.format(topic=target, count=count))
     processes.produce(source, "--source", "giving:rows")
     options = ["--handler", "giving:double", "--concurrency", "10", "--exactly-once", "--group-protocol", protocol]
+    if protocol == "classic":
+        options += QUICK
+    else:
+        end_sessions_early(admin, group)
 
     def member(name: str) -> Process:
         return processes.consume(source, group, *options, "--transactional-id", f"{group}-{name}")
 
     chance = random.Random(7)
     members = {name: member(name) for name in "abc"}
-    committed = {"topic": target, "outcome": "success"}
+    success = {"topic": target, "outcome": "success"}
 
     def written() -> float:
-        return sum(each.metric("kafka_consumer_outputs_total", **committed) or 0 for each in members.values())
+        return sum(each.metric("kafka_consumer_outputs_total", **success) or 0 for each in members.values())
 
     for _ in range(4):
         before = written()
@@ -82,11 +72,12 @@ def test_members_that_are_killed_join_and_leave_write_each_output_once(
         else:
             assert members[name].stop() == 0, members[name].stderr
         members[name] = member(name)
-    eventually(lambda: processes.lag(group) == 0, "all is committed", 120)
+    eventually(lambda: sum(committed(admin, group).values()) == count, "all is committed", 120)
     for each in members.values():
-        assert each.stop() == 0, each.stderr
+        each.popen.send_signal(signal.SIGTERM)
+    assert [each.wait() for each in members.values()] == [0, 0, 0]
 
-    messages = read(bootstrap_servers, target, 2 * count)
+    messages = read(bootstrap_servers, target)
     found = Counter(int(message.value() or b"") for message in messages)
     assert set(found) == set(range(count))
     assert set(found.values()) == {2}
@@ -98,22 +89,22 @@ def test_members_that_are_killed_join_and_leave_write_each_output_once(
 
 
 def test_batches_are_written_once_though_their_member_is_killed(
-    processes: Processes, topics: Topics, group: str, bootstrap_servers: str
+    processes: Processes, topics: Topics, group: str, admin: AdminClient, bootstrap_servers: str
 ) -> None:
     count = 10_000
     source, target = topics.create(), topics.create()
     processes.write("giving.py", HANDLERS.format(topic=target, count=count))
     processes.produce(source, "--source", "giving:rows")
     options = ["--handler", "giving:forward", "--exactly-once", "--transactional-id", group, "--batch-size", "50"]
-    first = processes.consume(source, group, *options)
-    committed = {"topic": target, "outcome": "success"}
-    eventually(lambda: (first.metric("kafka_consumer_outputs_total", **committed) or 0) > 100, "some are written")
+    first = processes.consume(source, group, *options, *QUICK)
+    success = {"topic": target, "outcome": "success"}
+    eventually(lambda: (first.metric("kafka_consumer_outputs_total", **success) or 0) > 100, "some are written")
     first.kill()
     second = processes.consume(source, group, *options, "--summary", "json")
-    eventually(lambda: processes.lag(group) == 0, "all is committed", 90)
+    eventually(lambda: sum(committed(admin, group).values()) == count, "all is committed", 90)
     assert second.stop() == 0, second.stderr
 
-    found = Counter(message.value() for message in read(bootstrap_servers, target, count))
+    found = Counter(message.value() for message in read(bootstrap_servers, target))
     assert len(found) == count
     assert set(found.values()) == {1}
 
@@ -126,13 +117,14 @@ def test_a_message_whose_output_brokers_cannot_take_becomes_a_dead_letter_and_th
     processes.write("giving.py", HANDLERS.format(topic=target, count=30))
     processes.produce(source, "--source", "giving:rows")
     options = ["--handler", "giving:to_a_partition_that_is_not_there", "--exactly-once", "--max-attempts", "2"]
+    options += ["--property", "topic.metadata.propagation.max.ms=500", "--retry-backoff", "0.1"]
     consumer = processes.consume(source, group, *options, "--max-messages", "30", "--summary", "json")
 
     assert consumer.wait() == 0, consumer.stderr
     assert "the topic has no such partition; correct it" in consumer.stderr
-    found = Counter(int(message.value() or b"") for message in read(bootstrap_servers, target, 29))
+    found = Counter(int(message.value() or b"") for message in read(bootstrap_servers, target))
     assert found == dict.fromkeys([each for each in range(30) if each != 7], 1)
-    [letter] = read(bootstrap_servers, f"{source}.dlq", 1)
+    [letter] = read(bootstrap_servers, f"{source}.dlq")
     assert letter.value() == b"7"
 
 

@@ -27,6 +27,7 @@ from workers.kafka.messages import headers_of
 from workers.kafka.watermarks import Watermarks
 from workers.lifecycle import Shutdown
 from workers.local.cluster import finish
+from workers.testing.kafka import QUICK
 from workers.testing.processes import Processes, eventually
 
 HANDLERS = """
@@ -141,8 +142,7 @@ def test_what_a_member_has_not_handled_is_not_behind_the_end_that_the_next_begin
 ) -> None:
     topic = topics.create(partitions=1)
     put(processes, topic, "before")
-    session = ["--property", "session.timeout.ms=1000", "--property", "heartbeat.interval.ms=300"]
-    first = processes.consume(topic, group, "--from-end", "--handler", "mine:hang", *session)
+    first = processes.consume(topic, group, "--from-end", "--handler", "mine:hang", *QUICK)
     eventually(lambda: committed(admin, group) == {0: 1}, "where it begins is committed")
     put(processes, topic, "after")
     eventually(lambda: notes.lines == ["begin"], "the handler has the message")

@@ -3,6 +3,8 @@
 import json
 
 from tests.conftest import Topics
+from tests.reading import read
+from workers.testing.kafka import QUICK
 from workers.testing.processes import Processes, eventually
 
 HANDLERS = """
@@ -26,14 +28,13 @@ def to_a_partition_that_is_not_there(messages):
 
 
 def test_outputs_are_in_the_order_of_their_keys_and_none_is_lost_in_a_crash(
-    processes: Processes, topics: Topics, group: str
+    processes: Processes, topics: Topics, group: str, bootstrap_servers: str
 ) -> None:
     source, target = topics.create(), topics.create()
     processes.write("giving.py", HANDLERS.format(topic=target))
     processes.produce(source, "--source", "giving:rows")
     options = ["--handler", "giving:double", "--concurrency", "20", "--summary", "json"]
-    options += ["--property", "session.timeout.ms=6000"]
-    first = processes.consume(source, group, *options)
+    first = processes.consume(source, group, *options, *QUICK)
     written = {"topic": target, "outcome": "success"}
     eventually(lambda: (first.metric("kafka_consumer_outputs_total", **written) or 0) > 500, "some are written")
     first.kill()
@@ -46,13 +47,11 @@ def test_outputs_are_in_the_order_of_their_keys_and_none_is_lost_in_a_crash(
     handled = account["topics"][source]["handled"]
     assert account["outputs"] == {target: {"acknowledged": 2 * handled, "failed": 0, "unknown": 0}}
     assert processes.lag(group) == 0
-    reader = processes.consume(target, f"{group}-reader", "--format", "json", "--idle-timeout", "5")
-    assert reader.wait() == 0, reader.stderr
-    outputs = [json.loads(line) for line in reader.lines]
-    assert outputs[0]["headers"] == [{"name": "from", "value": "double"}]
-    by_key: dict[str, list[int]] = {}
+    outputs = read(bootstrap_servers, target)
+    assert {tuple(each.headers() or ()) for each in outputs} == {(("from", b"double"),)}
+    by_key: dict[bytes, list[int]] = {}
     for each in outputs:
-        by_key.setdefault(each["key"], []).append(int(each["value"]))
+        by_key.setdefault(bytes(each.key() or b""), []).append(int(each.value() or b""))
     assert {number for numbers in by_key.values() for number in numbers} == {*range(3000)}
     for numbers in by_key.values():
         begun = [*dict.fromkeys(numbers)]

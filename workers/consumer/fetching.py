@@ -7,7 +7,6 @@ rdkafka_queue.c: the event has version 0). Called by the loop's thread.
 """
 
 import logging
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -59,16 +58,15 @@ class FetchWatch:
     """Partitions that are behind their end, or beyond it, while the client's queue is empty."""
 
     def __init__(self) -> None:
-        # When `poll` returned nothing last.
+        # When `poll` returned nothing last (time.monotonic, as each `now`).
         self.drained_at = float("-inf")
         self.recoveries = {"seek": 0, "rejoin": 0}
         self._stalls: dict[Key, Stall] = {}
         self._answers: dict[Key, Answer] = {}
         self._round = 0
 
-    def note(self, partitions: Mapping[Key, PartitionState], watermarks: Watermarks) -> bool:
+    def note(self, partitions: Mapping[Key, PartitionState], watermarks: Watermarks, now: float) -> bool:
         """Take what the brokers have said, and look which partitions make no progress; return whether it is new."""
-        now = time.monotonic()
         new = watermarks.round != self._round
         if new:
             self._round = watermarks.round

@@ -34,7 +34,7 @@ class Observer:
         """Note what brokers say of beginnings and ends; seek, or join again, where a fetch hangs."""
         parts, partitions = self._parts, self._parts.assignment.partitions
         parts.watermarks.wanted = tuple(partitions)
-        if parts.fetching.note(partitions, parts.watermarks):
+        if parts.fetching.note(partitions, parts.watermarks, now):
             for state in parts.assignment.of_other_topics(parts.watermarks.topic_ids, parts.watermarks.asked_at):
                 parts.starts.other_topic(state)
         for state in parts.fetching.to_seek(partitions, now):
