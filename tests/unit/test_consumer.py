@@ -1347,7 +1347,7 @@ def test_an_end_that_is_older_than_what_was_received_is_no_stall() -> None:
         watermarks.round += 1
         watermarks.latest = {state.key: Watermark(0, end)}
         watch.drained_at = time.monotonic()
-        watch.note(assignment.partitions, watermarks)
+        watch.note(assignment.partitions, watermarks, time.monotonic())
         return watch.stalled_s(state.key, time.monotonic() + 1.0)
 
     assert [answered(end) > 0 for end in (95, 100, 95, 95, 100)] == [False] * 5

@@ -323,6 +323,8 @@ class _Checks:
         tracing = tracemalloc.is_tracing()
         with self._trial() as trial:
             tracemalloc.start()
+            # Garbage is looked for among what the rounds have made: a session of many tests holds a million objects.
+            gc.freeze()
             try:
                 for _ in range(LEAK_ROUNDS):
                     # The last work is kept until there is another one, so that is one message.
@@ -335,6 +337,7 @@ class _Checks:
                     gc.collect()
                     kept.append(_least_memory())
             finally:
+                gc.unfreeze()
                 if not tracing:
                     tracemalloc.stop()
         grown = min(after - before for before, after in pairwise(kept[1:]))
