@@ -42,7 +42,7 @@ def values(bootstrap_servers: str, topic: str) -> list[str]:
 
 
 def read_as_written(bootstrap_servers: str, count: int, *topics: str) -> list[Message]:
-    """What is committed in topics while it is written: `count` messages, and all that follow within two seconds."""
+    """Committed messages of topics, read while they are written: `count` of them, and all that follow within two seconds."""
     reader = Consumer(
         {
             "bootstrap.servers": bootstrap_servers, "group.id": f"reader-{topics[0]}", "log_level": 0,

@@ -1231,7 +1231,7 @@ def test_the_lag_of_a_partition_whose_fetch_hangs_stays_true(
         assert lag() == 5
 
 
-# tests/unit/test_fetching.py has the rules of when; here is what follows.
+# tests/unit/test_fetching.py has the rules for a fetch that hangs; these tests show the consequences.
 
 
 @pytest.fixture
@@ -1361,7 +1361,7 @@ def test_a_partition_that_has_a_reason_not_to_be_fetched_raises_no_alarm(
     broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
     """It waits for a retry, the handler has enough to do, or the brokers do not answer."""
-    # What is known no longer counts before a stall would: so it is however busy the machine is.
+    # The answers of brokers are too old before a stall would count, however busy the machine is.
     limits = {"SEEK_S": 0.1, "REJOIN_S": 0.15, "STUCK_S": 0.2, "ANSWER_S": 0.05, "DRAINED_S": 0.05}
     for name, seconds in limits.items():
         monkeypatch.setattr(f"workers.consumer.fetching.{name}", seconds)
