@@ -42,7 +42,7 @@ def values(bootstrap_servers: str, topic: str) -> list[str]:
 
 
 def read_as_written(bootstrap_servers: str, count: int, *topics: str) -> list[Message]:
-    """Committed messages of topics, read while they are written: `count` of them, and all that follow within two seconds."""
+    """Committed messages of topics, read while they are written: `count`, and those of the two seconds that follow."""
     reader = Consumer(
         {
             "bootstrap.servers": bootstrap_servers, "group.id": f"reader-{topics[0]}", "log_level": 0,
