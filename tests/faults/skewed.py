@@ -8,12 +8,11 @@ from workers import Outgoing
 from workers.accounting.stamps import encode, stream_of
 
 COUNT = 300
-BEHIND_S = 24 * 3600
 PARTITIONS = 3
 
 
 def behind() -> Iterator[Outgoing]:
-    return _skewed(-BEHIND_S)
+    return _skewed(-24 * 3600)
 
 
 def ahead() -> Iterator[Outgoing]:
