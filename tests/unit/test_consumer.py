@@ -1298,7 +1298,7 @@ def test_a_fetch_that_hangs_whatever_was_tried_fails_the_probe(
     assert member.lag() == 5
 
 
-def test_a_partition_whose_reset_event_a_pause_has_taken_is_fetched_again(
+def test_a_partition_whose_reset_event_was_lost_is_fetched_again(
     broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.consumer.fetching.SEEK_S", 0.2)
@@ -1317,7 +1317,7 @@ def test_a_partition_whose_reset_event_a_pause_has_taken_is_fetched_again(
     assert member.client.joins == 1
 
 
-def test_a_log_that_was_cut_below_the_position_is_read_again_though_a_pause_has_taken_the_event(
+def test_a_log_that_was_cut_below_the_position_is_read_again_though_the_event_was_lost(
     broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The lag was 0, and the partition stood still until its log had outgrown the position."""

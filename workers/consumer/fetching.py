@@ -1,9 +1,9 @@
 """Notices partitions that have messages and are not fetched any more.
 
 A fetch can hang while heartbeats go on (librdkafka#4492). Then no message, no error and no statistics tell, so the ends
-that brokers say on a timer are held against what was received. The same holds where a pause has taken librdkafka's
-_AUTO_OFFSET_RESET event from its queue, with the messages before it (rd_kafka_q_purge_toppar_version in librdkafka's
-rdkafka_queue.c: the event has version 0). Called by the loop's thread.
+that brokers say on a timer are held against what was received. The same holds where librdkafka's _AUTO_OFFSET_RESET
+event is lost: the partition's fetch state is NONE then, from which neither a resume nor a seek starts it. Called by the
+loop's thread.
 """
 
 import logging

@@ -41,7 +41,7 @@ class Observer:
             try:
                 parts.client.seek(state.at_position())
             except KafkaException as error:
-                # So it is where a pause has taken the event that its offset is not in the log.
+                # So it is where the event that its offset is not in the log was lost.
                 log.warning("%s: not sought to offset %s: %s; asking its leader", state, state.position, error)
                 parts.starts.not_sought(state, error.args[0])
         if parts.fetching.rejoin_due(partitions, now):

@@ -465,9 +465,7 @@ class FakeClient:
         return _event(key, KafkaError._AUTO_OFFSET_RESET, OFFSET_INVALID if position is None else position, reason)
 
     def lose_reset(self, topic: str, partition: int = 0) -> None:
-        """Stop fetching as librdkafka where an offset is not in the log, with the event lost: a pause takes it from the
-        queue with the messages before it.
-        """
+        """Stop fetching, as librdkafka where an offset is not in the log, without the event that tells it."""
         self._broken.add((topic, partition))
 
     # Offsets
