@@ -87,9 +87,9 @@ def test_the_support_page_has_the_versions_that_are_tested() -> None:
     assert page["Skaffold"][0] == versions(ci, r"SKAFFOLD_VERSION: v(\S+)")
     assert page["confluent-kafka"][0] == versions("requirements.txt", r"confluent-kafka==(\S+)")
     for name, path, pattern, sentence in (
-        ("Python", "pyproject.toml", r'requires-python = ">=([\d.]+)', "The package asks for {} or newer"),
+        ("Python", "pyproject.toml", r'requires-python = ">=([\d.]+)', "The package requires {} or newer"),
         ("Kubernetes", "charts/kafka-workers/Chart.yaml", r'kubeVersion: ">=(\d+\.\d+)', "anything older than {}."),
-        ("confluent-kafka", "pyproject.toml", r"confluent-kafka>=([\d.]+)", "The package asks for {} or newer"),
+        ("confluent-kafka", "pyproject.toml", r"confluent-kafka>=([\d.]+)", "The package requires {} or newer"),
         ("Strimzi", "charts/kafka-workers/templates/strimzi.yaml", r"to Strimzi (\d+\.\d+)", "needs {} or newer"),
     ):
         (minimum,) = versions(path, pattern)
