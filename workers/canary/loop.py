@@ -18,7 +18,7 @@ from workers.accounting.stamps import encode, new_run, stream_of
 from workers.canary.placement import Layout
 from workers.canary.probes import Probes
 from workers.config import ClientConfig
-from workers.kafka.client import ClientState, create_client
+from workers.kafka.client import ClientState, create_client, purge_producer
 from workers.kafka.credentials import CredentialsWatch
 from workers.kafka.messages import stamp_of
 from workers.kafka.renewed import RenewedProducer
@@ -34,8 +34,6 @@ STALL_S = 60.0
 CLOSE_TIMEOUT_S = 2.0
 # Of the time to stop; the rest is for ending the clients.
 ACKNOWLEDGED_SHARE = 0.8
-# Reports of messages that were purged need no broker.
-PURGE_S = 2.0
 # A consumer that does not read a partition is replaced no more often than this.
 RECONNECT_INTERVAL_S = 30.0
 # Of the consumer: where an offset does not exist any more, all messages that are left count. It stores no offset, so
@@ -196,10 +194,7 @@ class Canary:
         ):
             self.serve(POLL_S)
         if self._under_way:
-            self._producer.made().purge()
-            purged_until = self._clock() + PURGE_S
-            while self._under_way and self._clock() < purged_until:
-                self.serve(SHORT_POLL_S)
+            purge_producer(self._producer.made(), self.serve)
 
     @property
     def _under_way(self) -> int:
@@ -211,14 +206,14 @@ class Canary:
 
     def _renew_consumer(self) -> None:
         """Have a new consumer take the place of the old one, where credentials have changed and brokers accept it."""
-        if not self._credentials.refresh(self._consumer):
-            return
-        fresh = self._credentials.connect(self._create_consumer, self._options.topic)
+        fresh = self._credentials.renew(self._consumer, self._create_consumer, self._options.topic)
         if fresh is not None:
-            self._close_consumer()
-            self._consumer = fresh
-            self._read_from(self._positions)
-            self._credentials.renewed()
+            self._replace_consumer(fresh, self._positions)
+
+    def _replace_consumer(self, fresh: Any, offsets: Mapping[int, int]) -> None:
+        self._close_consumer()
+        self._consumer = fresh
+        self._read_from(offsets)
 
     def _close_consumer(self) -> None:
         self._consumer.unassign()
@@ -262,15 +257,10 @@ class Canary:
         )
         self.reconnects += 1
         self._reconnected_at = now
-        self._close_consumer()
-        self._consumer = self._create_consumer()
-        lowest = {number: each.offset for number, each in unread.items() if each is not None}
-        self._read_from(
-            {
-                number: position if (offset := lowest.get(number)) is None else offset
-                for number, position in self._positions.items()
-            }
-        )
+        lowest = {
+            number: each.offset for number, each in unread.items() if each is not None and each.offset is not None
+        }
+        self._replace_consumer(self._create_consumer(), self._positions | lowest)
 
     def _send(self, partition: int, broker: int) -> None:
         now = self._clock()

@@ -151,12 +151,9 @@ class Placement:
 
     def _renewed(self, admin: AdminClient) -> AdminClient:
         """A client with the credentials of now, once brokers accept it; the old one until then."""
-        if not self._credentials.refresh(admin):
-            return admin
-        fresh = self._credentials.connect(self._connect, self._rules.topic)
+        fresh = self._credentials.renew(admin, self._connect, self._rules.topic)
         if fresh is None:
             return admin
-        self._credentials.renewed()
         admin.__exit__(None, None, None)
         return fresh
 

@@ -65,8 +65,9 @@ def _look_until_stopped(
         while True:
             group_lag.admin.poll(max(0.0, min(0.5, following - time.monotonic())))
             client_state.check()
-            if credentials.refresh(group_lag.admin) and (fresh := credentials.connect(connect)) is not None:
+            fresh = credentials.renew(group_lag.admin, connect)
+            # An idle client has the length 0, and counts as false.
+            if fresh is not None:
                 group_lag.admin = fresh
-                credentials.renewed()
             if time.monotonic() >= following:
                 break

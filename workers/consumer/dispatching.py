@@ -152,11 +152,9 @@ class Dispatcher:
             self._collect_written()
         else:
             outputs.poll(0.0)
-        self._flow.hangs = False
         if executor.in_flight:
             self._keep_alive()
-        if executor.in_flight or outputs.works or self._flow.full():
-            self._hold_back()
+        self._hold_back()
 
     def _collect_handled(self) -> None:
         """Send the outputs of works that the handler is done with, or settle those that have none."""

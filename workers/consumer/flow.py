@@ -6,6 +6,7 @@ from confluent_kafka import KafkaException
 
 from workers.consumer.assignment import PartitionState, leader_epoch
 from workers.consumer.parts import Parts
+from workers.consumer.received import Received
 
 log = logging.getLogger(__name__)
 
@@ -106,14 +107,18 @@ class FlowControl:
         beyond = self._parts.scheduler.cut(state, fit)
         if beyond is None:
             return
-        if beyond.offset(0) < state.begin_offset:
-            # Retention has deleted them meanwhile.
+        if self._left_to_client(state, beyond):
+            self._parts.assignment.give_back(state, beyond)
+        else:
             self._parts.scheduler.add(state, beyond)
-            return
+
+    def _left_to_client(self, state: PartitionState, beyond: Received) -> bool:
+        """Have the client fetch messages again; return False where it cannot, or where retention has deleted them."""
+        if beyond.offset(0) < state.begin_offset:
+            return False
         try:
             self._parts.client.seek(state.topic_partition(beyond.offset(0), leader_epoch(beyond.messages[0])))
         except KafkaException as error:
             log.debug("%s: kept, and not left to the client: %s", state, error)
-            self._parts.scheduler.add(state, beyond)
-            return
-        self._parts.assignment.give_back(state, beyond)
+            return False
+        return True

@@ -4,7 +4,6 @@ The outputs of a work are sent in their order, and awaited together. Meanwhile i
 message of the same key is handled, and its call is free for others.
 """
 
-import time
 from collections import deque
 from collections.abc import Callable, Collection
 from functools import partial
@@ -18,15 +17,13 @@ from workers.consumer.scheduling import Partition, Work
 from workers.deadletters.writer import TOO_LARGE
 from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.handlers import Retry
-from workers.kafka.client import BESIDE_A_CONSUMER, poll_producer, reason_of
+from workers.kafka.client import BESIDE_A_CONSUMER, poll_producer, purge_producer, reason_of
 from workers.kafka.renewed import RenewedProducer
 from workers.lifecycle import call_with_timeout
 from workers.producer.deliveries import DeliveriesByTopic, outcome_of
 
 # How often outcomes are looked for while a stop or a rebalance waits for them.
 LOOK_S = 0.05
-# Reports of what was purged need no broker.
-PURGE_S = 2.0
 
 
 class _Sending:
@@ -136,10 +133,7 @@ class Outputs:
         client, self._producer.client = self._producer.client, None
         if client is None:
             return None
-        client.purge()
-        until = time.monotonic() + PURGE_S
-        while len(client) and time.monotonic() < until:
-            poll_producer(client, self._producer.state, LOOK_S)
+        purge_producer(client, lambda timeout_s: poll_producer(client, self._producer.state, timeout_s))
         call_with_timeout(client.close, timeout_s)
         return None
 

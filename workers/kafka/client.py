@@ -27,6 +27,9 @@ log = logging.getLogger("workers")
 TOPIC_GRACE_S = 10.0
 # How long each question may take whose answer is not needed.
 ASK_TIMEOUT_S = 2.0
+# Reports of messages that were purged need no broker.
+PURGE_S = 2.0
+PURGE_POLL_S = 0.05
 # The same complaint again only after this long.
 REPEAT_S = 10.0
 # Lines of librdkafka; some have numbers in them that do not come again.
@@ -388,6 +391,17 @@ def poll_producer(client: Producer, client_state: ClientState, timeout_s: float)
         client.poll(timeout_s)
     except KafkaException as error:
         client_state.fatal = client_state.fatal or WorkerError(f"fatal Kafka error: {error.args[0].str()}")
+
+
+def purge_producer(client: Producer, serve: Callable[[float], object]) -> None:
+    """Have each message without an outcome fail, and take the reports of that; `serve` polls the client for seconds.
+
+    Not `flush`, which raises a fatal error before the reports are heard.
+    """
+    client.purge()
+    until = time.monotonic() + PURGE_S
+    while len(client) and time.monotonic() < until:
+        serve(PURGE_POLL_S)
 
 
 def _complaint(topics: dict[str, TopicMetadata]) -> tuple[str, str]:

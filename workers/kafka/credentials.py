@@ -220,6 +220,15 @@ class CredentialsWatch:
             return fresh
         return None
 
+    def renew(self, client: Client, make: Callable[[], _Client], topic: str | None = None) -> _Client | None:
+        """Return a new client, which is used from now on, where credentials have changed that `client` cannot take up
+        and brokers accept the new one; None otherwise. For a client whose work need not be brought to its end first.
+        """
+        fresh = self.connect(make, topic) if self.refresh(client) else None
+        if fresh is not None:
+            self.renewed()
+        return fresh
+
     def postpone(self, error: ConfigError | str) -> None:
         """Log, once, why the credentials of now cannot be used: the old ones stay in use."""
         reason = str(error)

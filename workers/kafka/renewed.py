@@ -12,16 +12,13 @@ from typing import Any
 import confluent_kafka
 
 from workers.config import ClientConfig
-from workers.kafka.client import ClientState, create_client, poll_producer
+from workers.kafka.client import ClientState, create_client, poll_producer, purge_producer
 from workers.kafka.credentials import CredentialsWatch
 from workers.lifecycle import call_with_timeout
 
 log = logging.getLogger("workers")
 # Where brokers refuse the old client, its messages are waited for no longer: the other brokers have answered by then.
 PATIENCE_S = 2.0
-# Reports of messages that were purged need no broker.
-PURGE_S = 2.0
-POLL_S = 0.05
 
 
 class RenewedProducer:
@@ -107,10 +104,7 @@ class RenewedProducer:
             "on them",
             len(self.client),
         )
-        self.client.purge()
-        until = time.monotonic() + PURGE_S
-        while len(self.client) and time.monotonic() < until:
-            poll_producer(self.client, self.state, POLL_S)
+        purge_producer(self.client, lambda timeout_s: poll_producer(self.client, self.state, timeout_s))
 
     def _make(self) -> Any:
         return self._connect(dict(self._own))

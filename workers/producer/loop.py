@@ -17,7 +17,7 @@ from workers.accounting.accounts import StreamSent
 from workers.config import ClientConfig
 from workers.deadletters.headers import invalid_line_headers
 from workers.errors import ConfigError, WorkerError
-from workers.kafka.client import wait_for_topics
+from workers.kafka.client import purge_producer, wait_for_topics
 from workers.kafka.renewed import RenewedProducer
 from workers.lifecycle import Shutdown, call_with_timeout
 from workers.loading import named
@@ -37,8 +37,6 @@ SLICE_S = 0.02
 # Of the time to stop, this share and no more than TELL_S is kept for telling the source of what could not be sent.
 TELL_SHARE = 0.1
 TELL_S = 1.0
-# Reports of what was purged need no broker.
-PURGE_S = 2.0
 # The loop turns at least every POLL_S, unless the source's on_delivery hangs.
 STALL_S = 60.0
 # How long a client with old certificates may take to deliver what it has; as long as delivery.timeout.ms by default.
@@ -323,11 +321,7 @@ class Producer:
             self._hear(wait_s)
         if len(self._producer.client):
             log.warning("giving up on %d messages that were not acknowledged in time", len(self._producer.client))
-            self._producer.client.purge()
-            # Not `flush`, which raises a fatal error before the reports are heard.
-            until = time.monotonic() + PURGE_S
-            while len(self._producer.client) and time.monotonic() < until:
-                self._hear(POLL_S)
+            purge_producer(self._producer.client, self._hear)
 
 
 def _check_queue(config: ClientConfig) -> None:
