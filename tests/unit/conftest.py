@@ -2,8 +2,10 @@
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import trustme
 from hypothesis import settings
 
 from tests.unit.members import Group
@@ -33,3 +35,12 @@ def group(broker: FakeBroker) -> Iterator[Group]:
     group = Group(broker)
     yield group
     group.end()
+
+
+@pytest.fixture
+def certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of CA certificates, which is looked at in each turn."""
+    monkeypatch.setattr("workers.kafka.credentials.INTERVAL_S", 0.0)
+    path = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(path)
+    return path

@@ -1,14 +1,18 @@
 """Members of a group on brokers in memory, and handlers for them."""
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from confluent_kafka import Message
 
+from workers.config import PRODUCER_DEFAULTS, ClientConfig, Precedence, Setting
 from workers.consumer.failures import ErrorPolicy
+from workers.consumer.flow import BATCH_MESSAGES
 from workers.testing.handling import Member
 from workers.testing.memory import FakeBroker
 from workers.testing.processes import eventually
@@ -77,6 +81,14 @@ class Group:
 
         return eventually(met, what, 20)
 
+    def check_backlog_waits(self, member: Member) -> None:
+        """Check that a member that can handle nothing takes little of a large backlog, and does not spin."""
+        self.until(lambda: member.consumer.status.waiting >= BATCH_MESSAGES, "enough waits")
+        polls, begun = member.client.polls, time.monotonic()
+        time.sleep(1)
+        assert (member.client.polls - polls) / (time.monotonic() - begun) < 150
+        assert member.consumer.status.waiting < 2 * BATCH_MESSAGES + 200
+
     def end(self) -> None:
         """Stop all members and wait for them."""
         self.gate.set()
@@ -87,6 +99,16 @@ class Group:
             member.shutdown.request()
         for member in self.members:
             eventually(partial(getattr, member, "ended"), "the member ends", 20)
+
+
+def trusting(certificates: Path) -> ClientConfig:
+    """Of a client that trusts the CAs in a file."""
+    told = {
+        "bootstrap.servers": "127.0.0.1:1",
+        "security.protocol": "ssl",
+        "ssl.ca.location": str(certificates),
+    }
+    return ClientConfig(PRODUCER_DEFAULTS, [Setting(*each, Precedence.COMMAND_LINE, "") for each in told.items()])
 
 
 def numbers(begin: int, end: int) -> list[bytes]:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from tests.unit.members import trusting
 from workers.accounting.stamps import encode, stream_of
 from workers.canary import ownership
 from workers.canary import probes as probes_module
@@ -35,7 +36,7 @@ from workers.canary.placement import (
 )
 from workers.canary.probes import Counts, Probes
 from workers.canary.summary import as_text, summarize
-from workers.config import ClientConfig, Precedence, Setting
+from workers.config import ClientConfig
 from workers.errors import ConfigError
 from workers.kafka.client import ClientState
 from workers.kafka.credentials import CredentialsWatch
@@ -334,20 +335,6 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 PLAIN = ClientConfig((), ())
-
-
-@pytest.fixture
-def certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file of CA certificates, which is looked at in each turn."""
-    monkeypatch.setattr("workers.kafka.credentials.INTERVAL_S", 0.0)
-    path = tmp_path / "ca.pem"
-    trustme.CA().cert_pem.write_to_path(path)
-    return path
-
-
-def trusting(certificates: Path) -> ClientConfig:
-    told = {"security.protocol": "ssl", "ssl.ca.location": str(certificates)}
-    return ClientConfig((), [Setting(*each, Precedence.COMMAND_LINE, "") for each in told.items()])
 
 
 def placement_of(admin: FakeAdmin, *, create: bool = True) -> Placement:

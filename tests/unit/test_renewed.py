@@ -8,22 +8,13 @@ import pytest
 import trustme
 from confluent_kafka import KafkaError, KafkaException, Message
 
-from workers.config import PRODUCER_DEFAULTS, ClientConfig, Precedence, Setting
+from tests.unit.members import trusting
 from workers.deadletters.writer import RENEWING, DeadLetter, DeadLetters
 from workers.kafka.renewed import RenewedProducer
 from workers.testing.memory import LATER, FakeBroker, FakeProducer
 from workers.testing.processes import eventually
 
 REFUSED = KafkaError(KafkaError._SSL, "ssl://b:1/1: SSL handshake failed: certificate verify failed")
-
-
-@pytest.fixture
-def certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file of CA certificates, which is looked at in each turn."""
-    monkeypatch.setattr("workers.kafka.credentials.INTERVAL_S", 0.0)
-    path = tmp_path / "ca.pem"
-    trustme.CA().cert_pem.write_to_path(path)
-    return path
 
 
 @pytest.fixture
@@ -36,16 +27,6 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
 
 def refuse(*_: object, **__: object) -> None:
     raise KafkaException(KafkaError(KafkaError._AUTHENTICATION))
-
-
-def trusting(certificates: Path) -> ClientConfig:
-    told = {
-        "bootstrap.servers": "127.0.0.1:1",
-        "security.protocol": "ssl",
-        "ssl.ca.location": str(certificates),
-    }
-    settings = [Setting(*each, Precedence.COMMAND_LINE, "") for each in told.items()]
-    return ClientConfig(PRODUCER_DEFAULTS, settings)
 
 
 def dead_letters(certificates: Path) -> DeadLetters:
