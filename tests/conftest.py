@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.faults.proxy import Proxy
 from tests.identity import Identity
 from workers.local.cluster import Cluster, finish
 from workers.testing.processes import Processes
@@ -115,6 +116,13 @@ def cluster(own_cluster: Cluster | None) -> Cluster:
     if own_cluster is None:
         pytest.skip("needs the embedded cluster, and KAFKA_BOOTSTRAP_SERVERS names another")
     return own_cluster
+
+
+@pytest.fixture
+def proxy(cluster: Cluster) -> Iterator[Proxy]:
+    """Before the listener of `proxied_bootstrap_servers`."""
+    with Proxy(cluster.proxy_routes) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A TCP proxy between clients and brokers that delays, goes silent, resets connections, or swallows fetches.
+"""A TCP proxy between clients and brokers that delays, goes silent, resets connections, or swallows fetches or answers.
 
 It runs in a thread with an event loop of its own; the attributes may be set from any thread at any time.
 """
@@ -56,11 +56,13 @@ class Proxy:
 
     `delay_s` is waited before each chunk is passed on, in both directions. While `silent`, nothing is passed on and
     connections stay open, as with a network that drops packets; what was held is passed on afterwards, as TCP would.
+    While `unanswered`, the brokers get what clients send, and what they answer is dropped.
     """
 
     def __init__(self, routes: Sequence[tuple[int, int]]) -> None:
         self.delay_s = 0.0
         self.silent = False
+        self.unanswered = False
         self._routes = routes
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
@@ -114,10 +116,13 @@ class Proxy:
         # Cancelled at the end, which is no error.
         with suppress(asyncio.CancelledError):
             await asyncio.gather(
-                self._pump(reader, up_writer, requests.passed), self._pump(up_reader, writer, lambda data: data)
+                self._pump(reader, up_writer, requests.passed), self._pump(up_reader, writer, self._answered)
             )
         self._writers -= {writer, up_writer}
         self._requests.remove(requests)
+
+    def _answered(self, data: bytes) -> bytes:
+        return b"" if self.unanswered else data
 
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passed: Callable[[bytes], bytes]

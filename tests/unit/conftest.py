@@ -38,7 +38,7 @@ def group(broker: FakeBroker) -> Iterator[Group]:
 
 
 @pytest.fixture
-def certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def ca_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file of CA certificates, which is looked at in each turn."""
     monkeypatch.setattr("workers.kafka.credentials.INTERVAL_S", 0.0)
     path = tmp_path / "ca.pem"

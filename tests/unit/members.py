@@ -101,12 +101,12 @@ class Group:
             eventually(partial(getattr, member, "ended"), "the member ends", 20)
 
 
-def trusting(certificates: Path) -> ClientConfig:
+def trusting(ca_file: Path) -> ClientConfig:
     """Of a client that trusts the CAs in a file."""
     told = {
         "bootstrap.servers": "127.0.0.1:1",
         "security.protocol": "ssl",
-        "ssl.ca.location": str(certificates),
+        "ssl.ca.location": str(ca_file),
     }
     return ClientConfig(PRODUCER_DEFAULTS, [Setting(*each, Precedence.COMMAND_LINE, "") for each in told.items()])
 

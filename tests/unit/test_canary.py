@@ -343,11 +343,11 @@ def placement_of(admin: FakeAdmin, *, create: bool = True) -> Placement:
 
 
 @pytest.mark.usefixtures("ends")
-def test_the_topic_is_looked_at_with_changed_credentials(certificates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_topic_is_looked_at_with_changed_credentials(ca_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.canary.placement.INTERVAL_S", 0.01)
     clients: list[MagicMock] = []
     state = ClientState()
-    watch = CredentialsWatch(trusting(certificates), state)
+    watch = CredentialsWatch(trusting(ca_file), state)
 
     def connect() -> Any:
         clients.append(MagicMock(wraps=FakeAdmin(3)))
@@ -356,7 +356,7 @@ def test_the_topic_is_looked_at_with_changed_credentials(certificates: Path, mon
     placement = Placement(connect, Rules("canary", True, 3, 2), watch)
     placement.start()
     eventually(lambda: placement.layout.partitions, "the topic is known")
-    trustme.CA().cert_pem.write_to_path(certificates)
+    trustme.CA().cert_pem.write_to_path(ca_file)
     eventually(lambda: state.renewals["ca"] == 1, "they are taken up")
     looks = clients[1].list_topics.call_count
     eventually(lambda: clients[1].list_topics.call_count > looks + 1, "the new client is asked")
@@ -476,10 +476,10 @@ class Bed:
         return sum(getattr(each, name) for each in self.canary.probes.counts.values())
 
 
-def test_changed_credentials_are_taken_up_and_no_message_is_missed(certificates: Path) -> None:
-    bed = Bed(config=trusting(certificates))
+def test_changed_credentials_are_taken_up_and_no_message_is_missed(ca_file: Path) -> None:
+    bed = Bed(config=trusting(ca_file))
     bed.rounds(3)
-    trustme.CA().cert_pem.write_to_path(certificates)
+    trustme.CA().cert_pem.write_to_path(ca_file)
     bed.rounds(3)
     eventually(lambda: bed.broker.producers[0].closed and bed.broker.clients[0].closed, "the old clients are closed")
     bed.rounds(3)
@@ -491,20 +491,20 @@ def test_changed_credentials_are_taken_up_and_no_message_is_missed(certificates:
 
 
 def test_new_credentials_are_taken_up_though_brokers_refuse_the_client_with_the_old_ones(
-    certificates: Path, monkeypatch: pytest.MonkeyPatch
+    ca_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its probes are kept for 30 s, and each round sends others."""
     monkeypatch.setattr("workers.kafka.renewed.PATIENCE_S", 0.0)
     # As kubelet mounts it: what brokers refuse may be changing.
-    (certificates.parent / "..data").touch()
-    bed = Bed(config=trusting(certificates), auth_timeout_s=60.0)
+    (ca_file.parent / "..data").touch()
+    bed = Bed(config=trusting(ca_file), auth_timeout_s=60.0)
     bed.rounds(2)
     bed.broker.outcome = lambda _: LATER
     reason = "ssl://b:1/1: SSL handshake failed: certificate verify failed"
     bed.broker.producers[0].own["error_cb"](KafkaError(KafkaError._SSL, reason))
     bed.rounds(2)
     assert (len(bed.broker.producers), bed.total("failed")) == (1, 0)
-    trustme.CA().cert_pem.write_to_path(certificates)
+    trustme.CA().cert_pem.write_to_path(ca_file)
     bed.rounds()
     assert (len(bed.broker.producers), bed.total("failed")) == (2, 6)
     bed.broker.outcome = lambda _: None
@@ -515,11 +515,11 @@ def test_new_credentials_are_taken_up_though_brokers_refuse_the_client_with_the_
     assert bed.canary.client_state.refusing_brokers == 0
 
 
-def test_no_probe_is_sent_with_a_client_that_is_about_to_be_renewed(certificates: Path) -> None:
-    bed = Bed(config=trusting(certificates))
+def test_no_probe_is_sent_with_a_client_that_is_about_to_be_renewed(ca_file: Path) -> None:
+    bed = Bed(config=trusting(ca_file))
     bed.broker.outcome = lambda _: LATER
     bed.rounds()
-    trustme.CA().cert_pem.write_to_path(certificates)
+    trustme.CA().cert_pem.write_to_path(ca_file)
     bed.canary.serve(0)
     bed.rounds(3)
     assert (len(bed.broker.producers), bed.total("sent")) == (1, 2)

@@ -29,8 +29,8 @@ def refuse(*_: object, **__: object) -> None:
     raise KafkaException(KafkaError(KafkaError._AUTHENTICATION))
 
 
-def dead_letters(certificates: Path) -> DeadLetters:
-    return DeadLetters(trusting(certificates), None, "g", auth_timeout_s=60.0)
+def dead_letters(ca_file: Path) -> DeadLetters:
+    return DeadLetters(trusting(ca_file), None, "g", auth_timeout_s=60.0)
 
 
 def send(letters: DeadLetters, value: bytes) -> DeadLetter:
@@ -38,9 +38,9 @@ def send(letters: DeadLetters, value: bytes) -> DeadLetter:
 
 
 def test_dead_letters_keep_their_client_until_brokers_accept_the_changed_credentials(
-    certificates: Path, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+    ca_file: Path, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    letters = dead_letters(certificates)
+    letters = dead_letters(ca_file)
 
     def write(value: bytes) -> None:
         letter = send(letters, value)
@@ -49,7 +49,7 @@ def test_dead_letters_keep_their_client_until_brokers_accept_the_changed_credent
 
     write(b"1")
     old = broker.producers[0]
-    trustme.CA().cert_pem.write_to_path(certificates)
+    trustme.CA().cert_pem.write_to_path(ca_file)
     with monkeypatch.context() as refusing:
         refusing.setattr(FakeProducer, "list_topics", refuse)
         letters.poll(0)
@@ -65,10 +65,10 @@ def test_dead_letters_keep_their_client_until_brokers_accept_the_changed_credent
     assert broker.values("t.dlq") == [b"1", b"2", b"3"]
 
 
-def test_a_first_dead_letter_is_written_with_the_credentials_of_now(certificates: Path, broker: FakeBroker) -> None:
-    letters = dead_letters(certificates)
+def test_a_first_dead_letter_is_written_with_the_credentials_of_now(ca_file: Path, broker: FakeBroker) -> None:
+    letters = dead_letters(ca_file)
     changed = trustme.CA().cert_pem
-    changed.write_to_path(certificates)
+    changed.write_to_path(ca_file)
     letters.poll(0)
     assert broker.producers == []
     send(letters, b"1")
@@ -77,7 +77,7 @@ def test_a_first_dead_letter_is_written_with_the_credentials_of_now(certificates
 
 
 def test_dead_letters_get_a_new_client_though_one_after_the_other_is_under_way(
-    certificates: Path, broker: FakeBroker
+    ca_file: Path, broker: FakeBroker
 ) -> None:
     looks: Counter[bytes] = Counter()
 
@@ -87,9 +87,9 @@ def test_dead_letters_get_a_new_client_though_one_after_the_other_is_under_way(
         return None if looks[value] > 3 else LATER
 
     broker.outcome = slowly
-    letters = dead_letters(certificates)
+    letters = dead_letters(ca_file)
     sent = [(b"first", send(letters, b"first"))]
-    trustme.CA().cert_pem.write_to_path(certificates)
+    trustme.CA().cert_pem.write_to_path(ca_file)
     for number in range(20):
         letters.poll(0)
         value = b"%d" % number
@@ -104,18 +104,18 @@ def test_dead_letters_get_a_new_client_though_one_after_the_other_is_under_way(
 
 
 def test_dead_letters_under_way_do_not_hold_up_the_client_that_follows_one_that_brokers_refuse(
-    certificates: Path, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+    ca_file: Path, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are kept for two minutes, and after three the worker would end, though the files hold good credentials."""
     monkeypatch.setattr("workers.kafka.renewed.PATIENCE_S", 0.0)
     # As kubelet mounts it: what brokers refuse may be changing.
-    (certificates.parent / "..data").touch()
+    (ca_file.parent / "..data").touch()
     broker.outcome = lambda _: LATER
-    letters = dead_letters(certificates)
+    letters = dead_letters(ca_file)
     waiting = send(letters, b"1")
     broker.producers[0].own["error_cb"](REFUSED)
     letters.poll(0)
-    trustme.CA().cert_pem.write_to_path(certificates)
+    trustme.CA().cert_pem.write_to_path(ca_file)
     with monkeypatch.context() as refusing:
         refusing.setattr(FakeProducer, "list_topics", refuse)
         letters.poll(0)
@@ -132,14 +132,12 @@ def test_dead_letters_under_way_do_not_hold_up_the_client_that_follows_one_that_
     eventually(lambda: broker.producers[0].closed, "the old client is closed")
 
 
-def test_messages_under_way_hold_up_new_credentials_no_longer_than_is_said(
-    certificates: Path, broker: FakeBroker
-) -> None:
+def test_messages_under_way_hold_up_new_credentials_no_longer_than_is_said(ca_file: Path, broker: FakeBroker) -> None:
     broker.outcome = lambda _: LATER
-    producer = RenewedProducer(trusting(certificates), 0.0, properties={}, connect=broker.connect_producer)
+    producer = RenewedProducer(trusting(ca_file), 0.0, properties={}, connect=broker.connect_producer)
     outcomes: list[KafkaError | None] = []
     producer.made().produce("t.dlq", b"1", on_delivery=lambda error, _: outcomes.append(error))
-    trustme.CA().cert_pem.write_to_path(certificates)
+    trustme.CA().cert_pem.write_to_path(ca_file)
     producer.serve(0)
     assert (len(broker.producers), outcomes) == (1, [])
     producer.serve(0, 0.0)

@@ -29,12 +29,6 @@ def name(admin: AdminClient) -> Iterator[str]:
         deleted.exception()
 
 
-@pytest.fixture
-def proxy(cluster: Cluster) -> Iterator[Proxy]:
-    with Proxy(cluster.proxy_routes) as proxy:
-        yield proxy
-
-
 def start(processes: Processes, topic: str, *arguments: str, servers: str | None = None) -> Process:
     """A canary that has received messages of three partitions."""
     env = {} if servers is None else {"KAFKA_BOOTSTRAP_SERVERS": servers}
