@@ -4,7 +4,7 @@ A source hands the producer a batch whenever it is asked (`Source`); those that 
 function yields bytes, text or `Outgoing`, which `call_source` checks and turns into records.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -115,8 +115,9 @@ def call_source(
 
     Raises SourceError for anything else.
     """
-    items = function()
-    if not isinstance(items, Iterable):
+    items: Any = function()
+    # Text is an iterable of its letters, and a dictionary one of its keys.
+    if not isinstance(items, Iterable) or isinstance(items, str | bytes | bytearray | Mapping):
         raise SourceError(f"{name} returned {kind_of(items)}; yield messages, or return a list of them")
     # A generator holds resources (a cursor, a connection) that it releases when it is closed.
     with closing(items) if isinstance(items, Generator) else nullcontext():

@@ -1,6 +1,7 @@
 """The accounts of deliveries."""
 
 import itertools
+import sys
 import threading
 import time
 from collections import Counter
@@ -37,6 +38,7 @@ class Orders:
         self.taken = 0
         self.told: Counter[str] = Counter()
         self.at: dict[int, Any] = {}
+        self.leaves_at = 0
 
     def rows(self) -> Iterator[Outgoing]:
         """Yield for ever, calling `at[number]` before message `number`."""
@@ -44,10 +46,15 @@ class Orders:
             if number in self.at:
                 self.at[number]()
             self.taken = number
-            yield Outgoing("order", on_delivery=lambda delivery: self.told.update([delivery.outcome]))
+            yield Outgoing("order", on_delivery=self._tell)
 
     def records(self) -> Iterator[Record]:
         return call_source(self.rows, "mine:rows")
+
+    def _tell(self, delivery: Delivery) -> None:
+        self.told.update([delivery.outcome])
+        if self.told.total() == self.leaves_at:
+            sys.exit(0)
 
     def check(self, producer: Producer) -> None:
         """Every message that was taken has one outcome, and the source was told of it."""
@@ -184,6 +191,16 @@ def test_a_fatal_error_leaves_no_message_that_was_taken_without_an_outcome(monke
     producer = producer_with(Shutdown(2), AWAY)
     orders.at[5000] = lambda: monkeypatch.setattr(producer._producer, "client", Fatal(producer._producer.client))
     with pytest.raises(WorkerError, match="fatal"):
+        producer.run(ThreadedSource(orders.records()))
+
+    orders.check(producer)
+
+
+def test_an_on_delivery_that_exits_leaves_no_message_without_an_outcome() -> None:
+    orders = Orders()
+    orders.leaves_at = 6
+    producer = producer_with(Shutdown(2), MOCK)
+    with pytest.raises(WorkerError, match="on_delivery raised SystemExit: 0"):
         producer.run(ThreadedSource(orders.records()))
 
     orders.check(producer)

@@ -97,6 +97,18 @@ def test_a_stamped_run_is_exact_and_shared_out() -> None:
     assert all(of_stream == list(range(len(of_stream))) for of_stream in sequences.values())
 
 
+@pytest.mark.parametrize("taken", [100, 1000])
+def test_a_stamped_run_that_is_closed_early_is_not_complete(taken: int) -> None:
+    """The producer closes it while it waits for room, and again at its end."""
+    source = StampedSource("run", 3, 100, 1_000, lambda: 1)
+    source.take(taken, 0)
+    source.close()
+    source.close()
+
+    assert source.take(1, 0) is None
+    assert source.complete == (taken == 1_000)
+
+
 def test_a_partition_that_is_added_gets_its_part() -> None:
     partitions = 2
     source = StampedSource("run", 0, 100, None, lambda: partitions)
@@ -289,7 +301,10 @@ def test_a_source_that_exits_is_not_at_its_end() -> None:
         list(iter(partial(source.take, 10, 0.1), None))
 
 
-def test_a_function_that_returns_no_messages_is_named() -> None:
-    """It was "'int' object is not iterable", as of the user's own code."""
-    with pytest.raises(SourceError, match=r"^orders:source returned an int; yield messages, or return a list"):
-        next(call_source(lambda: 7, "orders:source"))  # type: ignore[arg-type,return-value]
+@pytest.mark.parametrize(
+    ("returned", "kind"), [(7, "an int"), ("hello", "a str"), (b"hello", "a bytes"), ({}, "a dict")]
+)
+def test_a_function_that_returns_no_messages_is_named(returned: Any, kind: str) -> None:
+    """It was "'int' object is not iterable", as of the user's own code; and text was sent letter by letter."""
+    with pytest.raises(SourceError, match=f"^orders:source returned {kind}.*; yield messages, or return a list"):
+        next(call_source(lambda: returned, "orders:source"))

@@ -296,6 +296,22 @@ def test_a_closed_pipe_ends_a_verbose_producer_quietly(processes: Processes, top
     assert "Broken pipe" not in err
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_under_a_verbose_producer_leaves_no_message_without_an_outcome(
+    processes: Processes, topic: str
+) -> None:
+    words = [*COMMAND, "produce", "--topic", topic, "--verbose", "--forever", "--summary", "json"]
+    with Path("/dev/full").open("w") as full:
+        producer = subprocess.run(
+            words, env=processes.environment(), stdout=full, stderr=subprocess.PIPE, text=True, timeout=DEADLINE_S
+        )
+
+    *_, account, last = producer.stderr.splitlines()
+    sent = json.loads(account)
+    assert sent["sent"] == sent["acknowledged"] > 0
+    assert (producer.returncode, "standard output cannot be written" in last) == (1, True)
+
+
 def test_the_last_numbers_are_scraped_before_a_job_ends(processes: Processes, topic: str) -> None:
     producer = processes.start("produce", "--topic", topic, "--count", "50", "--linger", "300", "--summary", "json")
     eventually(lambda: producer.stdout, "the account")
@@ -315,12 +331,21 @@ def test_a_stop_before_the_source_ended_fails_the_job(processes: Processes, topi
     assert "stopped before the source was at its end" in producer.stderr
 
 
-def test_a_stop_is_heard_while_no_broker_answers(processes: Processes) -> None:
-    producer = processes.start("produce", "--forever", env={"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"})
+@pytest.mark.parametrize(("length", "code"), [(["--forever"], 0), ([], 1)])
+def test_a_stop_while_no_broker_answers_is_heard_and_takes_nothing_from_the_source(
+    processes: Processes, length: list[str], code: int
+) -> None:
+    processes.write(
+        "endless.py", "import itertools\ndef rows():\n    print('begun')\n    yield from map(str, itertools.count())\n"
+    )
+    nowhere = {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+    producer = processes.start("produce", "--source", "endless:rows", *length, env=nowhere)
     producer.says("no answer from 127.0.0.1:1 yet")
     assert producer.get("/readyz")[0] == 503
 
-    assert producer.stop(timeout_s=20) == 0
+    assert producer.stop(timeout_s=20) == code
+    assert producer.stdout == ""
+    assert "stopped before the brokers answered; nothing was sent" in producer.stderr
 
 
 def test_what_is_in_flight_when_time_is_up_is_unknown_and_verify_resolves_it(

@@ -48,6 +48,15 @@ def test_only_the_run_that_is_asked_for_counts(processes: Processes, topic: str,
     assert processes.run("verify", "--topic", topic, "--run", "made-up").returncode == 3
 
 
+def test_a_run_that_is_asked_for_and_not_there_is_an_error(processes: Processes, topic: str) -> None:
+    """Its producer may have sent nothing."""
+    processes.produce(topic, "--count", "10", "--run", "whole")
+    result = processes.run("verify", "--topic", topic, "--run", "whole", "--run", "never")
+
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"no stamped message of run never in {topic}, so nothing is verified" in result.stderr
+
+
 def test_an_account_shows_a_loss_at_the_end_that_the_log_alone_cannot(
     processes: Processes, topic: str, bootstrap_servers: str, tmp_path: Path
 ) -> None:

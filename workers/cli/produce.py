@@ -52,9 +52,7 @@ def produce(options: ProduceOptions, context: Context, shutdown: Shutdown) -> No
         with shutdown.at_once():
             records = _records(options, _codecs(options, context, registry_config))
     except Stopped:
-        if _must_finish(options):
-            raise WorkerError("stopped before the source was ready; nothing was sent") from None
-        log.info("stopped before the source was ready; nothing was sent")
+        _stopped_before("the source was ready", options)
         return
     tracing = start_tracing(context) if options.worker.tracing else None
     producer = Producer(
@@ -70,6 +68,11 @@ def produce(options: ProduceOptions, context: Context, shutdown: Shutdown) -> No
     metrics = None if options.worker.no_metrics else options.metrics
     with context.serve(metrics, collector, producer.ready, producer.live) as server:
         producer.start(options.connection.timeout)
+        if shutdown.requested:
+            # The source is not begun: nothing that it gives could be sent.
+            producer.close()
+            _stopped_before("the brokers answered", options)
+            return
         source: Source
         if records is None:
             size = options.size or DEFAULT_SIZE
@@ -94,6 +97,14 @@ def produce(options: ProduceOptions, context: Context, shutdown: Shutdown) -> No
     undelivered = sum(each.failed + each.unknown for each in accounts)
     if undelivered:
         raise WorkerError(f"{undelivered} of {sum(each.enqueued for each in accounts)} messages were not acknowledged")
+
+
+def _stopped_before(what: str, options: ProduceOptions) -> None:
+    """Raises WorkerError where a stop is a failure."""
+    said = f"stopped before {what}; nothing was sent"
+    if _must_finish(options):
+        raise WorkerError(said)
+    log.info(said)
 
 
 def _traced(source: Source, tracing: "Tracing", producer: Producer, client_id: str) -> Source:
@@ -225,8 +236,8 @@ def _delivery_printer(shutdown: Shutdown) -> Callable[[KafkaError | None, Messag
             line = f"{outcome_of(error)} {message.topic()}: {error.name()}: {error.str()}"
         try:
             print(line)
-        except BrokenPipeError:
-            # Nobody reads any more; an exception here would end up inside librdkafka.
+        except OSError:
+            # Nobody reads any more, or a disk is full: `poll` raised it before the other deliveries were accounted for.
             shutdown.request()
 
     return show
@@ -235,7 +246,12 @@ def _delivery_printer(shutdown: Shutdown) -> Callable[[KafkaError | None, Messag
 def _show_account(producer: Producer, run: str, form: str) -> None:
     dead_letters = producer.dead_letters if producer.writes_dead_letters else None
     summary = summarize(producer.deliveries, run, producer.finished_at - producer.started_at, dead_letters)
-    click.echo(json.dumps(summary) if form == "json" else as_text(summary))
+    text = json.dumps(summary) if form == "json" else as_text(summary)
+    try:
+        click.echo(text)
+    except OSError:
+        click.echo(text, err=True)
+        raise
 
 
 def _linger(server: "Server | None", linger_s: float, shutdown: Shutdown) -> None:

@@ -30,8 +30,9 @@ def verify(options: VerifyOptions, context: Context, shutdown: Shutdown) -> None
         raise WorkerError("stopped before the account was read; nothing is verified") from None
     observations = read_topic(config, options.topic, shutdown, options.connection.look_timeout)
     reports = observations.report(accounts, options.runs)
-    if not reports:
-        wanted = f"run {', '.join(options.runs)}" if options.runs else "any run"
+    unseen = sorted(set(options.runs).difference(report.run for report in reports))
+    if unseen or not reports:
+        wanted = f"run {', '.join(unseen)}" if unseen else "any run"
         raise ConfigError(f"no stamped message of {wanted} in {options.topic}, so nothing is verified")
     if options.as_json:
         for report in reports:

@@ -99,7 +99,7 @@ def _offsets(
     if isinstance(target, datetime):
         spec = OffsetSpec.for_timestamp(int(target.timestamp() * 1000))
         found = groups.find_offsets(admin, dict.fromkeys(keys, spec))
-        found.check()
+        groups.check_known(found)
         # -1 says that all messages are older.
         return {key: ranges[key][1] if offset < 0 else offset for key, (offset, _) in found.values.items()}
     if isinstance(target, str):

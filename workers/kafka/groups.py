@@ -37,6 +37,7 @@ MOVES = frozenset(
         KafkaError.NOT_LEADER_FOR_PARTITION,
         KafkaError.FENCED_LEADER_EPOCH,
         KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
         KafkaError._TIMED_OUT,
     }
 )
@@ -281,16 +282,22 @@ def _found(answer: ListOffsetsResultInfo) -> tuple[int, int]:
 
 
 def offset_ranges(admin: AdminClient, keys: Collection[PartitionKey]) -> dict[PartitionKey, tuple[int, int]]:
-    """Beginning and end of each partition, both 0 where it is gone.
-
-    Raises KafkaException where it is not known, as without a leader.
+    """Beginning and end of each partition. Raises KafkaException where they are not known: without a leader, or with
+    one that does not know the partition, as after a restart or while its topic is deleted.
     """
     beginnings = find_offsets(admin, dict.fromkeys(keys, OffsetSpec.earliest()))
     ends = find_offsets(admin, dict.fromkeys(keys, OffsetSpec.latest()))
-    beginnings.check()
-    ends.check()
-    nothing = (0, 0)
-    return {key: (beginnings.values.get(key, nothing)[0], ends.values.get(key, nothing)[0]) for key in keys}
+    check_known(beginnings)
+    check_known(ends)
+    return {key: (beginnings.values[key][0], ends.values[key][0]) for key in keys}
+
+
+def check_known(answers: Answers[PartitionKey, _Value]) -> None:
+    """Raises KafkaException with the first error, or for a partition that its leader does not know."""
+    answers.check()
+    for topic, number in answers.gone:
+        reason = f"the leader of {topic}[{number}] does not know it"
+        raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, reason))
 
 
 def _gather(

@@ -81,8 +81,9 @@ def _is_before_end(message: Message, left: dict[int, int]) -> bool:
     if number is None or number not in left:
         return False
     if error is not None:
-        # Aborted or compacted messages can be the last: then only the end-of-partition event tells.
-        if error.code() == KafkaError._PARTITION_EOF:
+        # Aborted or compacted messages can be the last: then only the end-of-partition event tells. A leader that has
+        # just been elected may not know how far all replicas are, and tells an earlier end.
+        if error.code() == KafkaError._PARTITION_EOF and (message.offset() or 0) >= left[number]:
             del left[number]
         elif error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
             raise WorkerError(f"the user has no right to read {message.topic()}: {error.str()}")

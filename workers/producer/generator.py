@@ -17,7 +17,7 @@ class StampedSource:
     def __init__(self, run: str, producer: int, size: int, count: int | None, partitions: Callable[[], int]) -> None:
         self._run = run
         self._producer = producer
-        self.complete = False
+        self.complete = self._closed = False
         self._size = size
         self._left = count
         # A small run is shared out too, so that every partition gets a part of it.
@@ -42,5 +42,7 @@ class StampedSource:
         return Batch(records, self._size, partition, True, stream)
 
     def close(self) -> None:
-        self.complete = self.complete or self._left == 0
-        self._left = 0
+        if not self._closed:
+            self._closed = True
+            self.complete = self._left == 0
+            self._left = 0

@@ -300,7 +300,7 @@ class Producer:
         reason = error.str() if error else None
         try:
             tell(Delivery(outcome_of(error), message.topic() or "", message.partition(), message.offset(), reason))
-        except Exception as raised:  # the user's code may raise anything, and librdkafka would swallow it
+        except BaseException as raised:  # the user's code may raise anything; SystemExit is no end of the account
             self.client_state.fatal = self.client_state.fatal or WorkerError(
                 f"the source's on_delivery raised {named(raised)}"
             )

@@ -121,7 +121,7 @@ class Kafka:
             raise KafkaException(errors[0])
         offsets = {(place.topic, place.partition): max(0, place.offset) for place in committed}
         ranges = groups.offset_ranges(admin, [(topic, number) for number in numbers.values[topic]])
-        return sum(end - max(beginning, offsets[key]) for key, (beginning, end) in ranges.items())
+        return sum(max(0, end - max(beginning, offsets[key])) for key, (beginning, end) in ranges.items())
 
     def kill_broker(self, number: int = 0) -> None:
         """Kill a broker with SIGKILL; it stays away until `recover`."""
