@@ -19,6 +19,7 @@ from workers.consumer.assignment import Assignment
 from workers.consumer.committing import StoredOffsets
 from workers.consumer.failures import ErrorPolicy
 from workers.consumer.fetching import CUT_ROUNDS, FetchWatch
+from workers.consumer.flow import BATCH_MESSAGES
 from workers.consumer.status import PartitionStatus
 from workers.deadletters.headers import dead_letter_headers, remember_traceback
 from workers.errors import ExitCode, WorkerError
@@ -1767,6 +1768,28 @@ def test_a_poisoned_message_blocks_its_key_and_the_others_up_to_the_bound(group:
 
     assert keys.in_order
     assert keys.offsets == sorted(3 * [*range(2000)])
+
+
+@pytest.mark.parametrize("raised", [Retry(after_s=3600), Reject("no")], ids=["its retry", "its dead letter"])
+def test_messages_that_wait_behind_a_poisoned_key_hold_up_no_other_partition(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch, raised: Exception
+) -> None:
+    """However many they are: the handler can be given none of them."""
+    monkeypatch.setattr("workers.consumer.dispatching.PAUSE_AFTER_S", 0.1)
+    broker.create("t", 2)
+    broker.produce(numbers(0, 2 * BATCH_MESSAGES), key=b"poisoned")
+
+    def fail(message: Message) -> None:
+        if message.key() == b"poisoned":
+            raise raised
+
+    member = group.member(Handled(fail), dead_letters=FakeDeadLetters(answer=False), **BY_KEY).start()
+    group.until(lambda: member.consumer.status.waiting >= 2 * BATCH_MESSAGES, "enough waits behind it")
+    polls = member.client.polls
+    group.until(lambda: member.client.polls > polls + 5, "the loop turns")
+    time.sleep(0.2)
+    broker.produce(numbers(0, 5000), partition=1, key=lambda value: value[-3:])
+    group.until(lambda: broker.offset(1) == 5000, "the other partition is handled")
 
 
 @pytest.mark.parametrize(

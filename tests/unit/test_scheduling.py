@@ -249,6 +249,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         for each in [each for each, until in self.retry_at.items() if until <= self.now]:
             del self.retry_at[each]
         assert scheduler.blocked_shards() == len(self.retry_at) + len(self.condemned)
+        blocked = {*self.retry_at, *self.condemned}
+        assert scheduler.blocked_messages == sum(len(self.waiting[each]) for each in blocked)
         waits = min((until - self.now for until in self.retry_at.values()), default=None)
         assert scheduler.next_retry_s() == waits
         for partition in self.partitions:

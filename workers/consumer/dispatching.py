@@ -130,6 +130,14 @@ class Dispatcher:
         return self._room() != 0 and (new is None or new > 0 or self._parts.scheduler.may_repeat)
 
     @property
+    def waits(self) -> bool:
+        """Whether messages at hand wait for the handler, for their outputs or for a limit; not where all that is at
+        hand waits for a retry or a dead letter, which others need not wait for.
+        """
+        works = self._parts.executor.in_flight or self._parts.outputs.works
+        return bool(works) or self._parts.scheduler.runnable
+
+    @property
     def next_s(self) -> float:
         """In how many seconds --max-rate lets another message be begun; without a limit, nothing waits for that."""
         if self._rate_limiter is None or not self._parts.scheduler.runnable:
@@ -251,5 +259,5 @@ class Dispatcher:
     def _hold_back(self) -> None:
         """Receive no more than can wait here."""
         still_s = time.monotonic() - self._parts.assignment.progress_at
-        self._flow.hangs = still_s > PAUSE_AFTER_S and self._flow.full()
+        self._flow.hangs = still_s > PAUSE_AFTER_S and self._flow.full() and self.waits
         self._flow.pause_what_holds_too_much()

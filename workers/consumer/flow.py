@@ -36,15 +36,14 @@ class FlowControl:
 
     def full(self) -> bool:
         """Whether enough waits that the handler can be given, and does not have in its hands yet."""
-        ready = [
-            state for state in self._parts.assignment.partitions.values() if not self._parts.scheduler.blocks(state)
-        ]
+        scheduler, partitions = self._parts.scheduler, self._parts.assignment.partitions.values()
         in_hand = sum(
             len(work) - work.accounted for work in (*self._parts.executor.in_flight, *self._parts.outputs.works)
         )
-        beyond = sum(state.tracker.distance for state in ready)
-        waiting = sum(state.count for state in ready) - in_hand - beyond
-        return waiting >= self._enough() or sum(state.bytes for state in ready) >= MAX_WAITING_BYTES
+        received = sum(state.count - state.tracker.distance for state in partitions)
+        if received - in_hand - scheduler.blocked_messages >= self._enough():
+            return True
+        return sum(state.bytes for state in partitions if not scheduler.blocks(state)) >= MAX_WAITING_BYTES
 
     def _enough(self) -> int:
         executor = self._parts.executor

@@ -41,7 +41,7 @@ class Receiver:
                 self._take(messages)
                 return
         timeout_s = self._poll_timeout_s()
-        if full and not self._parts.executor.in_flight:
+        if full and not self._parts.executor.in_flight and self._dispatcher.waits:
             # A message that is there would end the wait at once, and each turn would bring one more.
             time.sleep(timeout_s)
             timeout_s = 0.0

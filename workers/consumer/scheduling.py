@@ -46,6 +46,7 @@ class Shard:
         "begun",
         "dead_letter",
         "error",
+        "held",
         "in_work",
         "isolating",
         "key",
@@ -60,6 +61,8 @@ class Shard:
         self.queue: deque[Received] = deque()
         self.in_work = 0
         self.begun = 0
+        # How many of its messages the scheduler counts as blocked.
+        self.held = 0
         # How often the first message failed: calls that count, and all calls.
         self.attempts = 0
         self.backoff_step = 0
@@ -180,6 +183,8 @@ class Scheduler:
         self.dead_letters: list[Shard] = []
         # Shards with messages that were begun before.
         self._begun: set[Shard] = set()
+        # How many messages wait behind a retry or a dead letter, with the one that failed.
+        self.blocked_messages = 0
 
     # Adding and removing messages
 
@@ -202,6 +207,9 @@ class Scheduler:
         self._shards.pop(partition, None)
         if self._runnable.pop(partition, None) is not None:
             self._turns.remove(partition)
+        for shard in (*(entry[2] for entry in self._retries), *self.dead_letters):
+            if shard.partition is partition:
+                self._hold(shard, 0)
         self._retries = [entry for entry in self._retries if entry[2].partition is not partition]
         heapq.heapify(self._retries)
         gone = [shard for shard in self.dead_letters if shard.partition is partition]
@@ -219,6 +227,7 @@ class Scheduler:
         waiting = Received.joined([*shard.queue])
         shard.queue.clear()
         shard.queue.append(waiting.part(0, keep))
+        self._hold(shard, min(keep, shard.held))
         return waiting.part(keep)
 
     # Choosing and finishing works
@@ -342,16 +351,19 @@ class Scheduler:
     def block(self, shard: Shard, until: float) -> None:
         """Let a shard that was released run at `until` (time.monotonic), not before."""
         shard.retry_at = until
+        self._hold(shard, len(shard))
         heapq.heappush(self._retries, (until, next(self._numbers), shard))
 
     def condemn(self, shard: Shard, error: Exception) -> None:
         """Hold a shard that was released until its first message is in the dead-letter topic."""
         shard.error = error
+        self._hold(shard, len(shard))
         self.dead_letters.append(shard)
 
     def absolve(self, shard: Shard) -> Received:
         """The first message of a condemned shard is in the dead-letter topic: take it out and go on behind it."""
         self.dead_letters.remove(shard)
+        self._hold(shard, 0)
         first = shard.take(1)
         shard.error = shard.dead_letter = None
         shard.forget_failures()
@@ -420,6 +432,8 @@ class Scheduler:
     def _append(self, shard: Shard, received: Received) -> None:
         was_empty = not shard.queue
         shard.queue.append(received)
+        if shard.held:
+            self._hold(shard, shard.held + len(received))
         if was_empty and not shard.in_work and not shard.blocked:
             self._run(shard)
 
@@ -436,4 +450,10 @@ class Scheduler:
         while self._retries and self._retries[0][0] <= now:
             shard = heapq.heappop(self._retries)[2]
             if shard.error is None:
+                self._hold(shard, 0)
                 self._run(shard)
+
+    def _hold(self, shard: Shard, messages: int) -> None:
+        """Count so many messages of a shard as blocked."""
+        self.blocked_messages += messages - shard.held
+        shard.held = messages
