@@ -112,8 +112,9 @@ class FailedMessages:
             log.info("%s: a batch of %d failed (%s), trying its messages one by one", state, messages, named(error))
 
     def _count_attempt(self, work: Work, shard: Shard, part: Received, error: Exception) -> None:
+        # The shard may be new: an aborted transaction has its messages handled again.
         shard.attempts = max(shard.attempts, work.earlier_attempts)
-        shard.backoff_step += 1
+        shard.backoff_step = max(shard.backoff_step, work.earlier_attempts) + 1
         shard.attempts += not isinstance(error, Retry)
         given = len(part) if self._parts.executor.batch else max(1, work.given - work.handled)
         self._parts.scheduler.note_failed(shard, given)
