@@ -129,14 +129,14 @@ def call_with_timeout(call: Callable[[], object], timeout_s: float) -> bool:
     return returned.is_set()
 
 
-def call_until_stopped(call: Callable[[], object], shutdown: Shutdown) -> bool:
-    """Whether `call` returned before the time to stop was up; until a stop is asked for it may last. Logs what it
-    raised.
+def call_until_stopped(call: Callable[[], object], shutdown: Shutdown, timeout_s: float = float("inf")) -> bool:
+    """Whether `call` returned within `timeout_s`, and before the time to stop was up. Logs what it raised.
 
     For a call that waits for brokers: in the main thread it would keep Python from running the handlers of signals.
     """
+    until = time.monotonic() + timeout_s
     thread, returned = _begin(call)
-    while thread.is_alive() and (left_s := shutdown.remaining_s()) > 0:
+    while thread.is_alive() and (left_s := min(shutdown.remaining_s(), until - time.monotonic())) > 0:
         thread.join(min(STOP_LOOK_S, left_s))
     return returned.is_set()
 

@@ -433,6 +433,26 @@ def test_a_stop_that_is_asked_for_while_calls_are_waited_for_takes_its_own_time(
     assert broker.offset() == 4
 
 
+def test_a_stop_does_not_wait_for_a_client_that_is_given_up_and_does_not_close(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed, close = new_certificates(broker, monkeypatch), FakeClient.close
+
+    def hang(client: FakeClient) -> None:
+        if client is broker.clients[0]:
+            group.gate.wait(60)
+        close(client)
+
+    monkeypatch.setattr(FakeClient, "close", hang)
+    broker.produce(numbers(0, 5))
+    member = group.member(Handled(), stop_timeout_s=1.0).start()
+    group.until(lambda: broker.offset() == 5, "all is committed")
+    changed.set()
+    group.until(lambda: len(broker.clients) == 2, "a new client is connected")
+    member.shutdown.request()
+    member.finish(7.0)
+
+
 def test_a_client_that_is_given_up_while_it_commits_stores_nothing_in_the_next_one(
     broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -55,6 +55,14 @@ class Bed:
         return self.watch.stalled_s(self.state.key, self.now)
 
 
+def test_an_answer_of_before_a_deletion_takes_the_beginning_not_back() -> None:
+    """Messages that are known as deleted would be counted a second time."""
+    bed = Bed()
+    bed.state.begin_offset = 7
+    bed.turn(INTERVAL_S)
+    assert bed.state.begin_offset == 7
+
+
 def test_a_partition_that_is_behind_and_receives_nothing_is_sought_then_rejoined_then_stuck() -> None:
     bed = Bed()
     bed.turn(INTERVAL_S)

@@ -64,5 +64,7 @@ def test_a_call_may_last_until_a_stop_and_the_time_for_that_is_up() -> None:
         shutdown.request()
         gate.wait(20)
 
+    assert not call_until_stopped(lambda: gate.wait(20), shutdown, 0.05)
+    assert not shutdown.requested
     assert not call_until_stopped(stop_and_hang, shutdown)
     gate.set()

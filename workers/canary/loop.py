@@ -18,8 +18,8 @@ from workers.accounting.stamps import encode, new_run, stream_of
 from workers.canary.placement import Layout
 from workers.canary.probes import Probes
 from workers.config import ClientConfig
-from workers.kafka.client import ClientState, create_client, purge_producer
-from workers.kafka.credentials import CredentialsWatch
+from workers.kafka.client import ClientState, create_client
+from workers.kafka.credentials import Credentials, CredentialsWatch
 from workers.kafka.messages import stamp_of
 from workers.kafka.renewed import RenewedProducer
 from workers.lifecycle import Shutdown, call_with_timeout
@@ -85,12 +85,13 @@ class Canary:
         auth_timeout_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
         connect: Callable[[dict[str, Any]], Any] | None = None,
+        accepted: Callable[[Credentials], bool] = lambda _: True,
     ) -> None:
         self.run_name = new_run()
         self.probes = Probes(options.max_latency_s, options.lost_after_s)
         self.status = Status()
         self.client_state, self._consumer_state = producer.state, ClientState(config, auth_timeout_s)
-        self._credentials = CredentialsWatch(config, self._consumer_state)
+        self._credentials = CredentialsWatch(config, self._consumer_state, accepted)
         self.duration_s = 0.0
         self._producer = producer
         self._connect = connect or (
@@ -194,7 +195,7 @@ class Canary:
         ):
             self.serve(POLL_S)
         if self._under_way:
-            purge_producer(self._producer.made(), self.serve)
+            self._producer.purge()
 
     @property
     def _under_way(self) -> int:

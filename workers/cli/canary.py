@@ -51,13 +51,18 @@ def canary(options: CanaryOptions, context: Context, shutdown: Shutdown) -> None
         rules,
         admin_credentials,
     )
+    # The loop would measure how long it waits for brokers: the thread of `placement` finds out what they accept.
+    accepted = admin_credentials.uses
     running = Canary(
-        RenewedProducer(config, options.auth_timeout, properties=BESIDE_A_CONSUMER, topic=options.topic),
+        RenewedProducer(
+            config, options.auth_timeout, properties=BESIDE_A_CONSUMER, topic=options.topic, accepted=accepted
+        ),
         consumer_config,
         lambda: placement.layout,
         Options(options.topic, options.interval, options.max_latency, options.lost_after),
         shutdown,
         auth_timeout_s=options.auth_timeout,
+        accepted=accepted,
     )
     collector = CanaryCollector(running, placement, config.get("client.id"))
     metrics = None if options.no_metrics else options.metrics

@@ -77,7 +77,8 @@ class FetchWatch:
                     position = state.position or 0
                     cut_rounds = 0 if mark.end >= position else 1 if before is None else before.cut_rounds + 1
                     self._answers[key] = Answer(now, mark.end, cut_rounds)
-                    state.begin_offset = mark.begin
+                    # The client may have been told of a newer one meanwhile.
+                    state.begin_offset = max(state.begin_offset, mark.begin)
                     state.update_end_offset(max(mark.end, position))
         for key, state in partitions.items():
             stall = self._stalls.get(key)

@@ -16,7 +16,7 @@ from workers.consumer.scheduling import Work
 from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.kafka.credentials import CredentialsWatch
 from workers.kafka.statistics import Statistics
-from workers.lifecycle import call_with_timeout
+from workers.lifecycle import call_until_stopped, call_with_timeout
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +208,8 @@ class Membership:
         self._leaving = True
         # Its callbacks wait for the messages at hand, and are to be over when the new client is in its place.
         longest_s = REVOKE_WAIT_S + CONFIRM_S + LEAVE_S + self._parts.committer.longest_s
-        left = call_with_timeout(partial(self._finish_and_close, self._parts.client), longest_s)
+        close = partial(self._finish_and_close, self._parts.client)
+        left = call_until_stopped(close, self._parts.shutdown, longest_s)
         with self._handover:
             # One that is still closing is given up: its callbacks change nothing any more.
             self._parts.client = fresh

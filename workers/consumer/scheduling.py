@@ -454,6 +454,6 @@ class Scheduler:
                 self._run(shard)
 
     def _hold(self, shard: Shard, messages: int) -> None:
-        """Count so many messages of a shard as blocked."""
+        """Count this many messages of a shard as blocked."""
         self.blocked_messages += messages - shard.held
         shard.held = messages

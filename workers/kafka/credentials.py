@@ -170,8 +170,17 @@ def is_mounted(config: ClientConfig, kind: str) -> bool:
 class CredentialsWatch:
     """The credentials that a client uses, and whether the files hold others by now. Called from the client's thread."""
 
-    def __init__(self, config: ClientConfig, client_state: "ClientState") -> None:
-        """Read the files; raise ConfigError as `read_credentials`."""
+    def __init__(
+        self,
+        config: ClientConfig,
+        client_state: "ClientState",
+        accepted: Callable[[Credentials], bool] = lambda _: True,
+    ) -> None:
+        """Read the files; raise ConfigError as `read_credentials`.
+
+        No client is made with changed credentials before `accepted` says so: to find out, a client waits for brokers.
+        """
+        self._accepted = accepted
         self.credentials = read_credentials(config)
         self._used = self.credentials
         self._config = config
@@ -192,18 +201,25 @@ class CredentialsWatch:
             return False
         self._looked_at = now
         try:
-            self.credentials = read_credentials(self._config)
+            found = read_credentials(self._config)
         except ConfigError as error:
             self.postpone(error)
             return False
-        changed = self.credentials.changed_since(self._used)
-        same_password = self.credentials.sasl_password == self._used.sasl_password
-        if not same_password and client is not None:
-            client.set_sasl_credentials(self._config.get("sasl.username"), self.credentials.sasl_password)
-        if changed == ["password"] and self.credentials.client_secret == self._used.client_secret:
+        changed = found.changed_since(self._used)
+        if found.sasl_password != self._used.sasl_password and client is not None:
+            client.set_sasl_credentials(self._config.get("sasl.username"), found.sasl_password)
+        if changed == ["password"] and found.client_secret == self._used.client_secret:
+            self.credentials = found
             self.renewed()
             return False
+        if changed and not self._accepted(found):
+            return False
+        self.credentials = found
         return bool(changed)
+
+    def uses(self, credentials: Credentials) -> bool:
+        """Return whether the client in use has these. May be called from any thread."""
+        return self._used == credentials
 
     def connect(self, make: Callable[[], _Client], topic: str | None = None) -> _Client | None:
         """Return a new client that a broker has answered about `topic`, or about all topics; None where the credentials

@@ -13,7 +13,7 @@ import confluent_kafka
 
 from workers.config import ClientConfig
 from workers.kafka.client import ClientState, create_client, poll_producer, purge_producer
-from workers.kafka.credentials import CredentialsWatch
+from workers.kafka.credentials import Credentials, CredentialsWatch
 from workers.lifecycle import call_with_timeout
 
 log = logging.getLogger("workers")
@@ -26,7 +26,8 @@ class RenewedProducer:
 
     `due` says that credentials have changed which need a new client; who sends nothing meanwhile has it sooner.
     `properties` are the client's besides those of `config`, `connect` makes a client of these and its callbacks, and
-    `topic` is the one that brokers are asked about before the old client is given up, None for all.
+    `topic` is the one that brokers are asked about before the old client is given up, None for all; `accepted` is as
+    for CredentialsWatch.
     """
 
     def __init__(
@@ -37,12 +38,13 @@ class RenewedProducer:
         properties: Mapping[str, Any],
         topic: str | None = None,
         connect: Callable[[dict[str, Any]], Any] | None = None,
+        accepted: Callable[[Credentials], bool] = lambda _: True,
     ) -> None:
         self.client: Any = None
         self.state = ClientState(config, auth_timeout_s)
         self.due = False
         self._due_since = 0.0
-        self._watch = CredentialsWatch(config, self.state)
+        self._watch = CredentialsWatch(config, self.state, accepted)
         self._own = {**self.state.callbacks(), **properties}
         self._topic = topic
         self._connect = connect or (
@@ -79,7 +81,7 @@ class RenewedProducer:
         elif self.due:
             due_s = time.monotonic() - self._due_since
             if due_s >= patience_s or (due_s >= PATIENCE_S and self.state.refusing_brokers):
-                self.renew(self._purge)
+                self.renew(self._give_up)
 
     def renew(self, drain: Callable[[], None] = lambda: None) -> None:
         """Have a new client take the place of the old one, where that is due and brokers accept the new one; `drain`
@@ -97,14 +99,18 @@ class RenewedProducer:
             self.client = fresh
         self._watch.renewed()
 
-    def _purge(self) -> None:
-        """Have each message under way fail: the old client would keep it until delivery.timeout.ms."""
+    def purge(self) -> None:
+        """Have each message under way fail, and take the reports of that."""
+        purge_producer(self.client, lambda timeout_s: poll_producer(self.client, self.state, timeout_s))
+
+    def _give_up(self) -> None:
+        """Purge: the old client would keep its messages until delivery.timeout.ms."""
         log.warning(
             "credentials have changed, and %d messages are not acknowledged by the client with the old ones; giving up "
             "on them",
             len(self.client),
         )
-        purge_producer(self.client, lambda timeout_s: poll_producer(self.client, self.state, timeout_s))
+        self.purge()
 
     def _make(self) -> Any:
         return self._connect(dict(self._own))
