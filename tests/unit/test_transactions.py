@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, Message, TopicPartition
 
-from tests.unit.members import BY_KEY, FOR_EVER, Group, key_of_ten, numbers
+from tests.unit.members import BY_KEY, FOR_EVER, Group, Handled, key_of_ten, numbers
 from tests.unit.test_outputs import forward, forward_async, forward_batch, twice
 from workers.consumer import execution
 from workers.consumer import transactions as module
@@ -1077,6 +1077,32 @@ def test_messages_that_an_earlier_owner_has_handled_are_of_no_transaction(
         broker.lose(("t", 0))
         group.until(lambda: member.consumer.status.rebalances["lost"], "the partition goes")
         assert handled(member) == 1
+
+
+def test_messages_that_an_earlier_owner_has_handled_stay_handled_after_a_commit(
+    broker: FakeBroker, group: Group
+) -> None:
+    """As above; the commit of the first transaction dropped them, so the next owner wrote outputs of them."""
+    broker.produce(numbers(0, 100), key=key_of_ten)
+
+    def fail_at(offset: int) -> Any:
+        def handler(message: Message) -> Outgoing:
+            if message.offset() == offset:
+                raise ValueError
+            return forward(message)
+
+        return handler
+
+    member = group.member(Handled(fail_at(3)), policy=FOR_EVER, **BY_KEY).start()
+    group.until(lambda: broker.offset() == 3 and len(broker.ahead()) == 87, "all but one key are done")
+    member.stop()
+    member = group.member(fail_at(13), policy=FOR_EVER, **ONCE, **BY_KEY).start()
+    group.until(lambda: broker.offset() == 13, "a transaction is committed")
+    member.stop()
+    group.member(forward, **ONCE, **BY_KEY).start()
+    group.until(lambda: broker.offset() == 100, "all is committed")
+
+    assert broker.values("out") == [b"%d" % each for each in range(3, 100, 10)]
 
 
 # Where partitions begin: the fake allows no assignment between rebalances, which may be taken for the answer to one

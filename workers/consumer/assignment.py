@@ -159,15 +159,14 @@ class PartitionState:
     def to_commit(self, *, ahead: bool = True) -> TopicPartition:
         """The offset to commit, with the metadata for the next owner; the offset must be known.
 
-        With `ahead` the metadata lists the offsets done beyond the low-water mark, and the next owner skips them.
+        The metadata lists the offsets done beyond the low-water mark, and the next owner skips them; without `ahead`
+        only those that an earlier owner has completed.
         """
         offset = self.tracker.next_offset
         assert offset is not None
         told = OffsetMetadata(self.topic_id, self.partitions_at_begin)
-        if ahead and self.tracker.distance:
-            told = told._replace(
-                ahead=self.tracker.ahead(), leader_epoch=self.completed_epoch, time_ms=int(time.time() * 1000)
-            )
+        if done := self.tracker.ahead(own=ahead):
+            told = told._replace(ahead=done, leader_epoch=self.completed_epoch, time_ms=int(time.time() * 1000))
         if self.completed_earlier is not None:
             told = _with_rest(told, self.completed_earlier, max(offset + 1, self.position or 0))
         metadata = told._replace(ledger=self.ledger.as_text(room_for_ledger(told, offset)))

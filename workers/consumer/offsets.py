@@ -68,13 +68,15 @@ class OffsetTracker:
         self._skipped &= self._done
         return len(self._done) - len(self._skipped)
 
-    def ahead(self, most: int = MAX_RANGES) -> tuple[tuple[int, int], ...]:
-        """The offsets done beyond the low-water mark, as half-open ranges in order; no more than the nearest `most`."""
+    def ahead(self, *, own: bool = True) -> tuple[tuple[int, int], ...]:
+        """The offsets done beyond the low-water mark, as half-open ranges in order; no more than the nearest
+        MAX_RANGES. Without `own`, only those that an earlier owner has completed.
+        """
         ranges: list[tuple[int, int]] = []
-        for offset in sorted(self._done):
+        for offset in sorted(self._done if own else self._done & self._skipped):
             if ranges and ranges[-1][1] == offset:
                 ranges[-1] = (ranges[-1][0], offset + 1)
-            elif len(ranges) == most:
+            elif len(ranges) == MAX_RANGES:
                 break
             else:
                 ranges.append((offset, offset + 1))
