@@ -85,11 +85,15 @@ PRODUCER_DEFAULTS = (
     Default("queue.buffering.max.messages", "200000", "above our own bound, so the client never refuses a message"),
     Default("queue.buffering.max.kbytes", "1048576", "above our own bound, so the client never refuses a message"),
 )
+# Of the producers of `consume`, whose topics a handler may name.
+OUTPUT_DEFAULTS = (
+    *PRODUCER_DEFAULTS,
+    Default("topic.metadata.propagation.max.ms", "5000", "an output to a topic that is not there fails in that time"),
+)
 # Of the producer of `consume --exactly-once`.
 TRANSACTION_DEFAULTS = (
-    *PRODUCER_DEFAULTS,
+    *OUTPUT_DEFAULTS,
     Default("transaction.timeout.ms", "10000", "what a killed member has begun keeps its partitions waiting so long"),
-    Default("topic.metadata.propagation.max.ms", "5000", "an output to a topic that is not there fails in that time"),
     Default("delivery.timeout.ms", "10000", "librdkafka takes no more than transaction.timeout.ms"),
     Default("socket.timeout.ms", "10000", "a coordinator that does not answer is waited for no longer than that"),
     Default("max.in.flight", "5", "a request that is refused aborts its transaction, so nothing is written twice"),

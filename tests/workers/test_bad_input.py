@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from tests.conftest import PASSWORD, USER, Certificates, Topics
 from workers.local.cluster import Cluster
-from workers.testing.processes import Processes
+from workers.testing.processes import COMMAND, DEADLINE_S, Processes
 
 MODULE = """
 not_callable = 1
@@ -103,6 +104,25 @@ def test_a_mistake_gets_one_line_that_names_it(
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
     for word in words:
         assert word in result.stderr
+
+
+def test_too_many_open_files_are_not_taken_for_a_full_disk(processes: Processes, topic: str) -> None:
+    words = ["bash", "-c", 'ulimit -n 8 && exec "$@"', "-", *COMMAND, "produce", "--topic", topic]
+    result = subprocess.run(
+        words, env=processes.environment(), capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+
+    assert result.returncode == 1
+    assert "Too many open files; raise the limit of the process (ulimit -n)" in result.stderr
+
+
+def test_a_topic_that_is_named_twice_is_read_once(processes: Processes, topic: str, group: str) -> None:
+    """It was refused as an invalid argument."""
+    processes.produce(topic, "--count", "9")
+    consumer = processes.consume(topic, group, "--topic", topic, "--max-messages", "9")
+
+    assert consumer.wait() == 0, consumer.stderr
+    assert len(consumer.lines) == 9
 
 
 def test_a_mistake_in_the_environment_or_a_file_is_named_there(processes: Processes, topic: str) -> None:

@@ -296,6 +296,34 @@ def test_a_closed_pipe_ends_a_verbose_producer_quietly(processes: Processes, top
     assert "Broken pipe" not in err
 
 
+def test_a_closed_pipe_keeps_no_account_from_the_user_and_is_no_failure(processes: Processes, topic: str) -> None:
+    words = [
+        "bash",
+        "-c",
+        'set -o pipefail; "$@" | true',
+        "-",
+        *COMMAND,
+        "produce",
+        "--topic",
+        topic,
+        "--summary",
+        "json",
+    ]
+    result = subprocess.run(
+        words, env=processes.environment(), stderr=subprocess.PIPE, text=True, timeout=DEADLINE_S, check=False
+    )
+
+    account = json.loads(result.stderr.splitlines()[-1])
+    assert (result.returncode, account["acknowledged"]) == (0, 100)
+
+
+def test_a_message_that_is_too_large_is_said_with_its_size_and_the_remedy(processes: Processes, topic: str) -> None:
+    result = processes.run("produce", "--topic", topic, "--count", "1", "--size", "5000000")
+
+    assert result.returncode == 1
+    assert "5000000 bytes are too large; raise message.max.bytes (--property)" in result.stderr.splitlines()[-1]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_under_a_verbose_producer_leaves_no_message_without_an_outcome(
     processes: Processes, topic: str

@@ -7,7 +7,7 @@ import sys
 
 from tests.workers.terminal import Terminal
 from workers.local.cluster import Cluster
-from workers.testing.processes import Processes, eventually
+from workers.testing.processes import COMMAND, DEADLINE_S, Processes, eventually
 
 
 def test_one_round_shows_members_and_lag_as_lines_and_as_json(processes: Processes, topic: str, group: str) -> None:
@@ -92,3 +92,16 @@ def test_without_rich_it_prints_lines_also_on_a_terminal_and_says_how_to_get_the
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
     assert b"pip install 'kafka-workers[local]'" in errors
+
+
+def test_a_closed_pipe_is_no_failure(processes: Processes, topic: str, group: str) -> None:
+    processes.produce(topic, "--count", "9")
+    assert processes.consume(topic, group, "--max-messages", "9").wait() == 0
+    script = 'set -o pipefail; "$@" | head -1'
+    words = ["bash", "-c", script, "-", *COMMAND, "top", "--plain", "--group-id", group, "--interval", "0.2"]
+    result = subprocess.run(
+        words, env=processes.environment(), capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert group in result.stdout

@@ -123,7 +123,21 @@ def test_a_lag_that_is_not_known_is_not_small(processes: Processes, topics: Topi
 
     assert (unknown.returncode, other.returncode) == (1, 1)
     assert "has committed nothing for 2 partitions with messages" in unknown.stderr
-    assert "has no partition of" in other.stderr
+    assert "owns no partition of" in other.stderr
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_the_lag_of_a_topic_that_a_group_has_not_to_do_with_is_an_error(
+    processes: Processes, topics: Topics, topic: str, group: str, form: tuple[str, ...]
+) -> None:
+    """A mistaken --topic looked like a group that has handled all."""
+    processes.produce(topic, "--count", "9")
+    assert processes.consume(topic, group, "--max-messages", "9").wait() == 0
+    other = topics.create()
+    result = processes.run("lag", "--group-id", group, "--topic", other, *form)
+
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"group {group} owns no partition of {other} and has committed no offset of it" in result.stderr
 
 
 def test_a_topic_without_stamped_messages_verifies_nothing(processes: Processes, topic: str) -> None:

@@ -18,7 +18,7 @@ from workers.config import (
     CLASSIC_DEFAULTS,
     COMMON_DEFAULTS,
     CONSUMER_DEFAULTS,
-    PRODUCER_DEFAULTS,
+    OUTPUT_DEFAULTS,
     TRANSACTION_DEFAULTS,
     ClientConfig,
     Setting,
@@ -69,7 +69,7 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
         middlewares.insert(0, spans.middleware)
     # The consumer's own properties mean nothing to the producers of dead letters and outputs, so they get what is about
     # the connection.
-    producer_config = context.client_config(PRODUCER_DEFAULTS)
+    producer_config = context.client_config(OUTPUT_DEFAULTS)
     policy = ErrorPolicy(options.on_error, options.max_attempts, options.retry_backoff, options.retry_backoff_max)
     admin_config = context.client_config(COMMON_DEFAULTS)
     committed_only = config.get("isolation.level", "read_committed") == "read_committed"

@@ -25,6 +25,8 @@ def lag(options: LagOptions, context: Context, shutdown: Shutdown) -> None:
             admin = connected_admin(context, options.topics, shutdown, options.connection.look_timeout)
             while group is None or options.watch:
                 group = groups.describe(admin, options.group_id, list(options.topics))
+                if not options.watch:
+                    _check_topics(group, options.topics)
                 _show(group, options)
                 until = time.monotonic() + options.interval
                 while options.watch and time.monotonic() < until:
@@ -46,10 +48,20 @@ def _show(group: Group, options: LagOptions) -> None:
     click.echo(as_table(group))
 
 
+def _check_topics(group: Group, topics: Sequence[str]) -> None:
+    """Raises WorkerError when the group has nothing to do with `topics`, if any are given."""
+    if topics and not group.partitions:
+        raise WorkerError(
+            f"group {group.group_id} owns no partition of {', '.join(topics)} and has committed no offset of it, so "
+            "its lag is unknown; check --topic and --group-id"
+        )
+
+
 def _check_lag(group: Group, max_lag: int, topics: Sequence[str]) -> None:
     """Raises WorkerError when the group is further behind than `max_lag`, or when that is not known."""
+    _check_topics(group, topics)
     if not group.partitions:
-        raise WorkerError(f"group {group.group_id} has no partition of {', '.join(topics) or 'any topic'}")
+        raise WorkerError(f"group {group.group_id} has no partition of any topic, so its lag is unknown")
     if group.unread:
         partitions = "1 partition" if len(group.unread) == 1 else f"{len(group.unread)} partitions"
         raise WorkerError(

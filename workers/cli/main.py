@@ -4,8 +4,10 @@
 imports what does the work when it runs: `--help` and a worker's start pay only for what they use.
 """
 
+import errno
 import itertools
 import os
+import select
 import signal
 import sys
 import threading
@@ -23,6 +25,9 @@ from workers.lifecycle import LEFT_BEHIND
 
 # How long the end of a command waits for threads that the user's code has started.
 THREADS_TIMEOUT_S = 2.0
+# Errors of a write, of which standard output is the only one that nobody else reports.
+_OF_A_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EPIPE)
+_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 # The commands, with the first sentence of their help, which the list of all commands shows without importing them.
@@ -56,8 +61,21 @@ class Declared(UserDict[str, Any]):
         return command
 
 
+class OutputClosedError(Exception):
+    """Nobody reads standard output any more: click would end with 1."""
+
+
 class Commands(click.Group):
     """The group of all commands, whose help imports none of them."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Raise OutputClosedError where standard output is closed, as by `| head -1`."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            if not _reader_has_gone():
+                raise
+            raise OutputClosedError from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands."""
@@ -111,10 +129,10 @@ def main() -> None:
         code = _complain(command, f"Kafka error: {error.args[0].str()}", ExitCode.FAILED)
     except (click.Abort, KeyboardInterrupt):
         code = 130
-    except BrokenPipeError:
+    except OutputClosedError:
         code = ExitCode.OK
     except OSError as error:
-        code = _complain(command, f"standard output cannot be written: {error.strerror}", ExitCode.FAILED)
+        code = _complain(command, _described(error), ExitCode.FAILED)
     _end(code)
 
 
@@ -125,6 +143,21 @@ def _command_words(arguments: Sequence[str]) -> Sequence[str]:
     if group is None:
         return []
     return words[: 2 if isinstance(group, click.Group) and set(words[1:2]) & group.commands.keys() else 1]
+
+
+def _reader_has_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads."""
+    looked = select.poll()
+    looked.register(sys.stdout, 0)
+    return any(events & select.POLLERR for _, events in looked.poll(0))
+
+
+def _described(error: OSError) -> str:
+    if error.errno in _TOO_MANY_FILES:
+        return f"{error.strerror}; raise the limit of the process (ulimit -n)"
+    if error.filename is None and error.errno in _OF_A_WRITE:
+        return f"standard output cannot be written: {error.strerror}"
+    return str(error)
 
 
 def _complain(command: str, text: str, code: ExitCode) -> ExitCode:

@@ -96,7 +96,9 @@ def produce(options: ProduceOptions, context: Context, shutdown: Shutdown) -> No
     accounts = (producer.deliveries, producer.dead_letters)
     undelivered = sum(each.failed + each.unknown for each in accounts)
     if undelivered:
-        raise WorkerError(f"{undelivered} of {sum(each.enqueued for each in accounts)} messages were not acknowledged")
+        sent = sum(each.enqueued for each in accounts)
+        first = next(each.first_error for each in accounts if each.first_error)
+        raise WorkerError(f"{undelivered} of {sent} messages were not acknowledged; the first: {first}")
 
 
 def _stopped_before(what: str, options: ProduceOptions) -> None:
@@ -249,6 +251,9 @@ def _show_account(producer: Producer, run: str, form: str) -> None:
     text = json.dumps(summary) if form == "json" else as_text(summary)
     try:
         click.echo(text)
+    except BrokenPipeError:
+        # Whoever read has gone; that is no failure of a delivery.
+        click.echo(text, err=True)
     except OSError:
         click.echo(text, err=True)
         raise

@@ -14,7 +14,6 @@ from confluent_kafka import KafkaError, KafkaException, Message
 from workers.config import ClientConfig
 from workers.consumer.answers import MAX_BYTES, MAX_MESSAGES, Answer, FailedOutputError, Output
 from workers.consumer.scheduling import Partition, Work
-from workers.deadletters.writer import TOO_LARGE
 from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.handlers import Retry
 from workers.kafka.client import BESIDE_A_CONSUMER, poll_producer, purge_producer, reason_of
@@ -217,11 +216,5 @@ def failure_of(error: KafkaError, output: Output) -> Exception:
     """The error of the message whose output this is. Where the output may be in the log all the same, brokers were
     unreachable, which is not the message's fault: such an attempt is not counted.
     """
-    reason = reason_of(error)
-    if error.code() in TOO_LARGE:
-        reason = (
-            f"{output.size} bytes are too large; raise message.max.bytes (--property) and the topic's "
-            f"max.message.bytes, or give back less: {error.str()}"
-        )
-    text = f"an output to topic {output.topic} was not written: {reason}"
+    text = f"an output to topic {output.topic} was not written: {reason_of(error, output.size)}"
     return Retry(text) if outcome_of(error) == "unknown" else FailedOutputError(text)

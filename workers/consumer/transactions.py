@@ -31,10 +31,10 @@ from workers.consumer.failures import ErrorPolicy, RetryLater, SendDeadLetter, S
 from workers.consumer.outputs import failure_of, produce
 from workers.consumer.scheduling import Partition, Work
 from workers.deadletters.headers import dead_letter_headers
-from workers.deadletters.writer import ANY_SIZE, TOO_LARGE, DeadLetter, DeadLetters
+from workers.deadletters.writer import ANY_SIZE, DeadLetter, DeadLetters
 from workers.errors import ConfigError, WorkerError
 from workers.handlers import Retry
-from workers.kafka.client import ClientState
+from workers.kafka.client import TOO_LARGE, ClientState
 from workers.kafka.messages import MessagePlace
 from workers.kafka.transactional import TransactionalProducer
 from workers.lifecycle import Shutdown

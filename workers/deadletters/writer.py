@@ -9,7 +9,7 @@ from confluent_kafka import KafkaError, KafkaException, Message
 
 from workers.config import ClientConfig
 from workers.deadletters.headers import SUFFIX, dead_letter_headers
-from workers.kafka.client import BESIDE_A_CONSUMER, reason_of
+from workers.kafka.client import BESIDE_A_CONSUMER, TOO_LARGE, reason_of
 from workers.kafka.renewed import RenewedProducer
 from workers.lifecycle import call_with_timeout
 
@@ -17,7 +17,6 @@ from workers.lifecycle import call_with_timeout
 ANY_SIZE = {"message.max.bytes": "1000000000"}
 CHECK_TIMEOUT_S = 2.0
 RENEWING = "credentials have changed, so its client is about to be renewed"
-TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE)
 
 
 class DeadLetter:

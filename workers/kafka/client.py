@@ -86,6 +86,7 @@ for _logger, _patterns in ((LIBRDKAFKA, [_LOADING, _FOR_THE_PRODUCER]), (_BESIDE
     _logger.addFilter(Repeats())
 
 
+TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE)
 # Why a message was not written, where the user can mend it.
 _REASONS = {
     KafkaError._UNKNOWN_TOPIC: "the topic does not exist; create it, or correct the name",
@@ -377,8 +378,13 @@ def topics_are_created(config: ClientConfig) -> bool | None:
     return value == "true"
 
 
-def reason_of(error: KafkaError) -> str:
-    """Why a message was not written, with the remedy where it is known."""
+def reason_of(error: KafkaError, size: int | None = None) -> str:
+    """Why a message of `size` bytes was not written, with the remedy where it is known."""
+    if size is not None and error.code() in TOO_LARGE:
+        return (
+            f"{size} bytes are too large; raise message.max.bytes (--property) and the topic's max.message.bytes, or "
+            f"send less: {error.str()}"
+        )
     return _REASONS.get(error.code(), error.str())
 
 

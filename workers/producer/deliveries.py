@@ -6,6 +6,7 @@ from confluent_kafka import KafkaError, Message
 
 from workers.accounting.accounts import StreamSent
 from workers.accounting.histogram import LatencyHistogram
+from workers.kafka.client import reason_of
 from workers.kafka.messages import stamp_of
 
 # Every 16th delivery is timed.
@@ -58,6 +59,8 @@ class Deliveries:
         self.unknown = 0
         self.failed = 0
         self.errors: Counter[str] = Counter()
+        # Of the first message that was not acknowledged.
+        self.first_error = ""
         self.latencies = LatencyHistogram()
         self.streams: dict[bytes, StreamSent] = {}
 
@@ -76,6 +79,9 @@ class Deliveries:
 
     def _not_acknowledged(self, error: KafkaError, message: Message) -> None:
         self.errors[error.name()] += 1
+        if not self.first_error:
+            size = len(message.value() or b"") + len(message.key() or b"")
+            self.first_error = f"{error.name()}: {reason_of(error, size)}"
         certain = error.code() in NOT_WRITTEN
         if certain:
             self.failed += 1

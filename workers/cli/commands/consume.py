@@ -68,6 +68,7 @@ class ConsumeOptions:
     "topics",
     type=TOPIC,
     multiple=True,
+    callback=lambda _context, _option, topics: (*dict.fromkeys(topics),),
     default=["teste"],
     show_default=True,
     help="Topic to read; repeatable.",
