@@ -71,6 +71,11 @@ class Shutdown:
             if self.requested:
                 raise Stopped
             yield
+        except SystemError as error:
+            # Code in C may not pass on what its Python code raised, as confluent-kafka's `list_consumer_groups`.
+            if isinstance(error.__cause__, Stopped):
+                raise Stopped from None
+            raise
         finally:
             self._at_once = False
         # The user's module may have put handlers of its own in place.

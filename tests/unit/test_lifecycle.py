@@ -29,6 +29,15 @@ def test_a_signal_raises_where_a_stop_is_at_once_and_only_there() -> None:
     assert shutdown.requested
 
 
+def test_a_stop_that_code_in_c_has_not_passed_on_is_a_stop() -> None:
+    """As `list_consumer_groups` of confluent-kafka, which does not look at what its Python code has raised."""
+    shutdown = Shutdown(10)
+    with pytest.raises(Stopped), shutdown.at_once():
+        raise SystemError("returned a result with an exception set") from Stopped()
+    with pytest.raises(SystemError, match="bad argument"), shutdown.at_once():
+        raise SystemError("bad argument to internal function")
+
+
 def test_a_signal_that_came_before_ends_what_may_be_ended_at_once_before_it_begins() -> None:
     shutdown = Shutdown(10)
     shutdown.install()
