@@ -16,13 +16,14 @@ from urllib.parse import unquote, urlsplit
 
 class FakeRegistry:
     """With `status` it answers every request with this HTTP status, with `stray` with a status and a body that another
-    server has sent. `requests` are the paths of its requests.
+    server has sent, to paths that begin with `stray_at`. `requests` are the paths of its requests.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.status: int | None = None
         self.stray: tuple[int, bytes] | None = None
+        self.stray_at = "/"
         self.user = ""
         self.requests: list[str] = []
         self._schemas: list[dict[str, Any]] = []
@@ -42,7 +43,7 @@ class FakeRegistry:
 
     def answer(self, method: str, path: str, body: dict[str, Any], authorization: str) -> tuple[int, Any]:
         self.requests.append(path)
-        if self.stray is not None:
+        if self.stray is not None and path.startswith(self.stray_at):
             return self.stray
         if self.status is not None:
             return self.status, {"error_code": self.status, "message": "as the test says"}

@@ -4,13 +4,16 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
 
 from tests.programs import run_python
 from workers.cli import parameters
+from workers.cli.browse import KafkaDesk
 from workers.cli.main import SUMMARIES, cli
 from workers.errors import WorkerError
 
@@ -167,6 +170,9 @@ def test_a_worker_starts_without_the_modules_of_what_is_off(command: list[str], 
         "offsets reset --group-id g --to end",
         "dead-letters list --topic t",
         "dead-letters show --topic t --letter 0:1",
+        "dead-letters replay --topic t.dlq",
+        "dead-letters replay --topic t.dlq --dry-run",
+        "dead-letters discard --topic t.dlq --all --reason r",
     ],
 )
 @pytest.mark.usefixtures("signal_handlers")
@@ -176,6 +182,29 @@ def test_a_command_that_looks_and_ends_does_not_wait_for_brokers_for_ever(
     monkeypatch.setattr(parameters, "LOOK_TIMEOUT_S", 0.5)
     with pytest.raises(WorkerError, match=re.escape("no answer from 127.0.0.1:1 within 0.5 s")):
         cli.main([*words.split(), "--bootstrap-servers", "127.0.0.1:1"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [lambda desk: desk.read(), lambda desk: desk.replay([]), lambda desk: desk.discard([], "")],
+    ids=["read", "replay", "discard"],
+)
+@pytest.mark.usefixtures("signal_handlers")
+def test_the_view_of_dead_letters_does_not_wait_for_brokers_for_ever(
+    monkeypatch: pytest.MonkeyPatch, ask: Callable[[KafkaDesk], object]
+) -> None:
+    terminal = SimpleNamespace(isatty=lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("workers.cli.browse.sys", SimpleNamespace(stdin=terminal, stdout=terminal, stderr=terminal))
+    monkeypatch.setattr(
+        "workers.deadletters.view.DeadLetterView",
+        lambda desk, *_: SimpleNamespace(show=lambda: ask(desk), outcomes=[]),
+    )
+    monkeypatch.setattr(parameters, "LOOK_TIMEOUT_S", 0.5)
+    with pytest.raises(WorkerError, match=re.escape("no answer from 127.0.0.1:1 within 0.5 s")):
+        cli.main(
+            ["dead-letters", "browse", "--topic", "t.dlq", "--bootstrap-servers", "127.0.0.1:1"], standalone_mode=False
+        )
 
 
 def test_printing_and_a_handler_exclude_each_other_and_the_error_says_what_to_do_in_a_pod() -> None:

@@ -24,6 +24,8 @@ class Brokers:
         self.ends = dict.fromkeys(range(partitions), 25)
         self.beginnings = dict.fromkeys(self.ends, 0)
         self.committed = dict.fromkeys(self.ends, 10)
+        # Of groups that have not committed the same.
+        self.committed_by_group: dict[str, dict[int, int]] = {}
         self.timestamps_ms: dict[int, int] = {}
         # Parts that do not answer: the name of a call, a partition's number, or a broker that lists groups.
         self.away: set[object] = set()
@@ -43,9 +45,11 @@ class Brokers:
         return SimpleNamespace(group_id=group_id, state=state, type=ConsumerGroupType.CLASSIC, members=[])
 
     def list_consumer_group_offsets(self, requests: list[Any], **_: Any) -> Any:
-        found = [TopicPartition(TOPIC, number, offset) for number, offset in self.committed.items()]
-        return {each.group_id: self._answer("committed", lambda: SimpleNamespace(topic_partitions=found))
-                for each in requests}  # fmt: skip
+        return {each.group_id: self._answer("committed", partial(self._committed, each.group_id)) for each in requests}
+
+    def _committed(self, group_id: str) -> Any:
+        committed = self.committed_by_group.get(group_id, self.committed)
+        return SimpleNamespace(topic_partitions=[TopicPartition(TOPIC, *each) for each in committed.items()])
 
     def list_topics(self, **_: Any) -> Any:
         topic = SimpleNamespace(partitions=dict.fromkeys(self.ends))
@@ -188,6 +192,25 @@ def test_a_group_that_stands_still_is_looked_up_once() -> None:
     group_lag.look()
 
     assert brokers.asked["offsets"] == asked + 2
+
+
+def test_a_partition_that_does_not_answer_is_looked_up_once_a_round_however_many_groups_are_behind_in_it() -> None:
+    brokers = Brokers(1)
+    hour_ago_ms = int(Clock.now_s * 1000) - 3_600_000
+    brokers.timestamps_ms = {number: hour_ago_ms + number for number in range(25)}
+    group_lag = looking(brokers)
+    brokers.groups = {f"group {number}" for number in range(20)}
+    brokers.committed_by_group = {group: {0: 11 + at % 12} for at, group in enumerate(brokers.groups)}
+    brokers.away.add(0)
+    asked = brokers.asked["offsets"]
+    group_lag.look()
+
+    # Beginnings, ends, and one time.
+    assert brokers.asked["offsets"] == asked + 3
+    brokers.away.clear()
+    group_lag.look()
+    ages_s = [group_lag.picture.lag_s[group, (TOPIC, 0)] for group in brokers.groups]
+    assert ages_s == pytest.approx([3600] * 20, rel=0.05)
 
 
 def test_messages_without_timestamps_are_as_old_as_the_first_look() -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,6 +28,32 @@ def test_a_signal_raises_where_a_stop_is_at_once_and_only_there() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     assert shutdown.requested
+
+
+def test_a_stop_that_code_in_c_has_not_passed_on_is_a_stop() -> None:
+    """As `list_consumer_groups` of confluent-kafka, which does not look at what its Python code has raised."""
+    shutdown = Shutdown(10)
+    with pytest.raises(Stopped), shutdown.at_once():
+        raise SystemError("returned a result with an exception set") from Stopped()
+    with pytest.raises(SystemError, match="bad argument"), shutdown.at_once():
+        raise SystemError("bad argument to internal function")
+
+
+def test_signals_of_one_moment_are_one_and_a_later_one_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`timeout` signals a process, and then the group that the process is in."""
+    now = [1000.0]
+    ended: list[int] = []
+    monkeypatch.setattr("workers.lifecycle.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(os, "_exit", ended.append)
+    shutdown = Shutdown(10)
+    shutdown.install()
+    for now[0] in (1000.0, 1000.001, 1000.099):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert (shutdown.requested, ended) == (True, [])
+    now[0] = 1000.101
+    os.kill(os.getpid(), signal.SIGINT)
+
+    assert ended == [128 + signal.SIGINT]
 
 
 def test_a_signal_that_came_before_ends_what_may_be_ended_at_once_before_it_begins() -> None:

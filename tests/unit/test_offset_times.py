@@ -144,3 +144,17 @@ def test_a_timestamp_in_the_future_is_no_later_than_when_the_message_was_seen() 
     found, _ = answers([future_ms, future_ms + 1], 1, WriteTime(None, NOW_S - 60, NOW_S - 60))
 
     assert found == pytest.approx(NOW_S - 60, abs=1.01)
+
+
+@given(st.lists(st.integers(1, 3_600_000), min_size=2, max_size=50), st.integers(1, 7_200), st.data())
+def test_a_clock_that_was_set_back_behind_the_messages_ends_no_search_and_adds_few_lookups(
+    ages_ms: list[int], set_back_s: int, data: st.DataObject
+) -> None:
+    timestamps = [int(NOW_S * 1000) - age for age in sorted(ages_ms, reverse=True)]
+    offset = data.draw(st.integers(0, len(timestamps) - 1))
+    found, lookups = answers(timestamps, offset, WriteTime(None, NOW_S, NOW_S), NOW_S - set_back_s)
+
+    assert found is not None
+    age_s = NOW_S - timestamps[offset] / 1000
+    assert abs((NOW_S - found) - age_s) <= max(1.01, 0.06 * age_s)
+    assert lookups <= 16

@@ -279,7 +279,13 @@ def test_a_message_whose_schema_id_is_of_a_kind_that_the_registry_has_not_is_und
         (401, b"{}", "refused the request; trying on for 60 s, check --schema-registry-username"),
         (403, b"<html>", "refused the request"),
         (404, b"<html>", "did before: HTTP 404"),
-        (200, b"<html>", "did before: Expecting value"),
+        (200, b"<html>", "did before: HTTP 200 without a text 'schema': '<html>'"),
+        (200, b'{"status":"ok"}', "did before: HTTP 200 without a text 'schema': '{\"status\":\"ok\"}'"),
+        (200, b'{"schema":{}}', "did before: HTTP 200 without"),
+        (200, b"[]", "did before: HTTP 200 without"),
+        (200, b"null", "did before: HTTP 200 without"),
+        (200, b"", "did before: HTTP 200 without"),
+        (204, b"", "did before: HTTP 204 without"),
     ],
 )
 def test_a_registry_that_has_answered_before_is_asked_again_after_a_stray_answer(
@@ -298,6 +304,48 @@ def test_a_registry_that_has_answered_before_is_asked_again_after_a_stray_answer
         codec(registry).encode("a", "others")
     registry.stray = None
     assert each.decode(b"\0\0\0\0\2\2a", "others", []) == "a"
+    assert each.encode("a", "others") == b"\0\0\0\0\2\2a"
+
+
+@pytest.mark.parametrize("body", [b'{"status":"ok"}', b'{"id":null}', b"null", b""])
+@pytest.mark.parametrize("stray_at", ["/subjects/orders-value", "/subjects/orders-value/versions"])
+@EVERY_FORMAT
+def test_a_schema_is_not_taken_for_registered_where_another_server_answers(
+    registry: FakeRegistry, tmp_path: Path, name: str, stray_at: str, body: bytes
+) -> None:
+    schema, kind = SCHEMAS[name]
+    registry.register("others-value", schema, kind)
+    path = tmp_path / "schema"
+    path.write_text(schema)
+    shared = client(registry)
+    RegistryCodec(shared, name, "value").encode({"id": "a"}, "others")
+    registry.stray, registry.stray_at = (200, body), stray_at
+    each = RegistryCodec(shared, name, "value", schema_file=path)
+    with pytest.raises(RegistryAwayError, match="did before: HTTP 200 without a number 'id'"):
+        each.encode({"id": "a"}, "orders")
+    with pytest.raises(ConfigError, match="does not answer as a schema registry, correct --schema-registry-url"):
+        codec(registry, name, schema_file=path).encode({"id": "a"}, "orders")
+    registry.stray = None
+    assert each.encode({"id": "a"}, "orders")
+
+
+@pytest.mark.parametrize("body", [b"<html>", b'{"status":"ok"}', b"null", b""])
+def test_a_stray_answer_about_a_schema_that_another_refers_to_makes_no_message_undecodable(
+    registry: FakeRegistry, body: bytes
+) -> None:
+    registry.register("shared-order", AVRO)
+    cart = {"type": "record", "name": "Cart", "fields": [{"name": "order", "type": "Order"}]}
+    reference = {"name": "Order", "subject": "shared-order", "version": 1}
+    registry.register("carts-value", json.dumps(cart), "AVRO", [reference])
+    written = codec(registry).encode({"order": {"id": "a", "count": None}}, "carts") or b""
+    registry.stray, registry.stray_at = (200, body), "/subjects/shared-order"
+    each = codec(registry)
+    with pytest.raises(RegistryAwayError, match="does not answer as the schema registry that it did before"):
+        each.decode(written, "carts", [])
+    with pytest.raises(RegistryAwayError, match="does not answer as the schema registry that it did before"):
+        each.encode({"order": {"id": "a", "count": None}}, "carts")
+    registry.stray = None
+    assert each.decode(written, "carts", []) == {"order": {"id": "a", "count": None}}
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -1,9 +1,11 @@
 """Commands whose client may crash: the crash is said, what shows groups starts again, and signals reach the child."""
 
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,10 @@ class Command:
 
     def start(self, command: str, then: str) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
-            [sys.executable, "-c", CHILD + then, command, str(self.path)], stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", CHILD + then, command, str(self.path)],
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         self.processes.append(process)
         return process
@@ -36,6 +41,9 @@ class Command:
     @property
     def children(self) -> list[int]:
         return [int(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+
+    def has_counted(self, number: int) -> bool:
+        return self.children[-1] >= number
 
 
 @pytest.fixture
@@ -97,21 +105,101 @@ def test_a_signal_before_the_next_start_ends_the_command(command: Command, numbe
     assert len(command.children) == 1
 
 
+# Counts signals, and ends with their number at a SIGUSR1.
+COUNTS = """
+seen, ended = [], []
+signal.signal(signal.SIGUSR1, lambda *_: ended.append(1))
+for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(each, lambda *_: seen.append(1))
+print(0, file=open(sys.argv[2], 'a'))
+written = 0
+while not ended:
+    time.sleep(0.01)
+    if len(seen) > written:
+        written = len(seen)
+        print(written, file=open(sys.argv[2], 'a'))
+sys.exit(40 + len(seen))
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_reaches_the_child_once(command: Command, number: signal.Signals) -> None:
-    ends = (
-        "seen = []\n"
-        f"signal.signal({int(number)}, lambda *_: seen.append(1))\n"
-        "print(0, file=open(sys.argv[2], 'a'))\n"
-        "while not seen: time.sleep(0.01)\n"
-        "time.sleep(0.3)\n"
-        "sys.exit(40 + len(seen))"
-    )
-    process = command.start("top", ends)
+@pytest.mark.parametrize("to", ["parent", "child", "group", "both, one after the other"])
+def test_a_signal_reaches_the_child_once_whoever_is_sent_it(command: Command, number: signal.Signals, to: str) -> None:
+    """The group: Ctrl-C, `timeout`, `kill -- -PGID`. Both: systemd, which sends it to each process of a service."""
+    process = command.start("top", COUNTS)
     eventually(lambda: len(command.children) == 2, "the child handles the signal")
+    child = command.children[0]
+    for times in range(1, 6):
+        if to == "group":
+            os.killpg(process.pid, number)
+        else:
+            if to != "parent":
+                os.kill(child, number)
+            if to != "child":
+                process.send_signal(number)
+        eventually(partial(command.has_counted, times), f"signal {times}")
+    os.kill(child, signal.SIGUSR1)
+
+    assert process.wait(30) == 45
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_the_child_does_not_handle_ends_the_command(command: Command, number: signal.Signals) -> None:
+    process = command.start(
+        "lag", f"signal.signal({int(number)}, signal.SIG_DFL)\nprint(0, file=open(sys.argv[2], 'a'))\ntime.sleep(60)"
+    )
+    eventually(lambda: len(command.children) == 2, "the child runs")
     process.send_signal(number)
 
+    assert process.wait(30) == 128 + number
+
+
+def test_a_signal_that_the_child_ignores_does_not_end_it(command: Command) -> None:
+    """As Ctrl-C and the end of the terminal under nohup."""
+    process = command.start(
+        "top",
+        COUNTS.replace("signal.signal(each, ", "signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else "),
+    )
+    eventually(lambda: len(command.children) == 2, "the child handles signals")
+    os.killpg(process.pid, signal.SIGHUP)
+    os.killpg(process.pid, signal.SIGTERM)
+    eventually(partial(command.has_counted, 1), "SIGTERM")
+    os.kill(command.children[0], signal.SIGUSR1)
+
     assert process.wait(30) == 41
+
+
+def test_a_client_that_crashes_while_it_stops_is_not_started_again(command: Command) -> None:
+    crashes = f"def stop(*_):\n    {crash('SIGSEGV')}\nsignal.signal(signal.SIGTERM, stop)"
+    process = command.start("lag-exporter", f"{crashes}\nprint(0, file=open(sys.argv[2], 'a'))\ntime.sleep(60)")
+    eventually(lambda: len(command.children) == 2, "the child handles the signal")
+    process.terminate()
+    _, said = process.communicate(timeout=30)
+
+    assert process.returncode == 128 + signal.SIGTERM
+    assert len(command.children) == 2
+    assert said == (
+        "kafka-workers lag-exporter: the Kafka client has crashed (SIGSEGV), as it can while brokers restart; "
+        "it was asked to stop, so it does not start again\n"
+    )
+
+
+WITHOUT_BROKERS = ["--bootstrap-servers", "127.0.0.1:1", "--metrics-port", "0"]
+
+
+@pytest.mark.parametrize("words", [[], ["timeout", "--preserve-status", "600"]], ids=["killpg", "timeout"])
+def test_a_stop_of_the_whole_process_group_is_an_orderly_one(words: list[str]) -> None:
+    exporter = [sys.executable, "-m", "workers", "lag-exporter", *WITHOUT_BROKERS]
+    with subprocess.Popen([*words, *exporter], stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        assert any("metrics on port" in line for line in process.stderr)
+        if words:
+            process.terminate()
+        else:
+            os.killpg(process.pid, signal.SIGTERM)
+        said = process.stderr.read()
+
+    assert (process.returncode, "stopped after" in said) == (0, True), said
 
 
 def test_the_child_ends_with_its_parent(command: Command) -> None:

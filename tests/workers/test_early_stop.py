@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.workers.test_shutdown import stop_again
 from workers.testing.processes import COMMAND, Process, Processes, eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -122,7 +123,7 @@ def test_a_second_signal_ends_a_consumer_whose_handler_swallows_the_first_while_
     consumer.popen.send_signal(signal.SIGTERM)
     consumer.says("swallowed")
 
-    assert _stop(consumer) == 128 + signal.SIGTERM
+    assert stop_again(consumer) == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(CONSUME, 0), (PRODUCE, 1)])

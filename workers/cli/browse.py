@@ -61,7 +61,7 @@ class KafkaDesk:
     shutdown: Shutdown
 
     def read(self) -> Listing:
-        chosen, timeout_s = self.options.dead_letters, self.options.connection.timeout
+        chosen, timeout_s = self.options.dead_letters, self.options.connection.look_timeout
         with open_topic(self.config, chosen.topic, chosen.group_id, self.shutdown, timeout_s) as dead_letters:
             return listing_of(dead_letters, selection_of(chosen), states_of(self.options.state), self.options.limit)
 
@@ -74,7 +74,7 @@ class KafkaDesk:
             by=self.options.connection.client_id,
             selection=Selection(letters=frozenset(places)),
         )
-        timeout_s = self.options.connection.timeout
+        timeout_s = self.options.connection.look_timeout
         done = replay(self.config, self.producer_config, rules, self.shutdown, timeout_s=timeout_s)
         outcome = replaying.outcome_of(rules, done)
         complaints = replaying.complaints_about(rules, done, "discard them")
@@ -94,6 +94,6 @@ class KafkaDesk:
             reason=reason,
             by=self.options.connection.client_id,
             dry_run=False,
-            timeout_s=self.options.connection.timeout,
+            timeout_s=self.options.connection.look_timeout,
         )
         return discarding.outcome_of(chosen.topic, count)

@@ -34,7 +34,7 @@ def discard(options: DiscardOptions, context: Context, shutdown: Shutdown) -> No
         reason=options.reason,
         by=options.connection.client_id,
         dry_run=options.dry_run,
-        timeout_s=options.connection.timeout,
+        timeout_s=options.connection.look_timeout,
     )
     if options.format_name == "json":
         click.echo(json.dumps({"topic": chosen.topic, "changed": not options.dry_run, "discarded": count}))

@@ -311,7 +311,7 @@ def connection_options(command: _Command) -> _Command:
             option("--properties-file", type=Path, help="File of NAME=VALUE lines with librdkafka properties."),
             option("--timeout", type=POSITIVE_NUMBER,
                    help="Give up when no broker answers for this many seconds.  "
-                   "[default: never; 60 for a command that ends by itself]"),
+                   "[default: 60; never for produce, consume, canary, lag-exporter and top without --once]"),
             option("--show-config", is_flag=True, help="Print the values in force and their origin, and exit."),
             option("--log-format", type=click.Choice(["text", "json"]), help="[default: text on a terminal]"),
             option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info",

@@ -30,7 +30,7 @@ def replay(options: ReplayOptions, context: Context, shutdown: Shutdown) -> None
         dry_run=options.dry_run,
     )
     producer_config = context.client_config(PRODUCER_DEFAULTS)
-    done = dead_letters.replay(config, producer_config, rules, shutdown, timeout_s=options.connection.timeout)
+    done = dead_letters.replay(config, producer_config, rules, shutdown, timeout_s=options.connection.look_timeout)
     if options.format_name == "json":
         click.echo(json.dumps(_document(rules, done)))
     elif options.dry_run:

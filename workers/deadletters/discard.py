@@ -27,7 +27,7 @@ def discard(
     reason: str,
     by: str,
     dry_run: bool,
-    timeout_s: float | None,
+    timeout_s: float,
 ) -> int:
     """Discard the dead letters that wait, for the group of `config`, and that `selection` matches; return how many.
 

@@ -36,7 +36,7 @@ class DeadLetterTopic:
         ranges: dict[int, tuple[int, int]],
         treated: Treated,
         shutdown: Shutdown,
-        timeout_s: float | None,
+        timeout_s: float,
     ) -> None:
         self.client = client
         self.topic = topic
@@ -184,7 +184,7 @@ class Survey:
 
 @contextmanager
 def open_topic(
-    config: ClientConfig, topic: str, group_id: str, shutdown: Shutdown, timeout_s: float | None
+    config: ClientConfig, topic: str, group_id: str, shutdown: Shutdown, timeout_s: float
 ) -> Iterator[DeadLetterTopic]:
     """The dead-letter topic as the group of `config`, which is `group_id`, sees it.
 

@@ -101,7 +101,7 @@ def replay(
     rules: Rules,
     shutdown: Shutdown,
     *,
-    timeout_s: float | None,
+    timeout_s: float,
 ) -> Replayed:
     """Replay the dead letters that `rules` choose. Commit them to the group of `config`, or record them.
 

@@ -27,13 +27,13 @@ def read_to_end(
     topic: str,
     starts: Mapping[int, int],
     shutdown: Shutdown,
-    timeout_s: float | None,
+    timeout_s: float,
     ends: Mapping[int, int] | None = None,
 ) -> Iterator[list[Message]]:
     """Batches of the messages between `starts`, an offset for each partition, and `ends`, or the ends of now.
 
-    Later messages belong to the next reading. Raises WorkerError when no message is received for `timeout_s` (None
-    waits for ever), or when a stop was requested.
+    Later messages belong to the next reading. Raises WorkerError when no message is received for `timeout_s`, in which
+    the caller's work on a batch does not count, or when a stop was requested.
     """
     if shutdown.requested:
         # Asked to stop before the brokers had answered: what is there is not known.
@@ -50,13 +50,14 @@ def read_to_end(
         first = client.poll(POLL_S)
         messages = [] if first is None else [first, *client.consume(BATCH_MESSAGES - 1, 0)]
         client_state.check()
-        if messages:
-            last = time.monotonic()
-        elif timeout_s is not None and time.monotonic() - last > timeout_s:
+        if not messages and time.monotonic() - last > timeout_s:
             raise WorkerError(
-                f"nothing from {topic} partitions {sorted(left)} for {timeout_s:g} s; check their leaders"
+                f"{topic} cannot be read to its end: partitions {sorted(left)} have sent nothing for {timeout_s:g} s; "
+                "check that they have leaders"
             )
         yield [message for message in messages if _is_before_end(message, left)]
+        if messages:
+            last = time.monotonic()
 
 
 def watermarks(client: confluent_kafka.Consumer, topic: str, partition: int, shutdown: Shutdown) -> tuple[int, int]:
@@ -95,7 +96,7 @@ def _is_before_end(message: Message, left: dict[int, int]) -> bool:
     return wanted
 
 
-def read_topic(config: ClientConfig, topic: str, shutdown: Shutdown, timeout_s: float | None) -> Observations:
+def read_topic(config: ClientConfig, topic: str, shutdown: Shutdown, timeout_s: float) -> Observations:
     """Everything stamped in `topic`; raises as `read_to_end` and `wait_for_topics` do."""
     client_state = ClientState()
     client = create_client(confluent_kafka.Consumer, config, {**client_state.callbacks(), **PROPERTIES})

@@ -240,12 +240,12 @@ class GroupLag:
                 batch.setdefault(at[0], at)
             wanted = {key: OffsetSpec.for_timestamp(steps[at]) for key, at in batch.items()}
             answers = groups.find_offsets(self.admin, wanted)
-            for key, at in batch.items():
+            # Without an answer the next round tries again: each further request may cost the round its whole timeout.
+            steps = {at: wanted_ms for at, wanted_ms in steps.items() if at[0] in answers.values}
+            for key, message in answers.values.items():
+                at = batch[key]
                 del steps[at]
-                # Without an answer the next round tries again.
-                if key in answers.values:
-                    message = answers.values[key]
-                    self._step(searches, at, message if message[0] >= 0 else None, steps)
+                self._step(searches, at, message if message[0] >= 0 else None, steps)
 
     def _step(
         self,

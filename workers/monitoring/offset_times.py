@@ -148,7 +148,8 @@ def search(offset: int, known: WriteTime, now_s: float) -> Generator[int, Found,
     oldest_ms = found[1]
     if found[0] == offset:
         return oldest_ms / 1000
-    now_ms = int(now_s * 1000)
+    # A clock that was set back may be behind what it has seen: ages count from there, and none is negative.
+    now_ms = max(int(now_s * 1000), newest_ms)
     while newest_ms - oldest_ms > max(1000, TOLERANCE * (now_ms - newest_ms)):
         # The middle of the ages, not of the times: a few steps from months to seconds.
         middle_ms = now_ms - int(sqrt((now_ms - oldest_ms) * max(1000, now_ms - newest_ms)))

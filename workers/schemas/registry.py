@@ -74,6 +74,10 @@ class InvalidSchemaError(Exception):
     """The registry does not take a schema; the text says why."""
 
 
+class StrayAnswerError(Exception):
+    """A server that is no schema registry has answered; the text says what."""
+
+
 class Registry:
     """The client of a schema registry, which distinguishes its errors. Any thread may use it.
 
@@ -103,11 +107,14 @@ class Registry:
 
     def _connect(self, properties: dict[str, object]) -> SchemaRegistryClient:
         try:
-            return SchemaRegistryClient.new_client(properties)
+            client = SchemaRegistryClient.new_client(properties)
         except (OSError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"schema registry: its properties cannot be used: {reason_of(error)}; check the files that they name"
             ) from None
+        # The client would keep any answer as a schema. Serializers ask by themselves for schemas that others refer to.
+        client._rest_client.session.event_hooks = {"response": [_check_answer]}
+        return client
 
     def _renew(self) -> None:
         """Take up changed credentials; raises ConfigError where their files cannot be used."""
@@ -131,8 +138,6 @@ class Registry:
         """
         try:
             answer = call()
-        except (json.JSONDecodeError, httpx.InvalidURL) as error:
-            raise self._no_registry(reason_of(error)) from None
         except Exception as error:
             explained = self.explain(error)
             if explained is None:
@@ -147,6 +152,8 @@ class Registry:
         if isinstance(error, SchemaRegistryError):
             return self._refusal(error)
         reason = reason_of(error)
+        if isinstance(error, StrayAnswerError | httpx.InvalidURL):
+            return self._no_registry(reason)
         if "CERTIFICATE_VERIFY_FAILED" in reason:
             return ConfigError(
                 f"the schema registry at {self.url} is not trusted, check --schema-registry-ca-location: {reason}"
@@ -197,6 +204,20 @@ class Registry:
             f"{self.url} does not answer as a schema registry, correct --schema-registry-url (it may need a path, as "
             f"/apis/ccompat/v7): {reason}"
         )
+
+
+def _check_answer(response: httpx.Response) -> None:
+    """Raise StrayAnswerError for a success without a schema, or without the id of one that was sent."""
+    if not response.is_success:
+        return
+    response.read()
+    name, kind, word = ("id", int, "number") if response.request.method == "POST" else ("schema", str, "text")
+    try:
+        answer = response.json()
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict) or not isinstance(answer.get(name), kind):
+        raise StrayAnswerError(f"HTTP {response.status_code} without a {word} {name!r}: {response.text[:100]!r}")
 
 
 class _Writer(NamedTuple):

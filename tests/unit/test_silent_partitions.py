@@ -1,0 +1,60 @@
+"""Reading a topic to its end: how long it waits for partitions that send nothing."""
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from confluent_kafka import Message, TopicPartition
+
+from workers.errors import WorkerError
+from workers.kafka import reader
+from workers.kafka.client import ClientState
+from workers.lifecycle import Shutdown
+
+
+class Client:
+    """A consumer that has messages in some of its polls, which last as long as they may."""
+
+    def __init__(self, polls: list[Message | None]) -> None:
+        self.now_s = 1000.0
+        self.polls = polls
+
+    def assign(self, _places: list[TopicPartition]) -> None: ...
+
+    def poll(self, timeout_s: float) -> Message | None:
+        self.now_s += timeout_s
+        return self.polls.pop(0) if self.polls else None
+
+    def consume(self, _count: int, _timeout_s: float) -> list[Message]:
+        return []
+
+
+def message(partition: int, offset: int) -> Message:
+    return Message(topic="t.dlq", partition=partition, offset=offset)
+
+
+def reading(client: Any, monkeypatch: pytest.MonkeyPatch, ends: dict[int, int]) -> Any:
+    monkeypatch.setattr(reader, "time", SimpleNamespace(monotonic=lambda: client.now_s))
+    return reader.read_to_end(client, ClientState(), "t.dlq", dict.fromkeys(ends, 0), Shutdown(0), 60.0, ends)
+
+
+def test_partitions_that_send_nothing_end_the_reading_with_their_numbers_and_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = Client([message(1, 0)])
+    says = "t.dlq cannot be read to its end: partitions [0, 2] have sent nothing for 60 s; check that they have leaders"
+    with pytest.raises(WorkerError, match=f"^{re.escape(says)}$"):
+        for _ in reading(client, monkeypatch, {0: 5, 1: 1, 2: 5}):
+            pass
+
+
+def test_the_time_in_which_messages_are_worked_off_is_no_time_without_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when `replay` waits for the leader of the topic that it sends to."""
+    client = Client([message(0, 0), None, message(0, 1)])
+    found = []
+    for messages in reading(client, monkeypatch, {0: 2}):
+        found += [each.offset() for each in messages]
+        client.now_s += 100 if messages else 0
+
+    assert found == [0, 1]
