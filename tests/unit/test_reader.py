@@ -1,47 +1,77 @@
 """Reading a topic to its end, where a real cluster does not show it on demand."""
 
+import re
+from types import SimpleNamespace
 from typing import Any
 
-from confluent_kafka import KafkaError, Message
+import pytest
+from confluent_kafka import KafkaError, Message, TopicPartition
 
+from workers.errors import WorkerError
+from workers.kafka import reader
 from workers.kafka.client import ClientState
-from workers.kafka.reader import read_to_end
 from workers.lifecycle import Shutdown
 
 
-class Arriving:
-    """A client that returns these messages, one after the other."""
+class Client:
+    """A consumer that has messages in some of its polls, which last as long as they may."""
 
-    def __init__(self, *arriving: Message) -> None:
-        self._arriving = [*arriving]
+    def __init__(self, polls: list[Message | None]) -> None:
+        self.now_s = 1000.0
+        self.polls = polls
 
-    def assign(self, _places: object) -> None: ...
+    def assign(self, _places: list[TopicPartition]) -> None: ...
 
-    def poll(self, _timeout_s: float) -> Message | None:
-        return self._arriving.pop(0) if self._arriving else None
+    def poll(self, timeout_s: float) -> Message | None:
+        self.now_s += timeout_s
+        return self.polls.pop(0) if self.polls else None
 
-    def consume(self, _most: int, _timeout_s: float) -> list[Message]:
+    def consume(self, _count: int, _timeout_s: float) -> list[Message]:
         return []
 
 
-def at(offset: int) -> Message:
-    return Message(topic="t", partition=0, offset=offset, value=b"")
+def message(partition: int, offset: int) -> Message:
+    return Message(topic="t.dlq", partition=partition, offset=offset)
+
+
+def reading(client: Any, monkeypatch: pytest.MonkeyPatch, ends: dict[int, int]) -> Any:
+    monkeypatch.setattr(reader, "time", SimpleNamespace(monotonic=lambda: client.now_s))
+    return reader.read_to_end(client, ClientState(), "t.dlq", dict.fromkeys(ends, 0), Shutdown(0), 60.0, ends)
+
+
+def test_partitions_that_send_nothing_end_the_reading_with_their_numbers_and_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = Client([message(1, 0)])
+    says = "t.dlq cannot be read to its end: partitions [0, 2] have sent nothing for 60 s; check that they have leaders"
+    with pytest.raises(WorkerError, match=f"^{re.escape(says)}$"):
+        for _ in reading(client, monkeypatch, {0: 5, 1: 1, 2: 5}):
+            pass
+
+
+def test_the_time_in_which_messages_are_worked_off_is_no_time_without_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when `replay` waits for the leader of the topic that it sends to."""
+    client = Client([message(0, 0), None, message(0, 1)])
+    found = []
+    for messages in reading(client, monkeypatch, {0: 2}):
+        found += [each.offset() for each in messages]
+        client.now_s += 100 if messages else 0
+
+    assert found == [0, 1]
 
 
 def end_at(offset: int) -> Message:
-    return Message(topic="t", partition=0, offset=offset, error=KafkaError(KafkaError._PARTITION_EOF))
+    return Message(topic="t.dlq", partition=0, offset=offset, error=KafkaError(KafkaError._PARTITION_EOF))
 
 
-def read(*arriving: Message) -> list[int | None]:
-    client: Any = Arriving(*arriving)
-    batches = read_to_end(client, ClientState(), "t", {0: 0}, Shutdown(0), 0.0, {0: 5})
-    return [message.offset() for batch in batches for message in batch]
-
-
-def test_a_new_leader_that_does_not_know_the_end_yet_ends_no_reading() -> None:
+def test_a_new_leader_that_does_not_know_the_end_yet_ends_no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     """It tells an earlier end until it has heard from the other replicas: `verify` would call what follows lost."""
-    assert read(at(0), at(1), end_at(2), at(2), at(3), at(4)) == [0, 1, 2, 3, 4]
+    client = Client([message(0, 0), end_at(1), message(0, 1), message(0, 2)])
+    found = [each.offset() for messages in reading(client, monkeypatch, {0: 3}) for each in messages]
+    assert found == [0, 1, 2]
 
 
-def test_a_reading_ends_where_the_last_offsets_hold_no_message() -> None:
-    assert read(at(0), at(1), end_at(5)) == [0, 1]
+def test_a_reading_ends_where_the_last_offsets_hold_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client([message(0, 0), end_at(3)])
+    found = [each.offset() for messages in reading(client, monkeypatch, {0: 3}) for each in messages]
+    assert found == [0]

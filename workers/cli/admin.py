@@ -6,7 +6,7 @@ from confluent_kafka.admin import AdminClient
 
 from workers.cli.context import Context
 from workers.config import COMMON_DEFAULTS
-from workers.kafka.client import ClientState, create_client, wait_for_topics
+from workers.kafka.client import TOPIC_GRACE_S, ClientState, create_client, wait_for_topics
 from workers.lifecycle import Shutdown
 
 
@@ -22,5 +22,13 @@ def connected_admin(
     context.set_up_logging()
     client_state = ClientState()
     admin = create_client(AdminClient, config, client_state.callbacks())
-    wait_for_topics(admin, list(topics), config, client_state, timeout_s=timeout_s, shutdown=shutdown)
+    wait_for_topics(
+        admin,
+        list(topics),
+        config,
+        client_state,
+        timeout_s=timeout_s,
+        shutdown=shutdown,
+        grace_s=TOPIC_GRACE_S,
+    )
     return admin

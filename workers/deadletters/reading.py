@@ -16,7 +16,7 @@ from workers.deadletters.headers import ORIGINAL_TOPIC, SUFFIX
 from workers.deadletters.stored import Place, Selection, StoredDeadLetter
 from workers.deadletters.treated import State, Treated, record_of
 from workers.errors import ConfigError, WorkerError
-from workers.kafka.client import ClientState, create_client, wait_for_topics
+from workers.kafka.client import TOPIC_GRACE_S, ClientState, create_client, wait_for_topics
 from workers.kafka.reader import PROPERTIES, read_to_end, watermarks
 from workers.lifecycle import Shutdown, call_with_timeout
 
@@ -193,7 +193,9 @@ def open_topic(
     client_state = ClientState()
     client = create_client(confluent_kafka.Consumer, config, {**client_state.callbacks(), **PROPERTIES})
     try:
-        found = wait_for_topics(client, [topic], config, client_state, timeout_s=timeout_s, shutdown=shutdown)
+        found = wait_for_topics(
+            client, [topic], config, client_state, timeout_s=timeout_s, shutdown=shutdown, grace_s=TOPIC_GRACE_S
+        )
         committed = _committed(client, topic, found.get(topic, 0), shutdown)
         ranges = {number: watermarks(client, topic, number, shutdown) for number in range(found.get(topic, 0))}
         for number, offset in committed.items():

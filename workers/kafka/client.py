@@ -316,15 +316,18 @@ def wait_for_topics(
     shutdown: Shutdown | None = None,
     refresh: Callable[[], Consumer | Producer | AdminClient] | None = None,
     option: str = "--topic",
+    grace_s: float = float("inf"),
 ) -> dict[str, int]:
     """The number of partitions of each topic, as soon as brokers answer; says so while they do not.
 
     `refresh` is called before each try and returns the client to use, which may be another when credentials changed.
-    `option` is the option that named the topics, for the error.
+    `option` is the option that named the topics, for the error. Missing topics may still come within `grace_s` after
+    the first answer, `timeout_s` at the most; within TOPIC_GRACE_S where that is None.
     Raises WorkerError when `timeout_s` is over (None waits for ever) and ConfigError when the brokers answer that a
     topic does not exist or is not ours to see. Returns an empty dictionary when a stop was asked for meanwhile.
     """
     servers = config.get("bootstrap.servers")
+    grace_s = TOPIC_GRACE_S if timeout_s is None else min(timeout_s, grace_s)
     started = time.monotonic()
     answered_at: float | None = None
     while shutdown is None or not shutdown.requested:
@@ -352,7 +355,7 @@ def wait_for_topics(
             if not wrong:
                 return {topic: len(metadata.partitions) for topic, metadata in found.items()}
             client_state.say("waiting", f"{wrong} at {servers} yet")
-            if now - answered_at >= (TOPIC_GRACE_S if timeout_s is None else timeout_s):
+            if now - answered_at >= grace_s:
                 raise mistake
         elif timeout_s is not None and now - started >= timeout_s:
             # A listener of another protocol closes the connection, or its bytes are no TLS.

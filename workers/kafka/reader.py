@@ -9,7 +9,7 @@ from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Messag
 from workers.accounting.verify import Observations
 from workers.config import ClientConfig
 from workers.errors import WorkerError
-from workers.kafka.client import ClientState, create_client, wait_for_topics
+from workers.kafka.client import TOPIC_GRACE_S, ClientState, create_client, wait_for_topics
 from workers.kafka.messages import stamp_of
 from workers.lifecycle import Shutdown
 
@@ -102,7 +102,9 @@ def read_topic(config: ClientConfig, topic: str, shutdown: Shutdown, timeout_s: 
     client = create_client(confluent_kafka.Consumer, config, {**client_state.callbacks(), **PROPERTIES})
     observations = Observations()
     try:
-        found = wait_for_topics(client, [topic], config, client_state, timeout_s=timeout_s, shutdown=shutdown)
+        found = wait_for_topics(
+            client, [topic], config, client_state, timeout_s=timeout_s, shutdown=shutdown, grace_s=TOPIC_GRACE_S
+        )
         count = found.get(topic, 0)
         starts = dict.fromkeys(range(count), OFFSET_BEGINNING)
         for messages in read_to_end(client, client_state, topic, starts, shutdown, timeout_s):
