@@ -105,13 +105,19 @@ class Whole(click.IntRange):
 POSITIVE = Whole(min=1)
 
 
+# Python's waits take no more than 292 years of seconds; nobody waits for 31.
+LARGEST_NUMBER = 1_000_000_000
+
+
 class FiniteRange(click.FloatRange):
-    """A range of numbers without "inf", which has no end, and "nan", which is in every range."""
+    """A range of numbers up to LARGEST_NUMBER, without "inf", and without "nan", which is in every range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
+        if number > LARGEST_NUMBER:
+            self.fail(f"{value} is more than {LARGEST_NUMBER}.", param, ctx)
         return number
 
 
