@@ -292,7 +292,7 @@ def connection_options(command: _Command) -> _Command:
         [
             option("--bootstrap-servers", default="localhost:9092", show_default=True, help="First brokers to ask."),
             option("--security-protocol", type=protocols, help="Protocol of the connections.  [default: plaintext]"),
-            option("--sasl-mechanism", help="SCRAM-SHA-512, SCRAM-SHA-256, PLAIN, OAUTHBEARER, AWS_MSK_IAM or GSSAPI."),
+            option("--sasl-mechanism", help="SCRAM-SHA-512, SCRAM-SHA-256, PLAIN, OAUTHBEARER or AWS_MSK_IAM."),
             option("--sasl-username", help="SASL user."),
             option("--sasl-password-file", type=Path, help="File with its password; or variable KAFKA_SASL_PASSWORD."),
             option("--oauth-token-url", metavar="URL",
