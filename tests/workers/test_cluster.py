@@ -118,6 +118,14 @@ def test_a_broker_that_is_killed_comes_back_with_its_messages(processes: Process
     assert not list(own_tmp.iterdir())
 
 
+def test_a_topic_that_is_named_twice_is_created_and_listed_once(processes: Processes) -> None:
+    names = [word for name in ("b", "a", "b") for word in ("--create-topic", name)]
+    cluster = processes.start("cluster", "--brokers", "1", *names)
+
+    cluster.says("topics b, a; to use it", START_S)
+    assert cluster.stop() == 0
+
+
 def test_a_broker_that_is_killed_stays_down_when_asked(processes: Processes, own_tmp: Path) -> None:
     cluster = processes.start("cluster", "--brokers", "1", "--no-restart", env={"TMPDIR": str(own_tmp)})
     os.kill(broker_pid(cluster), signal.SIGKILL)

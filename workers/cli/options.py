@@ -82,6 +82,11 @@ def option(*arguments: Any, **attributes: Any) -> Callable[[_Command], _Command]
     return click.option(*arguments, cls=Option, **attributes)
 
 
+def each_once(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """The values of a repeatable option in their order, without repetitions."""
+    return tuple(dict.fromkeys(values))
+
+
 def apply(command: _Command, options: Sequence[Callable[[_Command], _Command]]) -> _Command:
     """The command with options, which --help lists in this order."""
     for each in reversed(options):

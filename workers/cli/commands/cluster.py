@@ -4,7 +4,7 @@ import time
 
 import click
 
-from workers.cli.options import TOPIC, Command, Whole, option
+from workers.cli.options import TOPIC, Command, Whole, each_once, option
 from workers.lifecycle import installed_shutdown
 
 
@@ -15,6 +15,7 @@ from workers.lifecycle import installed_shutdown
     "topics",
     type=TOPIC,
     multiple=True,
+    callback=each_once,
     default=["teste", "teste.dlq"],
     show_default=True,
     help="Topics to create.",
