@@ -22,6 +22,7 @@ handler is called from as many threads, so what it uses must be thread-safe, or 
 
 import functools
 import inspect
+import traceback
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
@@ -114,11 +115,53 @@ def _lifespan(generator: Any, per_thread: bool) -> Lifespan:
             f"@lifespan(per_thread=True): {name_of(generator)} is async, and an async handler has one event loop; "
             "leave per_thread out"
         )
-    manager: Any = asynccontextmanager(generator) if is_async else contextmanager(generator)
+    manager: Any = _async_manager(generator) if is_async else _manager(generator)
     setattr(manager, _LIFESPAN, "async" if is_async else "plain")
     setattr(manager, _PER_THREAD, per_thread)
     marked: Lifespan = manager
     return marked
+
+
+def _manager(generator: Any) -> Any:
+    entered = contextmanager(generator)
+
+    @contextmanager
+    @functools.wraps(generator)
+    def manager() -> Iterator[Handler]:
+        with _yields_once(generator), entered() as handler:
+            yield handler
+
+    return manager
+
+
+def _async_manager(generator: Any) -> Any:
+    entered = asynccontextmanager(generator)
+
+    @asynccontextmanager
+    @functools.wraps(generator)
+    async def manager() -> AsyncIterator[Handler]:
+        with _yields_once(generator):
+            async with entered() as handler:
+                yield handler
+
+    return manager
+
+
+@contextmanager
+def _yields_once(generator: Any) -> Iterator[None]:
+    """Raise ConfigError with the generator's name where contextlib says, without one, that it does not yield once."""
+    try:
+        yield
+    except RuntimeError as error:
+        code = getattr(generator, "__code__", None)
+        # The user's code may use such a generator too, and have its error.
+        own = all(frame.f_code is not code for frame, _ in traceback.walk_tb(error.__traceback__))
+        if not own or not str(error).startswith("generator didn't "):
+            raise
+        problem = "ended without a yield" if str(error) == "generator didn't yield" else "yielded more than once"
+        raise ConfigError(
+            f"@lifespan: {name_of(generator)} {problem}; a lifespan yields its handler exactly once"
+        ) from None
 
 
 def is_async_lifespan(lifespan: Lifespan) -> bool:
@@ -135,8 +178,10 @@ def is_async(handler: Any) -> bool:
 
 
 def name_of(function: Any) -> str:
-    """The name of the user's function in errors."""
-    name: str = getattr(function, "__name__", repr(function))
+    """The name of the user's function in errors; of an object that can be called, that of its class."""
+    if isinstance(function, functools.partial):
+        return name_of(function.func)
+    name: str = getattr(function, "__name__", type(function).__name__ if callable(function) else repr(function))
     return name
 
 

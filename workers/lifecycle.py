@@ -14,6 +14,8 @@ from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
 
+from workers.escaping import one_line
+
 log = logging.getLogger(__name__)
 # Names of daemon threads that may be stuck for ever: in the user's handler, in closing a client, or in a request.
 HANDLER_THREAD = "handler"
@@ -162,8 +164,15 @@ def _begin(call: Callable[[], object]) -> tuple[threading.Thread, threading.Even
     return call_in_thread(run), returned
 
 
-def _text(level: str = "%(levelname)-7s") -> logging.Formatter:
-    return logging.Formatter(f"%(asctime)s {level} %(message)s", "%H:%M:%S")
+class _TextFormatter(logging.Formatter):
+    """A line for each event: its message may quote an error, and that a message of Kafka's that anybody has sent."""
+
+    def __init__(self, level: str = "%(levelname)-7s") -> None:
+        super().__init__(f"%(asctime)s {level} %(message)s", "%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (the name is that of `logging`)
+        record.message = one_line(record.message)
+        return super().formatMessage(record)
 
 
 class _TerminalFormatter(logging.Formatter):
@@ -172,8 +181,8 @@ class _TerminalFormatter(logging.Formatter):
     def __init__(self) -> None:
         super().__init__()
         codes = {logging.WARNING: 33, logging.ERROR: 31, logging.CRITICAL: 31, logging.DEBUG: 2}
-        self._plain = _text()
-        self._by_level = {level: _text(f"\x1b[{code}m%(levelname)-7s\x1b[0m") for level, code in codes.items()}
+        self._plain = _TextFormatter()
+        self._by_level = {level: _TextFormatter(f"\x1b[{code}m%(levelname)-7s\x1b[0m") for level, code in codes.items()}
 
     def format(self, record: logging.LogRecord) -> str:
         return self._by_level.get(record.levelno, self._plain).format(record)
@@ -200,7 +209,7 @@ def set_up_logging(log_format: str | None, level: str) -> None:
             rename_fields={"levelname": "level", "name": "logger"},
         )
     else:
-        formatter = _TerminalFormatter() if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else _text()
+        formatter = _TerminalFormatter() if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else _TextFormatter()
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]

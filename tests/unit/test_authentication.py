@@ -12,7 +12,7 @@ import trustme
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from tests.mounted import Secret, pem
-from workers.config import ClientConfig, Precedence, Setting
+from workers.config import ClientConfig, Precedence, Setting, read_properties_file
 from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.kafka import aws
 from workers.kafka.authentication import complete, plaintext_warning
@@ -103,6 +103,37 @@ def test_settings_that_do_not_fit_together_are_named_with_the_remedy(values: dic
     assert "hunter2" not in text
     for word in words:
         assert word in text
+
+
+@pytest.mark.parametrize("protocol", ["sasl_plaintext", "SASL_SSL"])
+def test_a_forgotten_mechanism_is_said_with_its_option_and_the_choices(protocol: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        create_client(Producer, config({"security.protocol": protocol, "sasl.username": "me"}), QUIET)
+
+    assert str(raised.value) == (
+        f"--security.protocol: security protocol {protocol} needs a SASL mechanism; add --sasl-mechanism with "
+        "SCRAM-SHA-512, SCRAM-SHA-256, PLAIN, OAUTHBEARER or AWS_MSK_IAM"
+    )
+
+
+@pytest.mark.parametrize("mechanism", ["FOO", "scram-sha-512", "GSSAPI", "", "PLAIN,OAUTHBEARER"])
+def test_a_mechanism_that_librdkafka_does_not_have_is_named_with_the_choices(mechanism: str) -> None:
+    values = {"security.protocol": "sasl_plaintext", "sasl.mechanism": mechanism}
+    with pytest.raises(ConfigError) as raised:
+        create_client(Producer, config(values), QUIET)
+
+    assert str(raised.value) == (
+        f"--sasl.mechanism: librdkafka does not support SASL mechanism {mechanism!r}; use "
+        "SCRAM-SHA-512, SCRAM-SHA-256, PLAIN, OAUTHBEARER or AWS_MSK_IAM"
+    )
+
+
+@pytest.mark.parametrize("name", ["sasl.mechanism", "sasl.mechanisms"])
+def test_a_mechanism_of_a_properties_file_is_used(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "client.properties"
+    file.write_text(f"security.protocol=sasl_plaintext\n{name}=PLAIN\nsasl.username=me\nsasl.password=hunter2\n")
+
+    create_client(Producer, ClientConfig([], read_properties_file(file)), QUIET).close()
 
 
 def test_a_token_url_is_enough_for_librdkafka_to_ask_for_tokens() -> None:

@@ -388,7 +388,10 @@ def test_a_stream_that_is_closed_is_said_in_one_line(arguments: str, descriptor:
         ("consume --topc t", "kafka-workers consume: No such option"),
         ("consume --metrics 1", "; see kafka-workers consume --help)"),
         ("cluster --create-topic", "cannot be a topic"),
+        ("cluster --partitions 1001 --create-topic", "'1001' is not a whole number from 1 to 1000."),
+        ("consume --shutdown-timeout 1e300", "1e300 is more than 1000000000."),
         ("canary --no-metrics --metrics-port x", "'x' is not a whole number from 0 to 65535."),
+        ("consume --handler m\x1b[31m:f", "consume: --handler m\\x1b[31m:f: importing m\\x1b[31m raised "),
         ("canary --metrics-host nosuch.invalid", "--metrics-host: cannot listen on nosuch.invalid: "),
         ("lag --security-protocol ssl", "and that it speaks TLS there (--security-protocol)"),
         (

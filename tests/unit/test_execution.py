@@ -323,6 +323,45 @@ def test_a_lifespan_that_fails_to_end_is_reported() -> None:
         assert started(each).stop(5) == "the handler did not end well: OSError: disk full"
 
 
+@pytest.mark.parametrize("times", [0, 2])
+def test_a_lifespan_that_does_not_yield_once_is_named_with_what_to_do(times: int) -> None:
+    @lifespan
+    def mine() -> Iterator[Handler]:
+        for _ in range(times):
+            yield print
+
+    @lifespan
+    async def mine_async() -> AsyncIterator[Handler]:
+        for _ in range(times):
+            yield nothing
+
+    for each in (mine, mine_async):
+        if times:
+            said = started(each).stop(5)
+        else:
+            with pytest.raises(ConfigError) as raised:
+                started(each)
+            said = str(raised.value)
+        name = each.__name__
+        problem = "yielded more than once" if times else "ended without a yield"
+        assert said == f"{'the handler did not end well: ' if times else ''}@lifespan: {name} {problem}; a lifespan " \
+            "yields its handler exactly once"  # fmt: skip
+
+
+def test_a_generator_without_a_yield_that_a_lifespan_uses_is_not_taken_for_the_lifespan() -> None:
+    @contextlib.contextmanager
+    def connection() -> Iterator[None]:
+        yield from ()
+
+    @lifespan
+    def mine() -> Iterator[Handler]:
+        with connection():
+            yield print
+
+    with pytest.raises(WorkerError, match="did not start: RuntimeError: generator didn't yield"):
+        started(mine)
+
+
 def test_a_stop_is_heard_while_a_lifespan_begins() -> None:
     never = threading.Event()
 

@@ -356,6 +356,19 @@ def test_what_is_no_middleware_is_named_with_what_to_do(handler: Any, middleware
         wrap(handler, [middleware])
 
 
+class Counting:
+    def __call__(self, message: Message, to: object = None) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("handler", "name"),
+    [(Counting(), "Counting"), (functools.partial(Counting(), to=1), "Counting"), (functools.partial(print), "print")],
+)
+def test_a_handler_without_a_name_of_its_own_is_named_as_its_class_or_function(handler: Any, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"middleware raises raised ValueError: not today for handler {name};"):
+        wrap(handler, [raises])
+
+
 @pytest.mark.parametrize("reference", ["module", "no_such_module:x", "workers:nothing", "workers:__version__"])
 def test_a_middleware_that_does_not_load_is_named_with_its_option(reference: str) -> None:
     with pytest.raises(ConfigError, match=f"--middleware {reference}"):

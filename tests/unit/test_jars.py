@@ -73,3 +73,21 @@ def test_a_failed_download_is_said_and_nothing_is_kept(maven: Maven, monkeypatch
 
     monkeypatch.setattr(jars, "_resolve", maven.resolve)
     assert kafka_classpath(print, "kafka")
+
+
+@pytest.mark.parametrize("variable", ["HOME", "M2_REPO", "JGO_CACHE_DIR"])
+def test_a_directory_that_cannot_be_written_is_named_with_the_variable_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    (tmp_path / "file").touch()
+    for name in ("M2_REPO", "JGO_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv(variable, str(tmp_path / "file" / "below"))
+
+    with pytest.raises(ClusterError) as raised:
+        kafka_classpath(lambda _: None, "org.example:nothing:1")
+
+    assert str(raised.value).startswith(f"Kafka's jars cannot be stored in {tmp_path}/file/below")
+    assert str(raised.value).endswith(f": Not a directory; set {variable} to a directory that can be written")

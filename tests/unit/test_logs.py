@@ -79,3 +79,16 @@ def test_text_has_no_colours_where_nobody_wants_them(monkeypatch: pytest.MonkeyP
     _, warning = said(stream, monkeypatch, "text")
 
     assert warning[8:] == " WARNING broker 1 is away"
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+def test_text_of_an_error_that_a_producer_chose_stays_one_line_and_moves_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, stream: io.StringIO
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+    set_up_logging("text", "info")
+
+    logging.getLogger("workers").info("failed: %s", ValueError("x\n12:00:00 INFO forged\x1b[31m\u202e Ж漢字é 🙂"))
+
+    (line,) = stream.getvalue().splitlines()
+    assert line.endswith(" INFO    failed: x\\n12:00:00 INFO forged\\x1b[31m\\u202e Ж漢字é 🙂")

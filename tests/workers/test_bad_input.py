@@ -116,15 +116,6 @@ def test_too_many_open_files_are_not_taken_for_a_full_disk(processes: Processes,
     assert "Too many open files; raise the limit of the process (ulimit -n)" in result.stderr
 
 
-def test_a_topic_that_is_named_twice_is_read_once(processes: Processes, topic: str, group: str) -> None:
-    """It was refused as an invalid argument."""
-    processes.produce(topic, "--count", "9")
-    consumer = processes.consume(topic, group, "--topic", topic, "--max-messages", "9")
-
-    assert consumer.wait() == 0, consumer.stderr
-    assert len(consumer.lines) == 9
-
-
 def test_a_mistake_in_the_environment_or_a_file_is_named_there(processes: Processes, topic: str) -> None:
     result = processes.run("produce", "--topic", topic, env={"KAFKA_RATE": "fast"})
     assert result.returncode == 2

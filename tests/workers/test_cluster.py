@@ -21,7 +21,8 @@ def brokers_under(directory: Path) -> list[int]:
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if str(directory).encode() in entry.read_bytes():
+            program, *arguments = entry.read_bytes().split(b"\0")
+            if program.endswith(b"/java") and str(directory).encode() in b" ".join(arguments):
                 found.append(int(entry.parent.name))
         except OSError:
             continue
@@ -48,6 +49,28 @@ def test_a_cluster_that_is_stopped_or_killed_leaves_nothing_behind(
 
     assert code == (-signal.SIGKILL if number == signal.SIGKILL else 0), cluster.stderr
     eventually(lambda: not brokers_under(own_tmp), "no broker is left")
+    eventually(lambda: not list(own_tmp.iterdir()), "no file is left")
+
+
+def test_a_cluster_that_is_killed_while_it_formats_leaves_nothing_behind(processes: Processes, own_tmp: Path) -> None:
+    cluster = processes.start("cluster", "--brokers", "1", env={"TMPDIR": str(own_tmp)})
+    # With its threads, Java reads the configuration soon, and then writes the directory.
+    eventually(
+        lambda: any(len(os.listdir(f"/proc/{pid}/task")) > 1 for pid in brokers_under(own_tmp)), "a formatter", START_S
+    )
+
+    cluster.stop(signal.SIGKILL)
+
+    eventually(lambda: not list(own_tmp.iterdir()), "no file is left")
+    assert not brokers_under(own_tmp), "a process that outlives the files may write them again"
+
+
+def test_a_demo_that_is_killed_leaves_nothing_behind(processes: Processes, own_tmp: Path) -> None:
+    demo = processes.start("demo", "--quick", "--plain", env={"TMPDIR": str(own_tmp)})
+    demo.says("consumers join group", START_S)
+
+    demo.stop(signal.SIGKILL)
+
     eventually(lambda: not list(own_tmp.iterdir()), "no file is left")
 
 
@@ -93,6 +116,14 @@ def test_a_broker_that_is_killed_comes_back_with_its_messages(processes: Process
     assert cluster.running
     assert cluster.stop() == 0
     assert not list(own_tmp.iterdir())
+
+
+def test_a_topic_that_is_named_twice_is_created_and_listed_once(processes: Processes) -> None:
+    names = [word for name in ("b", "a", "b") for word in ("--create-topic", name)]
+    cluster = processes.start("cluster", "--brokers", "1", *names)
+
+    cluster.says("topics b, a; to use it", START_S)
+    assert cluster.stop() == 0
 
 
 def test_a_broker_that_is_killed_stays_down_when_asked(processes: Processes, own_tmp: Path) -> None:

@@ -146,6 +146,14 @@ def test_several_topics_are_read_by_one_member(processes: Processes, topics: Top
     assert sum(line.startswith(second) for line in consumer.lines) == 30
 
 
+def test_a_topic_that_is_named_twice_is_read_once(processes: Processes, topic: str, group: str) -> None:
+    processes.produce(topic, "--count", "5")
+    consumer = processes.consume(topic, group, "--topic", topic, "--max-messages", "5")
+
+    assert consumer.wait() == 0, consumer.stderr
+    assert len(consumer.lines) == 5
+
+
 def test_the_marker_of_a_transaction_and_what_one_has_aborted_are_no_lag(
     processes: Processes, topics: Topics, group: str, admin: AdminClient, bootstrap_servers: str
 ) -> None:

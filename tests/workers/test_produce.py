@@ -175,6 +175,12 @@ def broken():
 
 def wrong():
     yield 42
+
+def nothing():
+    pass
+
+def with_argument(path):
+    yield "one"
 """
 
 
@@ -209,7 +215,12 @@ def test_a_source_chooses_partition_and_timestamp(processes: Processes, topic: s
 
 @pytest.mark.parametrize(
     ("source", "complaint"),
-    [("broken", "the source raised RuntimeError: the database is away"), ("wrong", "yielded an int as message 1")],
+    [
+        ("broken", "the source raised RuntimeError: the database is away"),
+        ("wrong", "yielded an int as message 1"),
+        ("nothing", "returned a NoneType; yield messages, or return a list of them"),
+        ("with_argument", "missing 1 required positional argument: 'path'"),
+    ],
 )
 def test_a_source_that_fails_is_named_and_what_came_before_was_sent(
     processes: Processes, topic: str, bootstrap_servers: str, source: str, complaint: str
@@ -218,8 +229,9 @@ def test_a_source_that_fails_is_named_and_what_came_before_was_sent(
     processes.write("my_source.py", SOURCE)
     result = processes.run("produce", "--topic", topic, "--source", f"my_source:{source}")
 
-    assert result.returncode == (1 if source == "broken" else 2)
+    assert result.returncode == (1 if source in ("broken", "with_argument") else 2)
     assert complaint in result.stderr
+    assert ("earlier messages were sent" in result.stderr) == (source == "broken")
     assert "Traceback" not in result.stderr
     assert len(read_all(bootstrap_servers, topic, 1 if source == "broken" else 0)) == (source == "broken")
 

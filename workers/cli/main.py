@@ -21,6 +21,7 @@ from confluent_kafka import KafkaException
 
 from workers.cli.options import COMPLETION_VARIABLE
 from workers.errors import ConfigError, ExitCode, WorkerError
+from workers.escaping import one_line
 from workers.lifecycle import LEFT_BEHIND
 
 # How long the end of a command waits for threads that the user's code has started.
@@ -161,7 +162,7 @@ def _described(error: OSError) -> str:
 
 
 def _complain(command: str, text: str, code: ExitCode) -> ExitCode:
-    click.echo(f"{command}: {' '.join(text.split())}", err=True)
+    click.echo(f"{command}: {one_line(' '.join(text.split()))}", err=True)
     return code
 
 

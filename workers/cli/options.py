@@ -82,6 +82,11 @@ def option(*arguments: Any, **attributes: Any) -> Callable[[_Command], _Command]
     return click.option(*arguments, cls=Option, **attributes)
 
 
+def each_once(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """The values of a repeatable option in their order, without repetitions."""
+    return tuple(dict.fromkeys(values))
+
+
 def apply(command: _Command, options: Sequence[Callable[[_Command], _Command]]) -> _Command:
     """The command with options, which --help lists in this order."""
     for each in reversed(options):
@@ -105,13 +110,19 @@ class Whole(click.IntRange):
 POSITIVE = Whole(min=1)
 
 
+# Python's waits take no more than 292 years of seconds; nobody waits for 31.
+LARGEST_NUMBER = 1_000_000_000
+
+
 class FiniteRange(click.FloatRange):
-    """A range of numbers without "inf", which has no end, and "nan", which is in every range."""
+    """A range of numbers up to LARGEST_NUMBER, without "inf", and without "nan", which is in every range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
+        if number > LARGEST_NUMBER:
+            self.fail(f"{value} is more than {LARGEST_NUMBER}.", param, ctx)
         return number
 
 
@@ -286,7 +297,7 @@ def connection_options(command: _Command) -> _Command:
         [
             option("--bootstrap-servers", default="localhost:9092", show_default=True, help="First brokers to ask."),
             option("--security-protocol", type=protocols, help="Protocol of the connections.  [default: plaintext]"),
-            option("--sasl-mechanism", help="SCRAM-SHA-512, SCRAM-SHA-256, PLAIN, OAUTHBEARER, AWS_MSK_IAM or GSSAPI."),
+            option("--sasl-mechanism", help="SCRAM-SHA-512, SCRAM-SHA-256, PLAIN, OAUTHBEARER or AWS_MSK_IAM."),
             option("--sasl-username", help="SASL user."),
             option("--sasl-password-file", type=Path, help="File with its password; or variable KAFKA_SASL_PASSWORD."),
             option("--oauth-token-url", metavar="URL",

@@ -215,7 +215,8 @@ def _send_all(producer: Producer, source: Source, options: ProduceOptions) -> Wo
             producer.run(source, options.duration, bar.update if bar is not None else lambda _: None)
     except SourceError as error:
         code = ExitCode.FAILED if isinstance(error, SourceRaisedError) else ExitCode.USAGE
-        return WorkerError(f"{error}; earlier messages were sent", code)
+        sent = producer.deliveries.enqueued + producer.dead_letters.enqueued
+        return WorkerError(f"{error}; earlier messages were sent" if sent else str(error), code)
     except WorkerError as error:
         return error
     if producer.interrupted and _must_finish(options):

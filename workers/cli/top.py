@@ -17,8 +17,8 @@ from workers.cli.admin import connected_admin
 from workers.cli.commands.top import TopOptions
 from workers.cli.context import Context
 from workers.errors import ConfigError
+from workers.escaping import one_line
 from workers.kafka.groups import REQUEST_TIMEOUT_S
-from workers.kafka.messages import escaped
 from workers.lifecycle import Shutdown, Stopped
 from workers.live import has_tables, live_table
 from workers.monitoring.group_lag import GroupLag, Selection
@@ -153,7 +153,7 @@ def _rounded(number: float | None) -> float | None:
 def as_lines(overview: Overview) -> str:
     """A line for each group, and one for a broker that does not answer."""
     at = datetime.fromtimestamp(overview.at_s).strftime("%H:%M:%S")
-    found = [_line(row) for row in overview.rows] + [f"{_shown(name)}: not there" for name in overview.missing]
+    found = [_line(row) for row in overview.rows] + [f"{one_line(name)}: not there" for name in overview.missing]
     found += _troubles(overview)
     return "\n".join(f"{at} {line}" for line in found or ["no group"])
 
@@ -170,7 +170,7 @@ def _line(row: GroupRow) -> str:
     idle = sum(each.idle for each in row.members)
     members = f"{_count(len(row.members), 'member')}{f' ({idle} idle)' if idle else ''}"
     words = [
-        f"{_shown(row.group.group_id)}: {row.health}",
+        f"{one_line(row.group.group_id)}: {row.health}",
         members,
         _count(len(row.group.partitions), "partition"),
         f"lag {row.group.total_lag:,} ({_age(row.lag_s)})",
@@ -189,7 +189,7 @@ def as_table(overview: Overview, console: "Console") -> "Group":
     from rich.text import Text
 
     rows = [cells for row in overview.rows for cells in _cells(row)]
-    rows += [(_shown(name), "-", "-", "-", "-", "-", "not there") for name in overview.missing]
+    rows += [(one_line(name), "-", "-", "-", "-", "-", "not there") for name in overview.missing]
     longest = max((len(cells[0]) for cells in rows), default=0)
     table = Table(width=min(console.width, longest + NUMBERS_WIDTH), box=None, pad_edge=False, header_style="bold")
     table.add_column("GROUP, members", ratio=1, no_wrap=True, overflow="ellipsis")
@@ -211,7 +211,7 @@ def as_table(overview: Overview, console: "Console") -> "Group":
 def _cells(row: GroupRow) -> Iterator[tuple[str, ...]]:
     group = row.group
     yield (
-        _shown(group.group_id),
+        one_line(group.group_id),
         str(len(group.partitions)),
         f"{group.total_lag:,}",
         _age(row.lag_s),
@@ -221,7 +221,7 @@ def _cells(row: GroupRow) -> Iterator[tuple[str, ...]]:
     )
     for each in row.members:
         yield (
-            f"  {_shown(each.member.client_id)} {_shown(each.member.host.lstrip('/'))}",
+            f"  {one_line(each.member.client_id)} {one_line(each.member.host.lstrip('/'))}",
             str(len(each.member.partitions)),
             f"{each.lag:,}",
             "",
@@ -229,11 +229,6 @@ def _cells(row: GroupRow) -> Iterator[tuple[str, ...]]:
             _rate(each.out_per_s),
             "idle" if each.idle else "",
         )
-
-
-def _shown(name: str) -> str:
-    """A name that a client has chosen, without characters that would do something to the terminal."""
-    return escaped(name.encode()).decode()
 
 
 def _count(number: int, what: str) -> str:

@@ -185,7 +185,10 @@ class Executor:
             self._threads[0].join(CANCEL_S)
         if any(thread.is_alive() for thread in self._threads):
             return self._late()
-        return f"the handler did not end well: {named(self._broken)}" if self._broken is not None else None
+        if self._broken is None:
+            return None
+        error = str(self._broken) if isinstance(self._broken, ConfigError) else named(self._broken)
+        return f"the handler did not end well: {error}"
 
     def _late(self) -> str:
         """Name the first call that has not returned."""

@@ -14,9 +14,10 @@ from confluent_kafka import Message as Message
 
 from workers.accounting.stamps import MAGIC, STREAM_PATTERN, StreamName
 from workers.errors import ConfigError
+from workers.escaping import escaped
 from workers.handlers import Lifespan, OutputClosedError, OutputError, batch
 from workers.json_text import json_line
-from workers.kafka.messages import escaped, headers_of, json_field
+from workers.kafka.messages import headers_of, json_field
 
 _UNDECODED = {bytes, type(None)}
 _PRINTABLE = bytes(range(ord(" "), ord("~") + 1))

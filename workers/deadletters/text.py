@@ -10,7 +10,8 @@ from typing import Any
 from workers.columns import aligned
 from workers.deadletters.stored import StoredDeadLetter
 from workers.deadletters.treated import Record, State
-from workers.kafka.messages import escaped, json_field
+from workers.escaping import escaped, one_line
+from workers.kafka.messages import json_field
 
 # Of a value that is shown. JSON has all of it.
 MAX_SHOWN_BYTES = 4096
@@ -39,10 +40,6 @@ def source_of(letter: StoredDeadLetter) -> str:
         return "a line" if letter.is_invalid_line else "-"
     partition = "?" if origin.partition < 0 else origin.partition
     return f"{origin.topic}[{partition}]@{'?' if letter.origin_offset is None else letter.origin_offset}"
-
-
-def one_line(text: str) -> str:
-    return escaped(text.encode(errors="backslashreplace")).decode()
 
 
 def key_of(letter: StoredDeadLetter) -> str:

@@ -22,6 +22,8 @@ _TLS = ("ssl.ca.location", "ssl.certificate.location", "ssl.key.location", "ssl.
 _SASL = ("sasl.mechanism", "sasl.username", "sasl.password")
 # Each sends its secret as it is, which everybody on the way can read without TLS. SCRAM only proves it.
 _READABLE = {"PLAIN": "the password", OAUTHBEARER: "the token"}
+# GSSAPI is not in the wheel of confluent-kafka.
+_MECHANISMS = f"SCRAM-SHA-512, SCRAM-SHA-256, PLAIN, {OAUTHBEARER} or {AWS_MSK_IAM}"
 # Other ways to a token that librdkafka has, all by properties.
 _OTHER_WAYS = (_METHOD, "enable.sasl.oauthbearer.unsecure.jwt")
 
@@ -46,6 +48,20 @@ def complete(config: ClientConfig) -> list[Setting]:
     _check_effect(config, protocol)
     _refuse(config, ("sasl.username", "sasl.password"), f"{mechanism.value} authenticates with a token")
     return _msk(config, where) if mechanism.value == AWS_MSK_IAM else _oidc(config, where)
+
+
+def unusable_mechanism(config: ClientConfig) -> ConfigError:
+    """Return the error for a SASL mechanism that librdkafka does not support; without one it takes GSSAPI."""
+    mechanism = config.settings.get("sasl.mechanism")
+    if mechanism is not None:
+        return ConfigError(
+            f"{mechanism.origin}: librdkafka does not support SASL mechanism {mechanism.value!r}; use {_MECHANISMS}"
+        )
+    protocol = config.settings["security.protocol"]
+    return ConfigError(
+        f"{protocol.origin}: security protocol {protocol.value} needs a SASL mechanism; add --sasl-mechanism with "
+        f"{_MECHANISMS}"
+    )
 
 
 def plaintext_warning(config: ClientConfig) -> str | None:

@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, TopicMetadata
 
 from workers.config import ClientConfig
 from workers.errors import ConfigError, ExitCode, WorkerError
-from workers.kafka.authentication import AWS_MSK_IAM, OAUTHBEARER, REGION
+from workers.kafka.authentication import AWS_MSK_IAM, OAUTHBEARER, REGION, unusable_mechanism
 from workers.kafka.credentials import KINDS, Credentials, is_mounted, read_credentials
 from workers.kafka.statistics import Statistics, parse
 from workers.lifecycle import Shutdown
@@ -40,6 +40,8 @@ REFUSAL_AGE_S = 75.0
 
 # A coordinator that has just been elected: librdkafka asks again by itself.
 _LOADING = r"^GETPID .*: Coordinator load in progress\b"
+# The second is for an empty one, or several.
+_BAD_MECHANISM = re.compile(r"(Unsupported|No provider for) SASL mechanism|^Invalid value for .*\"sasl\.mechanisms\"")
 # Whoever consumes has a producer too, and what is given is for both.
 _FOR_THE_PRODUCER = r"^CONFWARN .* is a producer property and will be ignored by this consumer instance"
 _FOR_THE_CONSUMER = r"^CONFWARN .* is a consumer property and will be ignored by this producer instance"
@@ -270,6 +272,8 @@ def create_client(
     except KafkaException as error:
         if "OAuth token not set" in error.args[0].str():
             raise _no_aws_token() from None
+        if _BAD_MECHANISM.search(error.args[0].str()):
+            raise unusable_mechanism(config) from None
         raise config.explain(error) from None
     except ImportError as error:
         # Of the property sasl.oauthbearer.metadata.authentication.type=aws_iam.

@@ -73,16 +73,6 @@ def is_topic_name(name: str) -> bool:
     return re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", name) is not None and name not in (".", "..")
 
 
-def escaped(data: bytes) -> bytes:
-    """Escape `data` so that a terminal shows it in one line, as UTF-8."""
-    text = data.decode("utf-8", "backslashreplace")
-    return (text if text.isprintable() else "".join(c if c.isprintable() else _escape(c) for c in text)).encode()
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode()
-
-
 def json_field(name: str, data: bytes | None) -> dict[str, str | None]:
     """JSON strings hold text; anything else is said to be base64 in the field's name."""
     if data is None:

@@ -190,7 +190,8 @@ class Cluster:
 
     With `racks` each broker has a rack of its own, `rack-0` and so on, and serves the consumers there.
 
-    A guardian process outlives this one for a moment when this one is killed, ends the brokers and removes their data.
+    A guardian process outlives this one for a moment when this one is killed, ends the brokers, the formatter of their
+    storage and what else it was told to `watch`, and removes `directory`, which has their data.
     """
 
     def __init__(
@@ -221,6 +222,7 @@ class Cluster:
         self._heap_mb = heap_mb
         self._say = say
         self._guardian: subprocess.Popen[str] | None = None
+        self.directory = Path()
         self.brokers: list[Broker] = []
         self.secure_ports: list[int] = []
         self.proxy_routes: list[tuple[int, int]] = []
@@ -277,16 +279,16 @@ class Cluster:
         if self._learn is None:
             decisive = [_java_version(), *self._java_options, *CACHE_OPTIONS, *self.classpath]
             self._startup_cache = find_or_make(cache_path(decisive, ".aot"), self._train, self._say)
-        directory = Path(tempfile.mkdtemp(prefix="kafka-workers-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="kafka-workers-"))
         try:
             # Told by the end of its standard input that this process is gone, whatever ended it.
             self._guardian = subprocess.Popen(
-                [sys.executable, "-I", str(Path(__file__).with_name("guardian.py")), str(directory)],
+                [sys.executable, "-I", str(Path(__file__).with_name("guardian.py")), str(self.directory)],
                 stdin=subprocess.PIPE,
                 text=True,
                 start_new_session=True,
             )
-            self._prepare(directory)
+            self._prepare()
             self._format()
             for broker in self.brokers:
                 self.start_broker(broker.node_id)
@@ -392,14 +394,14 @@ class Cluster:
             self._guardian.stdin.write(f"{verb} {pid}\n")
             self._guardian.stdin.flush()
 
-    def _prepare(self, directory: Path) -> None:
+    def _prepare(self) -> None:
         ports = free_ports(self._count * 5)
         plain, controllers, secure, advertised_by_proxy, behind_proxy = (ports[at::5] for at in range(5))
         self.secure_ports = secure if any("SECURE" in key.upper() for key in self._extra) else []
         self.proxy_routes = list(zip(advertised_by_proxy, behind_proxy, strict=True)) if self._proxied else []
         voters = ",".join(f"{node}@127.0.0.1:{port}" for node, port in enumerate(controllers))
         for node in range(self._count):
-            home = directory / str(node)
+            home = self.directory / str(node)
             (home / "data").mkdir(parents=True)
             listeners = [f"PLAINTEXT://127.0.0.1:{plain[node]}", f"CONTROLLER://127.0.0.1:{controllers[node]}"]
             advertised = listeners[:1]
@@ -456,11 +458,18 @@ class Cluster:
         first, *others = self.brokers
         config = str(first.directory / "server.properties")
         command = self.java("kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", config, *scram)
-        answer = subprocess.run(
+        with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        if answer.returncode:
-            raise ClusterError(f"the brokers' storage was not formatted: {answer.stdout.strip()}")
+        ) as formatter:
+            self.watch(formatter.pid)
+            try:
+                said, _ = formatter.communicate()
+            except BaseException:
+                formatter.kill()
+                raise
+        self.forget(formatter.pid)
+        if formatter.returncode:
+            raise ClusterError(f"the brokers' storage was not formatted: {said.strip()}")
         # A second of Java for each broker less: KIP-858 names the two properties in which directories differ.
         for broker in others:
             shutil.copytree(first.directory / "data", broker.directory / "data", dirs_exist_ok=True)

@@ -8,7 +8,6 @@ the consumers printed.
 import json
 import os
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -119,9 +118,10 @@ def run(*, quick: bool, live: bool, picture: Path | None, shutdown: Shutdown, sa
     set_up_logging("text", "critical")
     began = time.monotonic()
     with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kafka-workers-demo-")))
         say("starting three brokers")
         cluster = stack.enter_context(Cluster(say=say))
+        # It goes with the cluster, also when this process is killed.
+        directory = cluster.directory
         cluster.create_topic(TOPIC, PARTITIONS)
         say(
             f"brokers at {cluster.bootstrap_servers}; {CONSUMERS} consumers join group {GROUP}, {PARTITIONS} partitions"

@@ -4,7 +4,7 @@ import time
 
 import click
 
-from workers.cli.options import POSITIVE, TOPIC, Command, Whole, option
+from workers.cli.options import TOPIC, Command, Whole, each_once, option
 from workers.lifecycle import installed_shutdown
 
 
@@ -15,11 +15,12 @@ from workers.lifecycle import installed_shutdown
     "topics",
     type=TOPIC,
     multiple=True,
+    callback=each_once,
     default=["teste", "teste.dlq"],
     show_default=True,
     help="Topics to create.",
 )
-@option("--partitions", type=POSITIVE, default=3, show_default=True, help="Partitions of each.")
+@option("--partitions", type=Whole(1, 1000), default=3, show_default=True, help="Partitions of each.")
 @option(
     "--heap",
     "heap_mb",
