@@ -43,10 +43,20 @@ def test_partitions_that_send_nothing_end_the_reading_with_their_numbers_and_the
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     client = Client([message(1, 0)])
-    says = "t.dlq cannot be read to its end: partitions [0, 2] have sent nothing for 60 s; check that they have leaders"
-    with pytest.raises(WorkerError, match=f"^{re.escape(says)}$"):
+    says = "partitions [0, 2] have sent nothing for 60 s; check that they have leaders, and try again"
+    with pytest.raises(WorkerError, match=f"^t.dlq cannot be read to its end: {re.escape(says)}$"):
         for _ in reading(client, monkeypatch, {0: 5, 1: 1, 2: 5}):
             pass
+
+
+def test_a_partition_that_grows_behind_its_end_does_not_hide_that_another_sends_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = Client([message(0, offset) for offset in range(1000)])
+    with pytest.raises(WorkerError, match=r"partitions \[1\] have sent nothing"):
+        for _ in reading(client, monkeypatch, {0: 1, 1: 5}):
+            pass
+    assert client.polls
 
 
 def test_the_time_in_which_messages_are_worked_off_is_no_time_without_messages(monkeypatch: pytest.MonkeyPatch) -> None:

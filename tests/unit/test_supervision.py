@@ -16,8 +16,9 @@ from workers.testing.processes import eventually
 # The child writes its process id to a file at each start, and then does what the test says.
 CHILD = """
 import os, signal, sys, time
-from workers.cli.supervision import supervise
-supervise(sys.argv[1])
+from workers.cli import supervision
+supervision.SAME_SIGNAL_S = float(sys.argv[3])
+supervision.supervise(sys.argv[1])
 with open(sys.argv[2], "a") as starts:
     print(os.getpid(), file=starts)
 """
@@ -28,9 +29,9 @@ class Command:
         self.path = directory / "starts"
         self.processes: list[subprocess.Popen[str]] = []
 
-    def start(self, command: str, then: str) -> "subprocess.Popen[str]":
+    def start(self, command: str, then: str, same_signal_s: float = 0.0) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
-            [sys.executable, "-c", CHILD + then, command, str(self.path)],
+            [sys.executable, "-c", CHILD + then, command, str(self.path), str(same_signal_s)],
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
@@ -141,6 +142,21 @@ def test_a_signal_reaches_the_child_once_whoever_is_sent_it(command: Command, nu
     os.kill(child, signal.SIGUSR1)
 
     assert process.wait(30) == 45
+
+
+def test_a_signal_that_comes_twice_in_a_moment_reaches_the_child_once(command: Command) -> None:
+    """As from `timeout`, which signals the command and then its group."""
+    process = command.start("top", COUNTS, same_signal_s=60.0)
+    eventually(lambda: len(command.children) == 2, "the child handles the signal")
+    process.send_signal(signal.SIGHUP)
+    eventually(partial(command.has_counted, 1), "the first")
+    process.send_signal(signal.SIGHUP)
+    # Of two that wait, the one with the lower number comes first.
+    process.send_signal(signal.SIGTERM)
+    eventually(partial(command.has_counted, 2), "another signal")
+    os.kill(command.children[0], signal.SIGUSR1)
+
+    assert process.wait(30) == 42
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

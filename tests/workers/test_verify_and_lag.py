@@ -1,6 +1,7 @@
 """Verification and the outside view of a group, against real brokers."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from confluent_kafka.admin import AdminClient
 
 from tests.conftest import Topics
 from workers.accounting.stamps import encode, stream_of
-from workers.testing.processes import Processes, eventually
+from workers.testing.processes import COMMAND, DEADLINE_S, Processes, eventually
 
 
 def write_stamped(bootstrap_servers: str, topic: str, run: str, sequences: list[int]) -> None:
@@ -38,6 +39,17 @@ def test_missing_duplicated_and_reordered_messages_are_told_apart(
     assert (broken["present"], broken["missing"], broken["lost"]) == (5, 2, 2)
     assert (broken["duplicated"], broken["reordered"]) == (1, 1)
     assert (whole["present"], whole["missing"], whole["duplicated"], whole["reordered"]) == (10, 0, 0, 0)
+
+
+def test_a_closed_pipe_hides_no_loss(processes: Processes, topic: str, bootstrap_servers: str) -> None:
+    write_stamped(bootstrap_servers, topic, "made-up", [0, 2])
+    words = ["bash", "-c", 'set -o pipefail; "$@" | true', "-", *COMMAND, "verify", "--topic", topic, "--json"]
+    result = subprocess.run(
+        words, env=processes.environment(), capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+
+    assert result.returncode == 3, result.stderr
+    assert "1 messages are lost" in result.stderr
 
 
 def test_only_the_run_that_is_asked_for_counts(processes: Processes, topic: str, bootstrap_servers: str) -> None:

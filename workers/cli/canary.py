@@ -3,7 +3,6 @@
 import json
 import logging
 
-import click
 import confluent_kafka
 from confluent_kafka.admin import AdminClient
 
@@ -12,7 +11,7 @@ from workers.canary.ownership import check_ownership
 from workers.canary.placement import PROPERTIES, Placement, Rules, ensure_topic
 from workers.canary.summary import as_text, summarize
 from workers.cli.commands.canary import CanaryOptions
-from workers.cli.context import Context
+from workers.cli.context import Context, show
 from workers.config import (
     CANARY_CONSUMER_DEFAULTS,
     CANARY_PRODUCER_DEFAULTS,
@@ -83,7 +82,7 @@ def canary(options: CanaryOptions, context: Context, shutdown: Shutdown) -> None
         finally:
             placement.close(CLOSE_TIMEOUT_S)
             summary = summarize(running, options.topic)
-            click.echo(json.dumps(summary) if options.summary == "json" else as_text(summary))
+            show(json.dumps(summary) if options.summary == "json" else as_text(summary))
             running.close()
     missing = summary["lost"] - summary["recovered"]
     if missing:

@@ -34,6 +34,14 @@ SECRET_VARIABLES = {variable for _, variable, _ in SECRETS} | {schemas.PASSWORD_
 SIMILAR = 0.8
 
 
+def show(text: str) -> None:
+    """Print a result, on standard error where nobody reads standard output any more: the exit code is still to come."""
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        click.echo(text, err=True)
+
+
 def terminal_columns() -> int | None:
     """The columns of the terminal; None where the output goes elsewhere, and nothing is to be folded or cut."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

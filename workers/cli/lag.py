@@ -9,7 +9,7 @@ import click
 
 from workers.cli.admin import connected_admin
 from workers.cli.commands.lag import LagOptions
-from workers.cli.context import Context
+from workers.cli.context import Context, show
 from workers.columns import aligned, or_dash
 from workers.errors import WorkerError
 from workers.kafka import groups
@@ -40,12 +40,13 @@ def lag(options: LagOptions, context: Context, shutdown: Shutdown) -> None:
 
 
 def _show(group: Group, options: LagOptions) -> None:
-    if options.as_json:
-        click.echo(json.dumps(as_document(group)))
+    text = json.dumps(as_document(group)) if options.as_json else as_table(group)
+    if not options.watch:
+        show(text)
         return
-    if options.watch and sys.stdout.isatty():
+    if not options.as_json and sys.stdout.isatty():
         click.clear()
-    click.echo(as_table(group))
+    click.echo(text)
 
 
 def _check_topics(group: Group, topics: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from confluent_kafka import KafkaError, Message
 
 from workers.accounting.stamps import check_run, new_run, stream_of
 from workers.cli.commands.produce import ProduceOptions
-from workers.cli.context import Context
+from workers.cli.context import Context, show
 from workers.cli.parameters import check_dead_letter_topic
 from workers.cli.tracing import start_tracing
 from workers.config import PRODUCER_DEFAULTS, ClientConfig
@@ -52,7 +52,9 @@ def produce(options: ProduceOptions, context: Context, shutdown: Shutdown) -> No
         with shutdown.at_once():
             records = _records(options, _codecs(options, context, registry_config))
     except Stopped:
-        _stopped_before("the source was ready", options)
+        if _must_finish(options):
+            raise WorkerError("stopped before the source was ready; nothing was sent") from None
+        log.info("stopped before the source was ready; nothing was sent")
         return
     tracing = start_tracing(context) if options.worker.tracing else None
     producer = Producer(
@@ -68,13 +70,9 @@ def produce(options: ProduceOptions, context: Context, shutdown: Shutdown) -> No
     metrics = None if options.worker.no_metrics else options.metrics
     with context.serve(metrics, collector, producer.ready, producer.live) as server:
         producer.start(options.connection.timeout)
-        if shutdown.requested:
-            # The source is not begun: nothing that it gives could be sent.
-            producer.close()
-            _stopped_before("the brokers answered", options)
-            return
         source: Source
-        if records is None:
+        # At a stop the user's source is not begun: nothing that it gives could be sent.
+        if records is None or shutdown.requested:
             size = options.size or DEFAULT_SIZE
             source = StampedSource(run, index, size, _count(options), producer.partitions)
         else:
@@ -99,14 +97,6 @@ def produce(options: ProduceOptions, context: Context, shutdown: Shutdown) -> No
         sent = sum(each.enqueued for each in accounts)
         first = next(each.first_error for each in accounts if each.first_error)
         raise WorkerError(f"{undelivered} of {sent} messages were not acknowledged; the first: {first}")
-
-
-def _stopped_before(what: str, options: ProduceOptions) -> None:
-    """Raises WorkerError where a stop is a failure."""
-    said = f"stopped before {what}; nothing was sent"
-    if _must_finish(options):
-        raise WorkerError(said)
-    log.info(said)
 
 
 def _traced(source: Source, tracing: "Tracing", producer: Producer, client_id: str) -> Source:
@@ -251,10 +241,7 @@ def _show_account(producer: Producer, run: str, form: str) -> None:
     summary = summarize(producer.deliveries, run, producer.finished_at - producer.started_at, dead_letters)
     text = json.dumps(summary) if form == "json" else as_text(summary)
     try:
-        click.echo(text)
-    except BrokenPipeError:
-        # Whoever read has gone; that is no failure of a delivery.
-        click.echo(text, err=True)
+        show(text)
     except OSError:
         click.echo(text, err=True)
         raise

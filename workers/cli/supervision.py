@@ -16,6 +16,7 @@ from types import FrameType
 from typing import NoReturn
 
 from workers.errors import ExitCode
+from workers.lifecycle import SAME_SIGNAL_S
 
 # These change nothing, so that doing them again loses nothing but what they have seen.
 STARTED_AGAIN = ("lag", "lag-exporter", "offsets show", "top")
@@ -110,13 +111,17 @@ def _handle(number: int, _told_by: int, frame: FrameType | None) -> None:
 def _wait(child: int) -> tuple[int, int | None]:
     """Pass stops on until the child has ended; return its status, and the signal of the first stop.
 
-    A signal to the process group or to each process of a service comes to both processes, and counts once.
+    A signal to the process group or to each process of a service comes to both processes, and counts once; so does one
+    that comes to a process twice within SAME_SIGNAL_S.
     """
     came: Counter[int] = Counter()
     passed_on: Counter[int] = Counter()
+    came_at: dict[int, float] = {}
     while True:
         received = signal.sigwaitinfo((*STOPS, *TOLD_BY.values(), signal.SIGCHLD)).si_signo
-        came[received] += 1
+        now = time.monotonic()
+        came[received] += now - came_at.get(received, float("-inf")) > SAME_SIGNAL_S
+        came_at[received] = now
         for number, told_by in TOLD_BY.items():
             if max(came[number], came[told_by]) > passed_on[number]:
                 passed_on[number] += 1

@@ -5,12 +5,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import click
-
 from workers.accounting.accounts import StreamSent, read_accounts
 from workers.accounting.verify import UNDECIDED, as_table
 from workers.cli.commands.verify import VerifyOptions
-from workers.cli.context import Context, terminal_columns
+from workers.cli.context import Context, show, terminal_columns
 from workers.config import CONSUMER_DEFAULTS, Precedence, Setting, read_text
 from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.kafka.reader import read_topic
@@ -36,9 +34,9 @@ def verify(options: VerifyOptions, context: Context, shutdown: Shutdown) -> None
         raise ConfigError(f"no stamped message of {wanted} in {options.topic}, so nothing is verified")
     if options.as_json:
         for report in reports:
-            click.echo(json.dumps(asdict(report)))
+            show(json.dumps(asdict(report)))
     else:
-        click.echo(as_table(reports, observations, terminal_columns()))
+        show(as_table(reports, observations, terminal_columns()))
     lost = sum(report.lost for report in reports)
     if lost:
         raise WorkerError(f"{lost} messages are lost: they should be in {options.topic} and are not", ExitCode.LOSS)
