@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from workers.testing.processes import COMMAND, DEADLINE_S, Processes
+
 
 def program(name: str, package: str = "") -> str:
     """The path of a program; skips the test where there is none, with Debian's package where it has one."""
@@ -13,6 +15,12 @@ def program(name: str, package: str = "") -> str:
     if path is None:
         pytest.skip(f"there is no {name} command" + (f" (Debian's package {package} has it)" if package else ""))
     return path
+
+
+def run_in_bash(processes: Processes, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in which "$@" is kafka-workers with these arguments."""
+    words = ["bash", "-c", script, "-", *COMMAND, *arguments]
+    return subprocess.run(words, env=processes.environment(), capture_output=True, text=True, timeout=DEADLINE_S)
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:

@@ -2,15 +2,15 @@
 
 import os
 import socket
-import subprocess
 from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from tests.conftest import PASSWORD, USER, Certificates, Topics
+from tests.programs import run_in_bash
 from workers.local.cluster import Cluster
-from workers.testing.processes import COMMAND, DEADLINE_S, Processes
+from workers.testing.processes import Processes
 
 MODULE = """
 not_callable = 1
@@ -107,10 +107,7 @@ def test_a_mistake_gets_one_line_that_names_it(
 
 
 def test_too_many_open_files_are_not_taken_for_a_full_disk(processes: Processes, topic: str) -> None:
-    words = ["bash", "-c", 'ulimit -n 8 && exec "$@"', "-", *COMMAND, "produce", "--topic", topic]
-    result = subprocess.run(
-        words, env=processes.environment(), capture_output=True, text=True, timeout=DEADLINE_S, check=False
-    )
+    result = run_in_bash(processes, 'ulimit -n 8 && exec "$@"', "produce", "--topic", topic)
 
     assert result.returncode == 1
     assert "Too many open files; raise the limit of the process (ulimit -n)" in result.stderr

@@ -9,6 +9,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from tests.conftest import Topics
+from tests.programs import run_in_bash
 from workers.local.cluster import Cluster
 from workers.testing.processes import COMMAND, DEADLINE_S, Processes, eventually
 
@@ -297,33 +298,17 @@ def test_stamped_input_can_be_verified(processes: Processes, topic: str, tmp_pat
 
 
 def test_a_closed_pipe_ends_a_verbose_producer_quietly(processes: Processes, topic: str) -> None:
-    producer = subprocess.Popen(
-        ["bash", "-c", '"$@" | head -1', "-", *COMMAND, "produce", "--topic", topic, "--verbose", "--forever"],
-        env=processes.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    out, err = producer.communicate(timeout=DEADLINE_S)
+    words = ("produce", "--topic", topic, "--verbose", "--forever")
+    result = run_in_bash(processes, '"$@" | head -1', *words)
 
-    assert out.startswith("delivered")
-    assert "Traceback" not in err
-    assert "Broken pipe" not in err
+    assert result.stdout.startswith("delivered")
+    assert "Traceback" not in result.stderr
+    assert "Broken pipe" not in result.stderr
 
 
 def test_a_closed_pipe_keeps_no_account_from_the_user_and_is_no_failure(processes: Processes, topic: str) -> None:
-    words = [
-        "bash",
-        "-c",
-        'set -o pipefail; "$@" | true',
-        "-",
-        *COMMAND,
-        "produce",
-        "--topic",
-        topic,
-        "--summary",
-        "json",
-    ]
-    result = subprocess.run(
-        words, env=processes.environment(), stderr=subprocess.PIPE, text=True, timeout=DEADLINE_S, check=False
-    )
+    script = 'set -o pipefail; "$@" | true'
+    result = run_in_bash(processes, script, "produce", "--topic", topic, "--summary", "json")
 
     account = json.loads(result.stderr.splitlines()[-1])
     assert (result.returncode, account["acknowledged"]) == (0, 100)

@@ -5,9 +5,10 @@ import signal
 import subprocess
 import sys
 
+from tests.programs import run_in_bash
 from tests.workers.terminal import Terminal
 from workers.local.cluster import Cluster
-from workers.testing.processes import COMMAND, DEADLINE_S, Processes, eventually
+from workers.testing.processes import Processes, eventually
 
 
 def test_one_round_shows_members_and_lag_as_lines_and_as_json(processes: Processes, topic: str, group: str) -> None:
@@ -98,10 +99,7 @@ def test_a_closed_pipe_is_no_failure(processes: Processes, topic: str, group: st
     processes.produce(topic, "--count", "9")
     assert processes.consume(topic, group, "--max-messages", "9").wait() == 0
     script = 'set -o pipefail; "$@" | head -1'
-    words = ["bash", "-c", script, "-", *COMMAND, "top", "--plain", "--group-id", group, "--interval", "0.2"]
-    result = subprocess.run(
-        words, env=processes.environment(), capture_output=True, text=True, timeout=DEADLINE_S, check=False
-    )
+    result = run_in_bash(processes, script, "top", "--plain", "--group-id", group, "--interval", "0.2")
 
     assert result.returncode == 0, result.stderr
     assert group in result.stdout

@@ -1,7 +1,6 @@
 """Verification and the outside view of a group, against real brokers."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,8 +8,9 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from tests.conftest import Topics
+from tests.programs import run_in_bash
 from workers.accounting.stamps import encode, stream_of
-from workers.testing.processes import COMMAND, DEADLINE_S, Processes, eventually
+from workers.testing.processes import Processes, eventually
 
 
 def write_stamped(bootstrap_servers: str, topic: str, run: str, sequences: list[int]) -> None:
@@ -43,10 +43,7 @@ def test_missing_duplicated_and_reordered_messages_are_told_apart(
 
 def test_a_closed_pipe_hides_no_loss(processes: Processes, topic: str, bootstrap_servers: str) -> None:
     write_stamped(bootstrap_servers, topic, "made-up", [0, 2])
-    words = ["bash", "-c", 'set -o pipefail; "$@" | true', "-", *COMMAND, "verify", "--topic", topic, "--json"]
-    result = subprocess.run(
-        words, env=processes.environment(), capture_output=True, text=True, timeout=DEADLINE_S, check=False
-    )
+    result = run_in_bash(processes, 'set -o pipefail; "$@" | true', "verify", "--topic", topic, "--json")
 
     assert result.returncode == 3, result.stderr
     assert "1 messages are lost" in result.stderr

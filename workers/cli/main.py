@@ -27,7 +27,7 @@ from workers.lifecycle import LEFT_BEHIND
 # How long the end of a command waits for threads that the user's code has started.
 THREADS_TIMEOUT_S = 2.0
 # Errors of a write, of which standard output is the only one that nobody else reports.
-_OF_A_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EPIPE)
+_OF_A_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 _TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
 

@@ -16,7 +16,7 @@ from workers.consumer.answers import MAX_BYTES, MAX_MESSAGES, Answer, FailedOutp
 from workers.consumer.scheduling import Partition, Work
 from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.handlers import Retry
-from workers.kafka.client import BESIDE_A_CONSUMER, poll_producer, purge_producer, reason_of
+from workers.kafka.client import BESIDE_A_CONSUMER, reason_of
 from workers.kafka.renewed import RenewedProducer
 from workers.lifecycle import call_with_timeout
 from workers.producer.deliveries import DeliveriesByTopic, outcome_of
@@ -129,11 +129,10 @@ class Outputs:
             self._withdraw(sending)
         self._sendings.clear()
         self._queue.clear()
-        client, self._producer.client = self._producer.client, None
-        if client is None:
-            return None
-        purge_producer(client, lambda timeout_s: poll_producer(client, self._producer.state, timeout_s))
-        call_with_timeout(client.close, timeout_s)
+        if self._producer.client is not None:
+            self._producer.purge()
+            call_with_timeout(self._producer.client.close, timeout_s)
+            self._producer.client = None
         return None
 
     # The client
