@@ -1,7 +1,7 @@
 # One image for both workers: `docker run kafka-workers produce`, `docker run kafka-workers consume`.
 #
 # The base is Debian (glibc) because the wheel of confluent-kafka is a manylinux one. It carries librdkafka with all
-# that it is linked with, so that nothing has to be compiled.
+# that it is linked with.
 FROM python:3.13-slim-trixie AS base
 
 # Debian's archive has one version of it, so none is named.
@@ -27,17 +27,23 @@ RUN set -- \
     && python -m compileall -q --invalidation-mode unchecked-hash /opt/kafka-workers/lib
 
 FROM dependencies AS package
+# Python's headers are in the base, but for one with Debian's Python. The versions are Debian's, as above.
+# hadolint ignore=DL3008
+RUN if [ -e "$(python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ]; then headers=; else headers=python3-dev; fi \
+    && apt-get update -qq \
+    && apt-get install -y -qq --no-install-recommends gcc libc6-dev $headers \
+    && rm -rf /var/lib/apt/lists/*
 COPY requirements-dev.txt ./
 # What builds the wheel: of the development lock only the backend and what that needs.
-RUN awk '/^[a-z]/ { wanted = /^(hatchling|packaging|pathspec|pluggy|tomlkit|trove-classifiers)==/ } wanted' \
+RUN awk '/^[a-z]/ { wanted = /^(hatchling|packaging|pathspec|pluggy|setuptools|tomlkit|trove-classifiers)==/ } wanted' \
        requirements-dev.txt > requirements-build.txt \
     && python -m venv --without-pip tools \
     && pip --python tools/bin/python install --require-hashes --only-binary :all: -r requirements-build.txt
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY workers ./workers
 # Into a tree of its own, so that a change of our code is a new layer of a few hundred kilobytes and the one with the
 # dependencies stays.
-RUN tools/bin/python -m hatchling build -t wheel \
+RUN KAFKA_WORKERS_COMPILE=yes tools/bin/python -m hatchling build -t wheel \
     && pip --python /opt/kafka-workers/bin/python install --no-deps --no-index --no-compile --no-warn-script-location \
        --prefix /package dist/*.whl \
     && python -m compileall -q --invalidation-mode unchecked-hash -s /package -p /opt/kafka-workers \

@@ -90,11 +90,12 @@ lock: $(READY) ## Write the hashed lock files anew from pyproject.toml
 clean: ## Remove what the other targets made here
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-$(READY): requirements-dev.txt pyproject.toml
+$(READY): requirements-dev.txt pyproject.toml hatch_build.py $(wildcard workers/*/*.c)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.13" >&2; exit 1; }
 	@echo "setting up $(VENV): pip installs all that is needed, one or two minutes without a word"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.txt
-	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@KAFKA_WORKERS_COMPILE=$${KAFKA_WORKERS_COMPILE:-try} \
+	  $(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

@@ -91,8 +91,13 @@ def test_every_module_has_bytecode_that_is_loaded_without_a_look_at_its_source(i
     assert output("run", "--rm", "--entrypoint", "python", image, "-c", WITHOUT_BYTECODE) == ""
 
 
+def test_its_package_is_compiled(image: str) -> None:
+    program = "from workers.accounting import _stamps; from workers.kafka.fields import COMPILED; print(COMPILED)"
+    assert output("run", "--rm", "--entrypoint", "python", image, "-c", program).strip() == "True"
+
+
 def test_a_change_of_the_code_keeps_the_layer_with_the_dependencies(image: str, buildkit: bool, tmp_path: Path) -> None:
-    for name in ("Dockerfile", ".dockerignore", "LICENSE", "README.md", "pyproject.toml"):
+    for name in ("Dockerfile", ".dockerignore", "LICENSE", "README.md", "hatch_build.py", "pyproject.toml"):
         shutil.copy(REPOSITORY / name, tmp_path)
     for path in REPOSITORY.glob("requirements*.txt"):
         shutil.copy(path, tmp_path)

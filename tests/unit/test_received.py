@@ -8,8 +8,10 @@ from confluent_kafka import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.compiled import without_compiled
 from workers.accounting.stamps import STAMP_HEADER
 from workers.consumer.received import Received
+from workers.kafka import fields
 
 Row = tuple[int, bytes | None, bytes | None, list[tuple[str, bytes | None]] | None]
 BYTES = st.none() | st.binary(max_size=5)
@@ -149,7 +151,9 @@ class OddlyNamed(Message):
 
 
 def test_a_header_name_that_is_not_utf8_costs_only_that_message_its_headers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.consumer.received.Message", OddlyNamed)
+    in_python = without_compiled(fields)
+    monkeypatch.setattr(in_python, "Message", OddlyNamed)
+    monkeypatch.setattr(fields, "take", in_python.take)
     messages = [
         OddlyNamed(topic="t", partition=0, offset=offset, value=b"value", key=b"key", headers=[(name, b"data")])
         for offset, name in enumerate(["first", "odd", "third"])

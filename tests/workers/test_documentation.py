@@ -115,8 +115,9 @@ def test_the_table_of_faults_has_every_fault_of_the_suite() -> None:
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
 def test_every_file_and_class_that_a_page_on_the_code_names_exists(page: str) -> None:
     quoted = re.findall(r"`([^`\n]+)`", (ROOT / page).read_text())
-    paths = [path for folder in ("workers", "tests") for path in (ROOT / folder).rglob("*.py")]
-    files = [each for each in quoted if re.fullmatch(r"[\w/]+\.py", each)]
+    patterns = ("*.py", "workers/**/*.py", "workers/**/*.c", "tests/**/*.py")
+    paths = [path for pattern in patterns for path in ROOT.glob(pattern)]
+    files = [each for each in quoted if re.fullmatch(r"[\w/]+\.[cp]y?", each)]
     assert files
     assert [each for each in files if not any(path.as_posix().endswith(f"/{each}") for path in paths)] == []
     texts = [path.read_text() for path in paths]

@@ -12,6 +12,7 @@ from confluent_kafka.admin import AdminClient
 
 from tests.conftest import Topics
 from tests.programs import program
+from tests.unit.compiled import compiled_here
 from workers.local.cluster import Cluster
 from workers.local.jars import KAFKA_VERSION, kafka_classpath
 from workers.testing.processes import Processes, eventually
@@ -21,6 +22,12 @@ KAFKA_TOOLS = f"org.apache.kafka:kafka-tools:{KAFKA_VERSION}+org.slf4j:slf4j-sim
 JAVA_DEADLINE_S = 120.0
 RATE = "100"
 MESSAGES = 300
+WITHOUT_COMPILED = """
+import sys
+
+sys.modules["workers.kafka._fields"] = sys.modules["workers.accounting._stamps"] = None
+print("not compiled", file=sys.stderr)
+"""
 
 
 def test_kcat_reads_what_we_write_and_we_read_what_kcat_writes(
@@ -47,9 +54,13 @@ def test_kcat_reads_what_we_write_and_we_read_what_kcat_writes(
     assert '"headers": [{"name": "from", "value": "kcat"}]' in line
 
 
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=compiled_here), False], ids=["compiled", "in Python"])
 def test_a_header_name_that_is_not_utf_8_harms_nobody(
-    processes: Processes, topic: str, group: str, bootstrap_servers: str
+    processes: Processes, topic: str, group: str, bootstrap_servers: str, compiled: bool
 ) -> None:
+    if not compiled:
+        # Python loads a module of this name when it starts.
+        processes.write("sitecustomize.py", WITHOUT_COMPILED)
     kcat = program("kcat", "kcat")
     arguments = [kcat, "-b", bootstrap_servers, "-P", "-t", topic, "-H"]
     subprocess.run([*map(os.fsencode, arguments), b"bad\xff\xfe=1"], input=b"odd\n", check=True)
@@ -59,6 +70,7 @@ def test_a_header_name_that_is_not_utf_8_harms_nobody(
         assert consumer.wait() == 0, consumer.stderr
         assert "odd" in consumer.stdout
         assert "a header name that is not UTF-8" in consumer.stderr
+        assert ("not compiled" in consumer.stderr) is not compiled
 
     assert processes.run("verify", "--topic", topic).returncode == 0
 

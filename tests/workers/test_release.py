@@ -15,13 +15,14 @@ import pytest
 import workers
 from tests.chart.rendering import CHART
 from tests.documents import load
+from tests.unit.compiled import compiled_here
 from workers.cli.main import cli
 
 pytestmark = pytest.mark.timeout(600)
 
 ROOT = Path(__file__).resolve().parents[2]
 # With what says which files are not ours.
-SOURCES = (".gitignore", "LICENSE", "README.md", "pyproject.toml", "tests", "workers")
+SOURCES = (".gitignore", "LICENSE", "README.md", "hatch_build.py", "pyproject.toml", "tests", "workers")
 EPOCH = "1790000000"
 
 # A page as its reader follows it: text, code in Python, and commands, which are indented.
@@ -41,8 +42,9 @@ def run(*arguments: str | Path, cwd: Path = ROOT, timeout_s: float = 300, **env:
     return result.stdout
 
 
-def build(source: Path, dist: Path, *kinds: str) -> Path:
-    run(sys.executable, "-m", "hatchling", "build", "-d", str(dist), *kinds, cwd=source, SOURCE_DATE_EPOCH=EPOCH)
+def build(source: Path, dist: Path, *kinds: str, **environment: str) -> Path:
+    command = [sys.executable, "-m", "hatchling", "build", "-d", str(dist), *kinds]
+    run(*command, cwd=source, timeout_s=300, SOURCE_DATE_EPOCH=EPOCH, **environment)
     return dist
 
 
@@ -126,7 +128,9 @@ def installed(reader: Reader) -> Path:
     return reader.programs
 
 
-def test_a_build_elsewhere_from_other_file_times_and_rights_gives_the_same_bytes(dist: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A copy of the sources with other file times and rights."""
     other = tmp_path / "elsewhere"
     other.mkdir()
     for name in SOURCES:
@@ -136,9 +140,45 @@ def test_a_build_elsewhere_from_other_file_times_and_rights_gives_the_same_bytes
         if path.is_file():
             path.chmod(0o600)
             os.utime(path, (0, 1_000_000_000))
-    again = hashes(build(other, tmp_path / "dist"))
+    return other
+
+
+def test_a_build_elsewhere_from_other_file_times_and_rights_gives_the_same_bytes(
+    dist: Path, elsewhere: Path, tmp_path: Path
+) -> None:
+    again = hashes(build(elsewhere, tmp_path / "dist"))
     assert len(again) == 2
     assert again == hashes(dist)
+
+
+@compiled_here
+def test_a_wheel_is_compiled_where_that_is_asked_for_and_has_the_same_bytes_too(
+    wheel: Path, elsewhere: Path, tmp_path: Path
+) -> None:
+    builds = [
+        build(source, tmp_path / f"dist-{source.name}", "-t", "wheel", KAFKA_WORKERS_COMPILE="yes")
+        for source in (ROOT, elsewhere)
+    ]
+    assert hashes(builds[0]) == hashes(builds[1])
+    (made,) = builds[0].glob("*.whl")
+    assert re.search(r"-cp3\d+-cp3\d+-linux_", made.name), made.name
+    pure, compiled = _members(wheel), _members(made)
+    added = {re.sub(r"\.[\w-]+\.so$", "", name) for name in compiled.keys() - pure.keys()}
+    assert added == {"workers/accounting/_stamps", "workers/kafka/_fields"}
+    run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", tmp_path / "site", made)
+    program = "import workers; from workers.kafka.fields import COMPILED; print(COMPILED, workers.__file__)"
+    found, file = run(sys.executable, "-c", program, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site")).split()
+    assert (found, Path(file).is_relative_to(tmp_path)) == ("True", True)
+
+
+def test_without_a_compiler_a_wheel_is_pure_or_fails_as_asked(wheel: Path, tmp_path: Path) -> None:
+    no_compiler = {"CC": "no-such-compiler"}
+    tried = build(ROOT, tmp_path / "try", "-t", "wheel", KAFKA_WORKERS_COMPILE="try", **no_compiler)
+    assert hashes(tried) == {wheel.name: hashes(wheel.parent)[wheel.name]}
+    with pytest.raises(AssertionError, match="no-such-compiler"):
+        build(ROOT, tmp_path / "yes", "-t", "wheel", KAFKA_WORKERS_COMPILE="yes", **no_compiler)
+    with pytest.raises(AssertionError, match="KAFKA_WORKERS_COMPILE is 'on'; it is yes, try or no"):
+        build(ROOT, tmp_path / "on", "-t", "wheel", KAFKA_WORKERS_COMPILE="on")
 
 
 def test_the_sdist_builds_the_same_wheel(dist: Path, wheel: Path, tmp_path: Path) -> None:

@@ -8,13 +8,21 @@ Three ledgers, one for each place that sees messages pass:
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import Any
 
 from workers.accounting.offset_metadata import MAX_BYTES
-from workers.accounting.stamps import MAGIC, SEQUENCE, STREAM, head, is_bound, is_bound_elsewhere, is_stream
+from workers.accounting.stamps import (
+    MAGIC,
+    SEQUENCE,
+    STREAM,
+    are_consecutive,
+    head,
+    is_bound,
+    is_bound_elsewhere,
+    is_stream,
+)
 
 # Bounds of one partition's OrderLedger. Beyond them an old stream starts anew and an old gap stays counted as missing.
 MAX_STREAMS = 64
@@ -22,7 +30,6 @@ MAX_GAPS = 128
 _GAP = re.compile(r" (\d+)-(\d+)")
 _STREAM_LENGTH = STREAM.stop - STREAM.start
 _ENTRY = re.compile(rf"(?P<stream>.{{{_STREAM_LENGTH}}}) (?P<next>\d+)(?P<gaps>(?: \d+-\d+)*)", re.ASCII)
-_LAST_DIGIT: Callable[[bytes], int] = itemgetter(SEQUENCE.stop - 1)
 
 
 @dataclass(slots=True)
@@ -59,30 +66,13 @@ class OrderLedger:
         self._streams: dict[bytes, _Expected] = _from_text(text)
 
     def observe_consecutive(self, values: list[Any]) -> bool:
-        """Fast path: record values that continue one stream; return whether they did.
-
-        They are if they are sorted, the first and the last are the right ones, and each last digit follows the one
-        before: then no step is 0 or below, and there are just as many as lead from the first to the last. This makes no
-        new object for a message, which would take longer than all else that is done for it.
-        """
-        first, last = values[0] or b"", values[-1] or b""
-        expected = self._streams.get(first[STREAM])
-        if expected is None:
+        """Fast path: record values that continue one stream; return whether they did."""
+        stream = (values[0] or b"")[STREAM]
+        expected = self._streams.get(stream)
+        if expected is None or not are_consecutive(values, head(stream, expected.next)):
             return False
-        begin, end = expected.next, expected.next + len(values)
-        digits = (b"0123456789" * (len(values) // 10 + 2))[begin % 10 :][: len(values)]
-        try:
-            consecutive: bool = (
-                first.startswith(head(first[STREAM], begin))
-                and last.startswith(head(first[STREAM], end - 1))
-                and sorted(values) == values
-                and bytes(map(_LAST_DIGIT, values)) == digits
-            )
-        except (TypeError, IndexError):  # a value is None, or too short for a stamp
-            return False
-        if consecutive:
-            expected.next = end
-        return consecutive
+        expected.next += len(values)
+        return True
 
     def observe(self, stamps: Iterable[bytes | None]) -> None:
         """Accounts for messages one by one, in the order of their offsets; what is no stamp is passed over."""

@@ -16,10 +16,11 @@ messages that the built-in source makes, and in a header of the user's own messa
 
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import repeat
-from operator import ge, lt
-from typing import Any, NamedTuple, TypeVar
+from operator import ge, itemgetter, lt
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 Header = TypeVar("Header", bound=tuple[str, Any])
 MAGIC = b"kw1 "
@@ -36,6 +37,7 @@ MAX_PRODUCERS = 10_000
 # Of a sequence; formatting each anew would take twice as long as all else that a test message costs to make.
 _LAST_DIGITS = [b"%03d" % number for number in range(1000)]
 _UNBOUND = "-----"
+_LAST_DIGIT: Callable[[bytes], int] = itemgetter(SEQUENCE.stop - 1)
 _RUN = re.compile(rf"[A-Za-z0-9.-]{{1,{RUN_CHARACTERS}}}")
 STREAM_PATTERN = rb"[A-Za-z0-9._-]{12} \d{4} (?:\d{5}|-----)"
 _STREAM = re.compile(STREAM_PATTERN)
@@ -122,6 +124,13 @@ def encode_batch(stream: bytes, first: int, count: int, sent_at_us: int, size: i
     return records
 
 
+def decode(data: bytes | None) -> Stamp | None:
+    """The stamp at the beginning of `data`, or None where there is none."""
+    if data is None or data[:4] != MAGIC or not _STAMP.match(data):
+        return None
+    return Stamp(data[STREAM], int(data[SEQUENCE]), int(data[SENT_AT]))
+
+
 def none_is_stamp(values: list[Any]) -> bool:
     """Whether all values sort on one side of every stamp, as those of JSON and of most binary formats do; False says
     nothing. It takes less than half the time of looking at the beginning of each.
@@ -134,8 +143,28 @@ def none_is_stamp(values: list[Any]) -> bool:
     return first >= _BEHIND_STAMPS and all(map(ge, filter(None, values), repeat(_BEHIND_STAMPS)))
 
 
-def decode(data: bytes | None) -> Stamp | None:
-    """The stamp at the beginning of `data`, or None where there is none."""
-    if data is None or data[:4] != MAGIC or not _STAMP.match(data):
-        return None
-    return Stamp(data[STREAM], int(data[SEQUENCE]), int(data[SENT_AT]))
+def are_consecutive(values: list[Any], begin: bytes) -> bool:
+    """Whether `values` are the stamps of one stream that begin with the one whose head is `begin`, none left out.
+
+    They are if they are sorted, the first and the last are the right ones, and each last digit follows the one before:
+    then no step is 0 or below, and there are just as many as lead from the first to the last. This makes no new object
+    for a message, which would take longer than all else that is done for it.
+    """
+    first = int(begin[SEQUENCE])
+    last = head(begin[STREAM], first + len(values) - 1)
+    digits = (b"0123456789" * (len(values) // 10 + 2))[first % 10 :][: len(values)]
+    try:
+        return (
+            values[0].startswith(begin)
+            and values[-1].startswith(last)
+            and sorted(values) == values
+            and bytes(map(_LAST_DIGIT, values)) == digits
+        )
+    except (AttributeError, IndexError, TypeError):  # a value is None, or too short for a stamp
+        return False
+
+
+# Both are in `_stamps.c` too, where they take a fifth of the time. Those are used where the package was compiled.
+if not TYPE_CHECKING:
+    with suppress(ImportError):
+        from workers.accounting._stamps import are_consecutive, none_is_stamp  # noqa: F401

@@ -17,6 +17,7 @@ from workers.accounting.order import OrderCounts, OrderLedger
 from workers.accounting.stamps import none_is_stamp
 from workers.consumer.offsets import OffsetTracker
 from workers.consumer.received import Received
+from workers.kafka import fields
 from workers.kafka.statistics import PartitionStatistics
 
 Key = tuple[str, int]
@@ -495,10 +496,10 @@ def _was_completed(earlier: OffsetMetadata, message: Message) -> bool:
 
 def _runs(messages: list[Message], one_topic: bool) -> Iterator[list[Message]]:
     """Cut where the partition changes: messages arrive in long runs of one partition."""
-    partitions = [*map(Message.partition, messages)]
-    if one_topic and partitions.count(partitions[0]) == len(partitions):
+    if one_topic and fields.of_one_partition(messages):
         yield messages
         return
+    partitions = map(Message.partition, messages)
     begin = 0
     for _, run in groupby(partitions if one_topic else zip(map(Message.topic, messages), partitions, strict=True)):
         end = begin + len([*run])

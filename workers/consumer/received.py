@@ -4,7 +4,7 @@ A handler gets confluent-kafka's own messages and may change them. Whatever is d
 of what was received, so key, value and headers are taken before the handler sees them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from confluent_kafka import Message
 
 from workers.accounting.stamps import STAMP_HEADER
-from workers.kafka.messages import drop_headers
+from workers.kafka import fields
 
 _NAME: Callable[[tuple[str, Any]], str] = itemgetter(0)
 
@@ -27,10 +27,7 @@ class Received:
 
     def __init__(self, messages: list[Message]) -> None:
         self.messages = messages
-        self.values: list[Any] = [*map(Message.value, messages)]
-        self.keys: list[Any] = [*map(Message.key, messages)]
-        self.headers: list[Any] | None = _headers(messages)
-        self.bytes = _bytes(self.values, self.keys, self.headers)
+        self.values, self.keys, self.headers, self.bytes = fields.take(messages)
 
     def __len__(self) -> int:
         return len(self.messages)
@@ -93,7 +90,7 @@ class Received:
     @property
     def stamped_in_headers(self) -> bool:
         """Whether a message has its stamp in a header."""
-        return self.headers is not None and STAMP_HEADER in map(_NAME, _each(self.headers))
+        return self.headers is not None and STAMP_HEADER in map(_NAME, fields.each(self.headers))
 
     def stamp(self, place: int) -> bytes | None:
         """The content of the place where a message may have its stamp: the header, or else the value.
@@ -120,34 +117,5 @@ class Received:
     ) -> "Received":
         made = cls.__new__(cls)
         made.messages, made.values, made.keys, made.headers = messages, values, keys, headers
-        made.bytes = _bytes(values, keys, headers) if size is None else size
+        made.bytes = fields.size(values, keys, headers) if size is None else size
         return made
-
-
-def _headers(messages: list[Message]) -> list[Any] | None:
-    found: list[Any] = []
-    rest = iter(messages)
-    while len(found) < len(messages):
-        try:
-            # Headers read before an error stay in the list.
-            found.extend(map(Message.headers, rest))
-        except SystemError:
-            drop_headers(messages[len(found)])
-            found.append(None)
-    # A message returns the same list each time, which a handler may change in place.
-    return [headers and [*headers] for headers in found] if any(found) else None
-
-
-def _bytes(values: list[Any], keys: list[Any], headers: list[Any] | None) -> int:
-    try:
-        size = sum(map(len, values))
-    except TypeError:  # one is None
-        size = sum(map(len, filter(None, values)))
-    if keys.count(None) < len(keys):
-        size += sum(map(len, filter(None, keys)))
-    return size if headers is None else size + sum(map(len, filter(None, chain.from_iterable(_each(headers)))))
-
-
-def _each(headers: list[Any]) -> Iterator[tuple[str, Any]]:
-    """The headers of all messages, one after the other."""
-    return chain.from_iterable(filter(None, headers))

@@ -8,6 +8,7 @@ from confluent_kafka import KafkaError, Message
 from workers.consumer.dispatching import Dispatcher
 from workers.consumer.flow import FlowControl
 from workers.consumer.parts import Parts
+from workers.kafka import fields
 
 # A signal is noticed when a poll returns.
 POLL_S = 0.2
@@ -74,7 +75,7 @@ class Receiver:
 
     def _take(self, messages: list[Message]) -> None:
         others: list[Message] = []
-        if any(map(Message.error, messages)):
+        if fields.has_error(messages):
             others = [message for message in messages if message.error()]
             messages = [message for message in messages if not message.error()]
         if messages:

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from workers import __version__
 from workers.accounting.histogram import LatencyHistogram
+from workers.kafka.fields import COMPILED
 from workers.producer.deliveries import LATENCY_SAMPLE
 
 if TYPE_CHECKING:
@@ -330,7 +331,7 @@ CLIENT = (
         (),
         "Brokers that refused the credentials, or whose certificate is not trusted, at the last attempt.",
     ),
-    Definition("kafka_client_info", "info", (), "Versions and client id, always 1."),
+    Definition("kafka_client_info", "info", (), "Versions, client id, and whether the package was compiled, always 1."),
 )
 _BY_NAME = {definition.name: definition for definition in (*PRODUCER, *CONSUMER, *LAG, *CANARY, *CLIENT)}
 
@@ -386,7 +387,7 @@ def _client(client_state: "ClientState", client_id: str) -> Iterator[Metric]:
     yield _one("kafka_client_refusing_brokers", client_state.refusing_brokers)
     info = InfoMetricFamily("kafka_client", _BY_NAME["kafka_client_info"].meaning)
     versions = {"version": __version__, "librdkafka_version": confluent_kafka.libversion()[0]}
-    info.add_metric([], {"client_id": client_id, **versions})
+    info.add_metric([], {"client_id": client_id, **versions, "compiled": str(COMPILED).lower()})
     yield info
 
 
