@@ -81,7 +81,7 @@ lock: $(READY) ## Write the hashed lock files anew from pyproject.toml
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header --upgrade --constraints requirements-dev.txt --extra aws pyproject.toml -o requirements-aws.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-annotate --no-header --upgrade --group bench -o requirements-bench.txt
+	  --no-annotate --no-header --upgrade --constraints requirements-dev.txt --group bench -o requirements-bench.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header --upgrade --constraints requirements-dev.txt pyproject.toml --group docs -o requirements-docs.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
