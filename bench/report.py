@@ -14,6 +14,7 @@ from typing import Any
 import confluent_kafka
 
 from bench.measure import Run, Sample
+from workers.kafka.fields import COMPILED
 from workers.local.jars import KAFKA_VERSION
 
 Row = dict[str, Any]
@@ -75,6 +76,8 @@ def conditions(scale: float) -> str:
         f"{platform.python_version()}, confluent-kafka {version('confluent-kafka')}, librdkafka "
         f"{confluent_kafka.libversion()[0]}, Kafka {KAFKA_VERSION} (three brokers on the same machine, replication 3)"
     )
+    if not COMPILED:
+        text += ", kafka-workers not compiled"
     return text if scale == 1 else f"{text}; numbers of messages times {scale:g}: a trial, not a measurement"
 
 

@@ -1247,6 +1247,28 @@ def test_the_lag_of_a_partition_whose_fetch_hangs_stays_true(
         assert lag() == 5
 
 
+def test_a_lag_is_not_known_before_the_end_is(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The messages that have arrived are not all that there are: 0 would pass for a group that has caught up."""
+    # Neither the statistics nor the brokers tell it.
+    monkeypatch.setattr("workers.consumer.assignment.STALE_S", 60.0)
+    monkeypatch.setattr("workers.testing.memory.FakeWatermarks.round", 0)
+    broker.produce(numbers(0, 3 * BATCH_MESSAGES))
+    seen: list[int | None] = []
+
+    def look(message: Message) -> None:
+        if message.offset() == 0:
+            published = member.consumer.status
+            group.until(lambda: member.consumer.status is not published, "another status")
+            seen.extend(each.lag_messages for each in member.consumer.status.partitions)
+
+    member = group.member(Handled(look)).start()
+    group.until(lambda: seen, "it has looked")
+    assert seen == [None]
+    group.until(lambda: member.lag() == 0, "the client has told the end")
+
+
 # tests/unit/test_fetching.py has the rules for a fetch that hangs; these tests show the consequences.
 
 

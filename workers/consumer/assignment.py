@@ -298,7 +298,8 @@ class Assignment:
             state.advance_to(run[0].offset() or 0, leader_epoch(run[0]))
         position = (run[-1].offset() or 0) + 1
         state.move_to(position, leader_epoch(run[-1]))
-        state.end_offset = max(state.end_offset, position)
+        if state.end_offset >= 0:
+            state.end_offset = max(state.end_offset, position)
         received = Received(run)
         state.count += len(run)
         state.bytes += received.bytes
@@ -330,6 +331,8 @@ class Assignment:
             state.seeks_end = False
             return
         state.move_to(max(state.position or 0, offset))
+        if offset > state.end_offset:
+            state.update_end_offset(offset)
         if not state.count and offset > (state.next_offset or 0):
             state.advance_to(offset)
             state.dirty = True

@@ -82,7 +82,8 @@ CONSUMER = (
         "kafka_consumer_lag_messages",
         "gauge",
         ("group", "topic", "partition"),
-        "Messages of a partition that are not handled yet. Exported only while this member owns the partition.",
+        "Messages of a partition that are not handled yet. Exported while this member owns the partition and knows "
+        "its end.",
     ),
     Definition(
         "kafka_consumer_lag_seconds",
