@@ -88,7 +88,7 @@ lock: $(READY) ## Write the hashed lock files anew from pyproject.toml
 	  --no-annotate --no-header --upgrade --constraints requirements-dev.txt examples/enrichment/requirements.in -o examples/enrichment/requirements.txt
 
 clean: ## Remove what the other targets made here
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist workers/*/_*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(READY): requirements-dev.txt pyproject.toml hatch_build.py $(wildcard workers/*/*.c)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

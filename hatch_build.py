@@ -5,6 +5,7 @@ Python: it is the same from every build, and installs everywhere.
 """
 
 import os
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,13 @@ class CompilingHook(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         wanted = _wanted()
+        root = Path(self.root)
+        if version == "editable":
+            # One of an earlier source would be loaded beside the Python of today.
+            for source in SOURCES:
+                (root / source).with_suffix(sysconfig.get_config_var("EXT_SUFFIX")).unlink(missing_ok=True)
         if not wanted:
             return
-        root = Path(self.root)
         if version == "editable":
             _compile(root, root, optional=wanted == "try")
             return
@@ -71,5 +76,7 @@ def _compile(root: Path, target: Path, *, optional: bool) -> list[str]:
             os.chdir(before)
     outputs = [Path(output) for output in command.get_outputs()]
     if not all(output.exists() for output in outputs):
+        for output in outputs:
+            output.unlink(missing_ok=True)
         return []
     return [str(output.relative_to(target)) for output in outputs]

@@ -82,7 +82,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, kafka: None) -> Path:
     program("skaffold")
     copy = tmp_path_factory.mktemp("skaffold") / "kafka-workers"
     copy.mkdir()
-    files = ("skaffold.yaml", "Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE")
+    files = ("skaffold.yaml", "Dockerfile", ".dockerignore", "hatch_build.py", "pyproject.toml", "README.md", "LICENSE")
     requirements = [path.name for path in REPOSITORY.glob("requirements*.txt")]
     for name in ("workers", "charts", "k8s", *files, *requirements):
         source = REPOSITORY / name

@@ -27,6 +27,14 @@ def observed(sequences: list[int], stream: bytes = STREAM) -> OrderCounts:
     return counts
 
 
+def test_a_sequence_that_no_stamp_can_have_is_no_part_of_a_ledger() -> None:
+    """Another program may have committed the text."""
+    counts = OrderCounts()
+    ledger = OrderLedger(counts, f"{STREAM.decode()} {'9' * 40};{UNBOUND.decode()} 5 1-{'9' * 13}")
+    assert ledger.as_text() == ""
+    assert not ledger.observe_consecutive([encode(STREAM, 0, 1)])
+
+
 @given(st.lists(st.integers(0, 50), unique=True))
 def test_ranges_hold_what_was_added(numbers: list[int]) -> None:
     counted = CountedRanges()

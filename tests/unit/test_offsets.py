@@ -1,5 +1,6 @@
 """Which offsets of a partition are done, and the metadata that is committed with the low-water mark."""
 
+import time
 from unittest.mock import Mock
 
 import pytest
@@ -22,6 +23,7 @@ from workers.accounting.stamps import stream_of
 from workers.consumer.assignment import Assignment, PartitionState
 from workers.consumer.committing import StoredOffsets
 from workers.consumer.offsets import OffsetTracker
+from workers.kafka.statistics import PartitionStatistics
 
 OFFSETS = st.integers(0, 2**62)
 # Ranges of done offsets beyond a low-water mark: distances from one range to the next, and lengths.
@@ -284,6 +286,36 @@ def test_the_epoch_of_the_first_message_behind_a_gap_is_committed_with_its_offse
     [(_, _)] = assignment.buffer([received(11, 5)])
     assert place(state.to_commit()) == (11, 5)
     assert place(state.at_position()) == (12, 5)
+
+
+def test_a_partition_that_begins_again_knows_its_end_still() -> None:
+    """It is the same log. A lag that is not known would interrupt its alert."""
+    assignment = Assignment(["t"])
+    [state] = assignment.assign([TopicPartition("t", 0, 9)])
+    state.begin_offset = 3
+    state.update_end_offset(1000)
+    again = assignment.rewind(state)
+    assert (again.begin_offset, again.end_offset) == (3, 1000)
+    again = assignment.adopt(TopicPartition("t", 0, 9))
+    assert (again.begin_offset, again.end_offset) == (3, 1000)
+    assert assignment.reset(again, 0).end_offset == -1
+
+
+def test_old_statistics_tell_no_end_before_the_messages_that_have_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.consumer.assignment.STALE_S", 0.0)
+    assignment = Assignment(["t"])
+    [state] = assignment.assign([TopicPartition("t", 0, 9)])
+    list(assignment.buffer([received(offset, 0) for offset in range(9, 50)]))
+    for told, known in ((-1, -1), (20, 50)):
+        assignment.note_ends({state.key: PartitionStatistics(told, 50)}, time.monotonic())
+        assert state.end_offset == known
+
+
+def test_an_end_behind_markers_leaves_nothing_that_waits() -> None:
+    assignment = Assignment(["t"])
+    [state] = assignment.assign([TopicPartition("t", 0, 9)])
+    assignment.end_of_partition(state, 12)
+    assert (state.next_offset, state.end_offset, state.behind_since_s) == (12, 12, 0.0)
 
 
 def test_the_answer_to_an_earlier_commit_does_not_stand_for_one_that_was_not_sent() -> None:

@@ -1,4 +1,4 @@
-/* Looks for stamps in many values: what stamps.py says in Python, in a tenth of the time. */
+/* Looks for stamps in many values, as the functions of the same names in stamps.py do. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -18,7 +18,7 @@ static PyObject *none_is_stamp(PyObject *Py_UNUSED(module), PyObject *values)
         if (value == Py_None)
             continue;
         if (!PyBytes_Check(value))
-            return PyErr_Format(PyExc_TypeError, "expected bytes, not %.100s", Py_TYPE(value)->tp_name);
+            Py_RETURN_FALSE;
         if (PyBytes_GET_SIZE(value) >= (Py_ssize_t)sizeof MAGIC
             && memcmp(PyBytes_AS_STRING(value), MAGIC, sizeof MAGIC) == 0)
             Py_RETURN_FALSE;
@@ -43,12 +43,15 @@ static PyObject *are_consecutive(PyObject *Py_UNUSED(module), PyObject *const *a
 {
     char begin[64];
     if (given != 2 || !PyList_Check(arguments[0]) || !PyBytes_Check(arguments[1])
-        || PyBytes_GET_SIZE(arguments[1]) < DIGITS || PyBytes_GET_SIZE(arguments[1]) > (Py_ssize_t)sizeof begin) {
+        || PyBytes_GET_SIZE(arguments[1]) < DIGITS) {
         PyErr_SetString(PyExc_TypeError, "expected a list of values, and the beginning of a stamp");
         return NULL;
     }
     PyObject *values = arguments[0];
     size_t length = (size_t)PyBytes_GET_SIZE(arguments[1]);
+    /* No stamp has so many digits. */
+    if (length > sizeof begin || PyList_GET_SIZE(values) == 0)
+        Py_RETURN_FALSE;
     memcpy(begin, PyBytes_AS_STRING(arguments[1]), length);
     for (Py_ssize_t place = 0; place < PyList_GET_SIZE(values); place++) {
         PyObject *value = PyList_GET_ITEM(values, place);

@@ -28,8 +28,11 @@ from workers.accounting.stamps import (
 MAX_STREAMS = 64
 MAX_GAPS = 128
 _GAP = re.compile(r" (\d+)-(\d+)")
+_DIGITS = rf"\d{{1,{SEQUENCE.stop - SEQUENCE.start}}}"
 _STREAM_LENGTH = STREAM.stop - STREAM.start
-_ENTRY = re.compile(rf"(?P<stream>.{{{_STREAM_LENGTH}}}) (?P<next>\d+)(?P<gaps>(?: \d+-\d+)*)", re.ASCII)
+_ENTRY = re.compile(
+    rf"(?P<stream>.{{{_STREAM_LENGTH}}}) (?P<next>{_DIGITS})(?P<gaps>(?: {_DIGITS}-{_DIGITS})*)", re.ASCII
+)
 
 
 @dataclass(slots=True)

@@ -215,6 +215,8 @@ class Assignment:
         if before is not None and place is before.restart_at:
             state.restart_at = place
             state.topic_id = state.topic_id or before.topic_id
+        if before is not None and before.awaits_committed:
+            state.begin_offset, state.end_offset = before.begin_offset, before.end_offset
         self.partitions[state.key] = state
         return state
 
@@ -254,6 +256,7 @@ class Assignment:
         fresh = self.adopt(TopicPartition(*state.key, OFFSET_INVALID))
         fresh.restart_at, fresh.seeks_end = state.restart_at, state.seeks_end
         fresh.partitions_at_begin, fresh.topic_id = state.partitions_at_begin, state.topic_id
+        fresh.begin_offset, fresh.end_offset = state.begin_offset, state.end_offset
         return fresh
 
     def settle(self, state: PartitionState, messages: int, dead_letters: int) -> None:
@@ -331,11 +334,11 @@ class Assignment:
             state.seeks_end = False
             return
         state.move_to(max(state.position or 0, offset))
-        if offset > state.end_offset:
-            state.update_end_offset(offset)
         if not state.count and offset > (state.next_offset or 0):
             state.advance_to(offset)
             state.dirty = True
+        if offset > state.end_offset:
+            state.update_end_offset(offset)
 
     def give_back(self, state: PartitionState, beyond: Received) -> None:
         """The last messages that were received are left to the client, to be received again (in order only)."""
@@ -382,8 +385,9 @@ class Assignment:
             # The last entry of a partition that began anew since is of its old log.
             if state is None or now - state.started_at < STALE_S:
                 continue
-            if statistics.end_offset > state.end_offset:
-                state.update_end_offset(statistics.end_offset)
+            end = max(statistics.end_offset, state.position or 0)
+            if statistics.end_offset >= 0 and end > state.end_offset:
+                state.update_end_offset(end)
 
     # Handled messages
 

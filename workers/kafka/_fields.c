@@ -1,4 +1,4 @@
-/* Fields of many messages, each list in one pass: what fields.py says in Python, in a quarter of the time.
+/* Fields of many messages in one pass, as the functions of the same names in fields.py take them.
 
    A message's fields are read by the functions behind the methods of confluent_kafka.Message, without a call through
    the interpreter. These methods take no argument; the import fails where one does, and fields.py keeps to Python. */
@@ -74,12 +74,15 @@ static PyObject *of_one_partition(PyObject *Py_UNUSED(module), PyObject *message
     return same < 0 ? NULL : PyBool_FromLong(same);
 }
 
-/* How many bytes a key or a value has, 0 for None; -1 with an exception. */
+/* How many bytes a key or a value has, 0 for what is false; -1 with an exception. */
 static Py_ssize_t size_of(PyObject *data)
 {
     if (data == Py_None)
         return 0;
-    return PyBytes_CheckExact(data) ? PyBytes_GET_SIZE(data) : PyObject_Size(data);
+    if (PyBytes_CheckExact(data))
+        return PyBytes_GET_SIZE(data);
+    int filled = PyObject_IsTrue(data);
+    return filled > 0 ? PyObject_Size(data) : filled;
 }
 
 /* How many bytes the names and values of headers have; -1 with an exception. */
@@ -87,17 +90,17 @@ static Py_ssize_t size_of_headers(PyObject *headers)
 {
     Py_ssize_t size = 0;
     for (Py_ssize_t place = 0; place < PyList_GET_SIZE(headers); place++) {
-        PyObject *header = PyList_GET_ITEM(headers, place);
-        if (!PyTuple_CheckExact(header)) {
-            PyErr_Format(PyExc_TypeError, "expected a header as a tuple, not %.100s", Py_TYPE(header)->tp_name);
+        PyObject *header = PySequence_Fast(PyList_GET_ITEM(headers, place), "a header must be a name and a value");
+        if (header == NULL)
             return -1;
-        }
-        for (Py_ssize_t part = 0; part < PyTuple_GET_SIZE(header); part++) {
-            Py_ssize_t more = size_of(PyTuple_GET_ITEM(header, part));
-            if (more < 0)
-                return -1;
+        Py_ssize_t more = 0;
+        for (Py_ssize_t part = 0; more >= 0 && part < PySequence_Fast_GET_SIZE(header); part++) {
+            more = size_of(PySequence_Fast_GET_ITEM(header, part));
             size += more;
         }
+        Py_DECREF(header);
+        if (more < 0)
+            return -1;
     }
     return size;
 }
