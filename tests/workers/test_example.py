@@ -1,6 +1,7 @@
-"""The example in examples/orders: a consumer that is killed half way leaves each order in the table once."""
+"""The first example of the README. And examples/orders: a consumer killed half way leaves each order stored once."""
 
 import json
+import re
 import sqlite3
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 from tests.conftest import Topics
 from workers.testing.processes import Process, Processes, eventually
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "orders"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "orders"
 ORDERS = 600
 
 
@@ -79,3 +81,15 @@ def test_a_message_that_is_no_order_becomes_a_dead_letter(
     assert consumer.wait() == 0, consumer.stderr
     assert sorted(stored(env["ORDERS_DATABASE"])) == [("1", 1.0), ("3", 3.0)]
     assert json.loads(consumer.stderr.splitlines()[-1])["topics"][topic]["dead_lettered"] == 2
+
+
+def test_the_first_source_and_handler_of_the_readme_ship_what_was_ordered(
+    processes: Processes, topic: str, group: str
+) -> None:
+    first = re.findall(r"Save this as `(\w+\.py)`:\n\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    [(name, code)] = first
+    processes.write(name, code)
+    assert processes.produce(topic, "--source", "shipping:orders")["acknowledged"] == 2
+    consumer = processes.consume(topic, group, "--max-messages", "2", "--handler", "shipping:ship")
+    assert consumer.wait() == 0, consumer.stderr
+    assert sorted(consumer.lines) == ["shipping a lamp", "shipping two chairs"]
