@@ -196,7 +196,10 @@ class Field:
         """Lets the load go on until `condition`."""
         deadline = time.monotonic() + timeout_s
         while not condition():
-            assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+            if time.monotonic() > deadline:
+                raise AssertionError(
+                    "\n".join([f"not within {timeout_s:g} s: {what}", *map(Load.described, self.loads)])
+                )
             self.wait(LOOK_S)
 
     # Queries and actions for faults

@@ -296,6 +296,16 @@ class Load:
         with self.lock:
             return all(self.handled.next[partition] >= end for partition, end in ends.items())
 
+    def described(self) -> str:
+        """How far it is, for whoever looks for what has not happened."""
+        with self.lock:
+            ends = self.acknowledged.ends()
+            behind = {
+                each: end - self.handled.next[each] for each, end in ends.items() if self.handled.next[each] < end
+            }
+        said = "\n".join(f"  {each.name}: {each.stderr[-1500:]}" for each in (*self.members, self.producer))
+        return f"{self.group}: ends {ends}, behind {behind}\n{said}"
+
     def ends(self) -> dict[int, int]:
         with self.lock:
             return self.acknowledged.ends()
