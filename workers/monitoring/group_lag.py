@@ -1,7 +1,7 @@
 """The lag of consumer groups from the brokers' view, in messages and in seconds, also of groups with no member left.
 
 A round asks the brokers for everything at once and makes one immutable picture of it; scrapes and probes only read
-that picture. A value that a broker did not answer is kept for KEEP_S and dropped then.
+that picture. A value that a broker did not answer is kept for `keep_s` (--keep) and dropped then.
 """
 
 import logging
