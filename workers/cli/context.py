@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from workers import config as configuration
 from workers.cli.options import CONNECTION, SECRETS
 from workers.cli.parameters import ConnectionOptions, MetricsOptions, RegistryOptions
+from workers.columns import aligned
 from workers.config import ClientConfig, Default, Precedence, Setting
 from workers.errors import ConfigError, ExitCode
 from workers.kafka.authentication import complete, plaintext_warning
@@ -173,9 +174,7 @@ class Context:
             for parameter in self._click.command.params
             if parameter.name in self._click.params and parameter.name not in connection
         ]
-        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-        lines = [f"{name:{widths[0]}}  {value:{widths[1]}}  {origin}" for name, value, origin in rows]
-        click.echo("\n".join(["# options", *lines, "", "# librdkafka properties", config.show()]))
+        click.echo("\n".join(["# options", aligned(rows), "", "# librdkafka properties", config.show()]))
         if registry is not None and "url" in registry.settings:
             click.echo(f"\n# properties of the schema registry's client\n{registry.show()}")
         raise SystemExit(ExitCode.OK)
