@@ -108,6 +108,10 @@ class Context:
                 return f"variable {parameter.envvar}"
         return "default"
 
+    def setting(self, key: str, name: str, value: str) -> Setting:
+        """The librdkafka property `key` with the value that the option `name` makes of it."""
+        return Setting(key, value, self.precedence(name), self.origin(name))
+
     def _source(self, name: str) -> ParameterSource | None:
         self._parameter(name)
         return self._click.get_parameter_source(name)
@@ -128,7 +132,7 @@ class Context:
         for name, key in CONNECTION.items():
             value: str | None = getattr(self._connection, name)
             if value is not None:
-                settings.append(Setting(key, value.strip(), self.precedence(name), self.origin(name)))
+                settings.append(self.setting(key, name, value.strip()))
         for name, variable, key in SECRETS:
             path: Path | None = getattr(self._connection, name)
             if path is not None:
@@ -155,8 +159,7 @@ class Context:
             settings.append(schemas.url_setting(options.schema_registry_url, self.precedence(name), self.origin(name)))
         if options.schema_registry_ca_location:
             name = "schema_registry_ca_location"
-            ca = options.schema_registry_ca_location
-            settings.append(Setting("ssl.ca.location", ca, self.precedence(name), self.origin(name)))
+            settings.append(self.setting("ssl.ca.location", name, options.schema_registry_ca_location))
         if options.schema_registry_username:
             name = "schema_registry_username"
             user, path = options.schema_registry_username, options.schema_registry_password_file
