@@ -446,7 +446,7 @@ class Assignment:
 
     def _observe(self, state: PartitionState, received: Received) -> None:
         if received.stamped_in_headers:
-            state.ledger.observe(map(received.stamp, range(len(received))))
+            state.ledger.observe(received.stamps())
         elif not (none_is_stamp(received.values) or state.ledger.observe_consecutive(received.values)):
             state.ledger.observe(received.values)
 
