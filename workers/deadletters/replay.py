@@ -17,7 +17,6 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import NamedTuple
 
 import confluent_kafka
@@ -28,7 +27,7 @@ from workers.deadletters.headers import ORIGINAL_TOPIC, SUFFIX
 from workers.deadletters.reading import open_topic
 from workers.deadletters.sender import Sender
 from workers.deadletters.stored import EVERYTHING, Origin, Selection, StoredDeadLetter
-from workers.deadletters.treated import Record, State, Treated, ranges_of, record_of
+from workers.deadletters.treated import Record, State, Treated, now, ranges_of, record_of
 from workers.errors import ConfigError, WorkerError
 from workers.lifecycle import Shutdown, call_until_stopped
 
@@ -279,7 +278,7 @@ class Replayer:
                 choice.origin is not None and (held or self._treated.state_of(place) is State.DISCARDED)
             ):
                 offsets.setdefault((place.partition, state, choice.reason), []).append(place.offset)
-        at = datetime.now(UTC).isoformat(timespec="seconds")
+        at = now()
         return [
             (partition, Record(state, ranges_of(numbers), self._rules.group_id, at, self._rules.by, reason))
             for (partition, state, reason), numbers in offsets.items()
