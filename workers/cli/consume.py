@@ -25,7 +25,7 @@ from workers.config import (
 from workers.consumer.failures import ErrorPolicy
 from workers.consumer.loop import Consumer
 from workers.consumer.outputs import Outputs
-from workers.consumer.parts import OutputSender
+from workers.consumer.parts import DeadLetterWriter, OutputSender
 from workers.deadletters.writer import DeadLetters
 from workers.errors import ConfigError, WorkerError
 from workers.handlers import Lifespan, Middleware, load_handler, load_middlewares
@@ -77,7 +77,7 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
         IsolationLevel.READ_COMMITTED if committed_only else IsolationLevel.READ_UNCOMMITTED,
     )
     outputs: OutputSender
-    dead_letters: DeadLetters
+    dead_letters: DeadLetterWriter
     if options.exactly_once:
         outputs, dead_letters = _transaction(options, context, config.get("group.id"), policy)
     else:

@@ -19,7 +19,7 @@ from workers.cli.context import Context, show
 from workers.cli.parameters import check_dead_letter_topic
 from workers.cli.tracing import start_tracing
 from workers.config import PRODUCER_DEFAULTS, ClientConfig
-from workers.deadletters.headers import SUFFIX
+from workers.deadletters.headers import dead_letter_topic
 from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.lifecycle import Shutdown, Stopped, settle_memory
 from workers.loading import load
@@ -110,7 +110,7 @@ def _dead_letter_topic(options: ProduceOptions) -> str | None:
     if options.on_invalid != "dead-letter":
         return None
     check_dead_letter_topic(options.dead_letter_topic, [options.topic])
-    return options.dead_letter_topic or options.topic + SUFFIX
+    return dead_letter_topic(options.topic, options.dead_letter_topic)
 
 
 def _check_combinations(options: ProduceOptions, context: Context) -> None:
