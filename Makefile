@@ -68,24 +68,21 @@ format: $(READY) ## Format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+  --no-annotate --no-header --upgrade
+# The same versions as in the tests.
+LOCK_AS_TESTED = $(LOCK) --constraints requirements-dev.txt
+
 lock: $(READY) ## Write the hashed lock files anew from pyproject.toml
 	$(BIN)/pip install -q 'uv>=0.9'
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-annotate --no-header --upgrade pyproject.toml -o requirements.txt
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-annotate --no-header --upgrade --extra local --extra tui --extra tracing --extra schemas --extra aws --group dev pyproject.toml -o requirements-dev.txt
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-annotate --no-header --upgrade --constraints requirements-dev.txt --extra tracing pyproject.toml -o requirements-tracing.txt
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-annotate --no-header --upgrade --constraints requirements-dev.txt --extra schemas pyproject.toml -o requirements-schemas.txt
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-annotate --no-header --upgrade --constraints requirements-dev.txt --extra aws pyproject.toml -o requirements-aws.txt
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-annotate --no-header --upgrade --constraints requirements-dev.txt --group bench -o requirements-bench.txt
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-annotate --no-header --upgrade --constraints requirements-dev.txt pyproject.toml --group docs -o requirements-docs.txt
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-annotate --no-header --upgrade --constraints requirements-dev.txt examples/enrichment/requirements.in -o examples/enrichment/requirements.txt
+	$(LOCK) pyproject.toml -o requirements.txt
+	$(LOCK) --extra local --extra tui --extra tracing --extra schemas --extra aws --group dev pyproject.toml -o requirements-dev.txt
+	$(LOCK_AS_TESTED) --extra tracing pyproject.toml -o requirements-tracing.txt
+	$(LOCK_AS_TESTED) --extra schemas pyproject.toml -o requirements-schemas.txt
+	$(LOCK_AS_TESTED) --extra aws pyproject.toml -o requirements-aws.txt
+	$(LOCK_AS_TESTED) --group bench -o requirements-bench.txt
+	$(LOCK_AS_TESTED) pyproject.toml --group docs -o requirements-docs.txt
+	$(LOCK_AS_TESTED) examples/enrichment/requirements.in -o examples/enrichment/requirements.txt
 
 clean: ## Remove what the other targets made here
 	rm -rf $(VENV) build dist workers/*/_*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from confluent_kafka import KafkaException
 
+from workers.columns import aligned
 from workers.errors import ConfigError
 
 
@@ -222,9 +223,7 @@ class ClientConfig:
 
     def show(self) -> str:
         """A line for each property: name, value, origin; secrets masked."""
-        rows = [(each.name, each.shown, each.origin) for _, each in sorted(self.settings.items())]
-        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-        return "\n".join(f"{name:{widths[0]}}  {value:{widths[1]}}  {origin}" for name, value, origin in rows)
+        return aligned([(each.name, each.shown, each.origin) for _, each in sorted(self.settings.items())])
 
 
 def _check_text(setting: Setting) -> None:

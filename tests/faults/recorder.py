@@ -16,7 +16,7 @@ from tests.faults.books import NO_KEY
 from workers import Outgoing, batch, lifespan
 from workers.accounting.stamps import STAMP_BYTES
 from workers.handlers import Handler, Message
-from workers.kafka.messages import raw_stamp_of
+from workers.kafka.messages import headers_of, raw_stamp
 
 # Environment variable that names the file.
 FILE = "RECORDER_FILE"
@@ -137,7 +137,7 @@ def _write(descriptor: int, messages: list[Message]) -> None:
 
 
 def _line(message: Message) -> bytes:
-    stamp = (raw_stamp_of(message, message.value()) or b"")[:STAMP_BYTES]
+    stamp = (raw_stamp(headers_of(message), message.value()) or b"")[:STAMP_BYTES]
     key = message.key() or NO_KEY
     assert isinstance(key, bytes)
     return b"%d %d %b %b" % (message.partition() or 0, message.offset() or 0, key, stamp)

@@ -127,7 +127,7 @@ def test_a_stamp_is_that_of_the_header_or_else_the_value() -> None:
         ]
     )
 
-    assert [received.stamp(place) for place in range(4)] == [
+    assert [*received.stamps()] == [
         b"in the value",
         b"in the header",
         b"no stamp among its headers",

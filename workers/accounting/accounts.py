@@ -1,4 +1,4 @@
-"""The written account of a run of the producer, and its verification against what was seen in a log.
+"""The written account of a run of the producer, which verify.py compares with the messages in a log.
 
 The producer writes one JSON document at its end. With it, `verify` classifies a message that is not in the log: lost
 (the brokers acknowledged it), failed (its delivery failed), or unknown (its delivery timed out without a response).

@@ -1,10 +1,6 @@
-"""The accounts: what was sent, and what was seen. Pure bookkeeping, without a client or a clock.
+"""The consumer's ledger of each owned partition: gaps, duplicates and order, online and in bounded memory.
 
-Three ledgers, one for each place that sees messages pass:
-
-- `StreamSent` (producer): how many messages of a stream were sent, and which were not acknowledged.
-- `OrderLedger` (consumer, one for each owned partition): gaps, duplicates and order, online and in bounded memory.
-- `StreamSeen` (verification): exactly which sequences are in a log, how often, and in which order.
+Pure bookkeeping, without a client or a clock. The exact counts of a whole log are `StreamSeen` in verify.py.
 """
 
 import re

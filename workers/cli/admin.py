@@ -1,5 +1,6 @@
 """The admin client of the commands that look at a group and end."""
 
+import time
 from collections.abc import Sequence
 
 from confluent_kafka.admin import AdminClient
@@ -32,3 +33,9 @@ def connected_admin(
         grace_s=TOPIC_GRACE_S,
     )
     return admin
+
+
+def serve_until(admin: AdminClient, until: float) -> None:
+    """Serve the client's statistics and log lines, which would pile up, until a time.monotonic."""
+    while (left_s := until - time.monotonic()) > 0:
+        admin.poll(min(0.1, left_s))

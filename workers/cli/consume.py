@@ -21,12 +21,11 @@ from workers.config import (
     OUTPUT_DEFAULTS,
     TRANSACTION_DEFAULTS,
     ClientConfig,
-    Setting,
 )
 from workers.consumer.failures import ErrorPolicy
 from workers.consumer.loop import Consumer
 from workers.consumer.outputs import Outputs
-from workers.consumer.parts import OutputSender
+from workers.consumer.parts import DeadLetterWriter, OutputSender
 from workers.deadletters.writer import DeadLetters
 from workers.errors import ConfigError, WorkerError
 from workers.handlers import Lifespan, Middleware, load_handler, load_middlewares
@@ -78,7 +77,7 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
         IsolationLevel.READ_COMMITTED if committed_only else IsolationLevel.READ_UNCOMMITTED,
     )
     outputs: OutputSender
-    dead_letters: DeadLetters
+    dead_letters: DeadLetterWriter
     if options.exactly_once:
         outputs, dead_letters = _transaction(options, context, config.get("group.id"), policy)
     else:
@@ -188,21 +187,14 @@ def _check_exactly_once(options: ConsumeOptions, context: Context, config: Clien
 
 def _consumer_config(options: ConsumeOptions, context: Context) -> ClientConfig:
     settings = [
-        Setting("group.id", options.group_id, context.precedence("group_id"), context.origin("group_id")),
-        Setting(
-            "group.protocol",
-            options.group_protocol,
-            context.precedence("group_protocol"),
-            context.origin("group_protocol"),
-        ),
+        context.setting("group.id", "group_id", options.group_id),
+        context.setting("group.protocol", "group_protocol", options.group_protocol),
     ]
     if options.client_rack is not None:
-        name = "client_rack"
-        settings.append(Setting("client.rack", options.client_rack, context.precedence(name), context.origin(name)))
-    name = "from_beginning"
-    if context.given(name):
+        settings.append(context.setting("client.rack", "client_rack", options.client_rack))
+    if context.given("from_beginning"):
         reset = "earliest" if options.from_beginning else "latest"
-        settings.append(Setting("auto.offset.reset", reset, context.precedence(name), context.origin(name)))
+        settings.append(context.setting("auto.offset.reset", "from_beginning", reset))
     config = context.client_config(CONSUMER_DEFAULTS, settings)
     if config.get("group.protocol") == "classic":
         return context.client_config((*CONSUMER_DEFAULTS, *CLASSIC_DEFAULTS), settings)

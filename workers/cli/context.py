@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from workers import config as configuration
 from workers.cli.options import CONNECTION, SECRETS
 from workers.cli.parameters import ConnectionOptions, MetricsOptions, RegistryOptions
+from workers.columns import aligned
 from workers.config import ClientConfig, Default, Precedence, Setting
 from workers.errors import ConfigError, ExitCode
 from workers.kafka.authentication import complete, plaintext_warning
@@ -107,6 +108,10 @@ class Context:
                 return f"variable {parameter.envvar}"
         return "default"
 
+    def setting(self, key: str, name: str, value: str) -> Setting:
+        """The librdkafka property `key` with the value that the option `name` makes of it."""
+        return Setting(key, value, self.precedence(name), self.origin(name))
+
     def _source(self, name: str) -> ParameterSource | None:
         self._parameter(name)
         return self._click.get_parameter_source(name)
@@ -127,7 +132,7 @@ class Context:
         for name, key in CONNECTION.items():
             value: str | None = getattr(self._connection, name)
             if value is not None:
-                settings.append(Setting(key, value.strip(), self.precedence(name), self.origin(name)))
+                settings.append(self.setting(key, name, value.strip()))
         for name, variable, key in SECRETS:
             path: Path | None = getattr(self._connection, name)
             if path is not None:
@@ -154,8 +159,7 @@ class Context:
             settings.append(schemas.url_setting(options.schema_registry_url, self.precedence(name), self.origin(name)))
         if options.schema_registry_ca_location:
             name = "schema_registry_ca_location"
-            ca = options.schema_registry_ca_location
-            settings.append(Setting("ssl.ca.location", ca, self.precedence(name), self.origin(name)))
+            settings.append(self.setting("ssl.ca.location", name, options.schema_registry_ca_location))
         if options.schema_registry_username:
             name = "schema_registry_username"
             user, path = options.schema_registry_username, options.schema_registry_password_file
@@ -173,9 +177,7 @@ class Context:
             for parameter in self._click.command.params
             if parameter.name in self._click.params and parameter.name not in connection
         ]
-        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-        lines = [f"{name:{widths[0]}}  {value:{widths[1]}}  {origin}" for name, value, origin in rows]
-        click.echo("\n".join(["# options", *lines, "", "# librdkafka properties", config.show()]))
+        click.echo("\n".join(["# options", aligned(rows), "", "# librdkafka properties", config.show()]))
         if registry is not None and "url" in registry.settings:
             click.echo(f"\n# properties of the schema registry's client\n{registry.show()}")
         raise SystemExit(ExitCode.OK)

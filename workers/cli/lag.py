@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from workers.cli.admin import connected_admin
+from workers.cli.admin import connected_admin, serve_until
 from workers.cli.commands.lag import LagOptions
 from workers.cli.context import Context, show
 from workers.columns import aligned, or_dash
@@ -28,10 +28,8 @@ def lag(options: LagOptions, context: Context, shutdown: Shutdown) -> None:
                 if not options.watch:
                     _check_topics(group, options.topics)
                 _show(group, options)
-                until = time.monotonic() + options.interval
-                while options.watch and time.monotonic() < until:
-                    # Also serves the statistics, which would pile up.
-                    admin.poll(0.1)
+                if options.watch:
+                    serve_until(admin, time.monotonic() + options.interval)
     except Stopped:
         if group is None:
             raise WorkerError("stopped before the group was shown") from None

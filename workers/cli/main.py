@@ -93,7 +93,8 @@ class Commands(click.Group):
 def cli() -> None:
     """Kafka workers that account for every message.
 
-    Every option is an environment variable too: --some-option is KAFKA_SOME_OPTION.
+    Every option of a command that connects to brokers is an environment variable too: --some-option is
+    KAFKA_SOME_OPTION.
     Exit codes: 0 all well, 1 something failed to deliver or a fatal Kafka error, 2 wrong usage or configuration, 3 a
     verification found loss.
     """

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from confluent_kafka import KafkaError, Message
 
-from workers.accounting.stamps import check_run, new_run, stream_of
+from workers.accounting.stamps import MAX_PRODUCERS, check_run, new_run, stream_of
 from workers.cli.commands.produce import ProduceOptions
 from workers.cli.context import Context, show
 from workers.cli.parameters import check_dead_letter_topic
 from workers.cli.tracing import start_tracing
 from workers.config import PRODUCER_DEFAULTS, ClientConfig
-from workers.deadletters.headers import SUFFIX
+from workers.deadletters.headers import dead_letter_topic
 from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.lifecycle import Shutdown, Stopped, settle_memory
 from workers.loading import load
@@ -110,7 +110,7 @@ def _dead_letter_topic(options: ProduceOptions) -> str | None:
     if options.on_invalid != "dead-letter":
         return None
     check_dead_letter_topic(options.dead_letter_topic, [options.topic])
-    return options.dead_letter_topic or options.topic + SUFFIX
+    return dead_letter_topic(options.topic, options.dead_letter_topic)
 
 
 def _check_combinations(options: ProduceOptions, context: Context) -> None:
@@ -148,8 +148,8 @@ def _run_and_index(options: ProduceOptions, context: Context) -> tuple[str, int]
         return run, options.producer_index
     # Kubernetes tells each pod of an Indexed Job its number in this variable.
     index = os.environ.get(IN_A_JOB, "0")
-    if not index.isdecimal() or int(index) > 9999:
-        raise ConfigError(f"variable {IN_A_JOB}: expected a number from 0 to 9999, got {index!r}")
+    if not index.isdecimal() or int(index) >= MAX_PRODUCERS:
+        raise ConfigError(f"variable {IN_A_JOB}: expected a number from 0 to {MAX_PRODUCERS - 1}, got {index!r}")
     return run, int(index)
 
 

@@ -12,7 +12,7 @@ from workers.cli.commands.dead_letters import (
     ShowDeadLettersOptions,
 )
 from workers.cli.context import Context, terminal_columns
-from workers.config import CONSUMER_DEFAULTS, ClientConfig, Setting
+from workers.config import CONSUMER_DEFAULTS, ClientConfig
 from workers.deadletters.reading import ALL_STATES, DeadLetterTopic, oldest, open_topic
 from workers.deadletters.stored import Place, Selection, StoredDeadLetter
 from workers.deadletters.text import (
@@ -102,7 +102,7 @@ def reading_config(options: DeadLetterOptions, context: Context) -> ClientConfig
 
     With --show-config it is printed, and the command ends.
     """
-    group = Setting("group.id", options.group_id, context.precedence("group_id"), context.origin("group_id"))
+    group = context.setting("group.id", "group_id", options.group_id)
     config = context.client_config(CONSUMER_DEFAULTS, [group])
     context.show_config(config)
     context.set_up_logging()

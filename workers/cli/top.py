@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from workers.cli.admin import connected_admin
+from workers.cli.admin import connected_admin, serve_until
 from workers.cli.commands.top import TopOptions
 from workers.cli.context import Context
+from workers.columns import counted
 from workers.errors import ConfigError
 from workers.escaping import one_line
 from workers.kafka.groups import REQUEST_TIMEOUT_S
@@ -58,7 +59,7 @@ def top(options: TopOptions, context: Context, shutdown: Shutdown) -> None:
                     show(replace(overview, missing_brokers=_missing_brokers(admin, brokers)))
                     if options.once:
                         break
-                    _wait(admin, following)
+                    serve_until(admin, following)
     except Stopped:
         return
     if overview.missing and overview.problem is None:
@@ -75,12 +76,6 @@ def _missing_brokers(admin: AdminClient, known: set[int]) -> tuple[int, ...]:
     partitions = metadata.topics[OFFSETS_TOPIC].partitions.values()
     known |= metadata.brokers.keys() | {broker for each in partitions for broker in each.replicas}
     return tuple(sorted(known - metadata.brokers.keys()))
-
-
-def _wait(admin: AdminClient, until: float) -> None:
-    """Serve the client's statistics and log lines, which would pile up."""
-    while (left_s := until - time.monotonic()) > 0:
-        admin.poll(min(0.1, left_s))
 
 
 @contextmanager
@@ -168,17 +163,17 @@ def _troubles(overview: Overview) -> list[str]:
 
 def _line(row: GroupRow) -> str:
     idle = sum(each.idle for each in row.members)
-    members = f"{_count(len(row.members), 'member')}{f' ({idle} idle)' if idle else ''}"
+    members = f"{counted(len(row.members), 'member')}{f' ({idle} idle)' if idle else ''}"
     words = [
         f"{one_line(row.group.group_id)}: {row.health}",
         members,
-        _count(len(row.group.partitions), "partition"),
+        counted(len(row.group.partitions), "partition"),
         f"lag {row.group.total_lag:,} ({_age(row.lag_s)})",
         f"in {_rate(row.in_per_s, '/s')}",
         f"out {_rate(row.out_per_s, '/s')}",
     ]
     if row.group.unread:
-        words.append(f"{_count(len(row.group.unread), 'partition')} without a commit")
+        words.append(f"{counted(len(row.group.unread), 'partition')} without a commit")
     return ", ".join(words)
 
 
@@ -201,10 +196,10 @@ def as_table(overview: Overview, console: "Console") -> "Group":
         table.add_row(Text(name), *numbers, Text(health, _COLOURS.get(health, "dim")))
     at = datetime.fromtimestamp(overview.at_s).strftime("%H:%M:%S")
     total = sum(row.group.total_lag for row in overview.rows)
-    lines = [Text(f"{at}  {_count(len(overview.rows), 'group')}, lag {total:,}", "bold")]
+    lines = [Text(f"{at}  {counted(len(overview.rows), 'group')}, lag {total:,}", "bold")]
     lines += [Text(trouble, "bold red", no_wrap=True, overflow="ellipsis") for trouble in _troubles(overview)]
     hidden = len(rows) - room
-    more = f"{_count(hidden, 'more line')}; choose groups with --group-id or --group-filter" if hidden > 0 else ""
+    more = f"{counted(hidden, 'more line')}; choose groups with --group-id or --group-filter" if hidden > 0 else ""
     return Group(*lines, table, Text(more, "dim", no_wrap=True, overflow="ellipsis"))
 
 
@@ -229,10 +224,6 @@ def _cells(row: GroupRow) -> Iterator[tuple[str, ...]]:
             _rate(each.out_per_s),
             "idle" if each.idle else "",
         )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _rate(per_s: float | None, unit: str = "") -> str:

@@ -1,7 +1,9 @@
 """The partitions that this member of the group owns, and how far each of them is.
 
-`Assignment` is the only code that changes a partition's state; everything here is called from the loop's thread, also
-the rebalance callbacks, which run inside `poll` and `close`. No client is used here: the loop tells it what happened.
+`Assignment` alone moves a partition's `position` and `next_offset`. Other parts set the fields that they decide about:
+flow `paused`; fetching the ends of the log; committing and transactions the fields about commits; membership and
+starting those about the beginning. Failing and starting add to the counts of its topic. All of them run in the loop's
+thread, also the rebalance callbacks, which run inside `poll` and `close`. No client is used here.
 """
 
 import time
@@ -448,7 +450,7 @@ class Assignment:
 
     def _observe(self, state: PartitionState, received: Received) -> None:
         if received.stamped_in_headers:
-            state.ledger.observe(map(received.stamp, range(len(received))))
+            state.ledger.observe(received.stamps())
         elif not (none_is_stamp(received.values) or state.ledger.observe_consecutive(received.values)):
             state.ledger.observe(received.values)
 

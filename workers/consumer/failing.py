@@ -21,10 +21,11 @@ from workers.consumer.failures import (
     decide,
 )
 from workers.consumer.flow import FlowControl
-from workers.consumer.parts import Parts
+from workers.consumer.parts import DeadLetterWriter, Parts
 from workers.consumer.received import Received
 from workers.consumer.scheduling import Shard, Work
-from workers.deadletters.writer import DeadLetter, DeadLetters
+from workers.deadletters.headers import dead_letter_topic
+from workers.deadletters.writer import DeadLetter
 from workers.errors import WorkerError
 from workers.handlers import OutputClosedError, OutputError, Retry
 from workers.kafka.messages import MessagePlace
@@ -52,7 +53,7 @@ class FailedMessages:
         parts: Parts,
         flow: FlowControl,
         policy: ErrorPolicy,
-        dead_letters: DeadLetters,
+        dead_letters: DeadLetterWriter,
         breaker: DeadLetterBreaker,
         on_decision: OnDecision | None = None,
     ) -> None:
@@ -193,7 +194,7 @@ class FailedMessages:
             self._parts.assignment.complete(state, first, 0, 1)
             return
         message = shard.queue[0].messages[0]
-        topic = self._dead_letters.topic_for(message)
+        topic = dead_letter_topic(message.topic() or "", self._dead_letters.named)
         if dead_letter.too_large:
             raise WorkerError(
                 f"stopping at {state} offset {message.offset()}, as nothing is skipped: topic {topic} takes no dead "

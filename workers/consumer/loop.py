@@ -29,12 +29,11 @@ from workers.consumer.fetching import FetchWatch
 from workers.consumer.flow import BATCH_MESSAGES, MAX_DISTANCE_MESSAGES, FlowControl
 from workers.consumer.membership import Membership
 from workers.consumer.observing import Observer
-from workers.consumer.parts import OutputSender, Parts
+from workers.consumer.parts import DeadLetterWriter, OutputSender, Parts
 from workers.consumer.receiving import Receiver
 from workers.consumer.scheduling import Order, Scheduler
 from workers.consumer.starting import Starts
 from workers.consumer.status import ConsumerStatus, Publisher
-from workers.deadletters.writer import DeadLetters
 from workers.errors import WorkerError
 from workers.handlers import Lifespan, Middleware
 from workers.kafka.client import ClientState, create_client, topics_are_created, wait_for_topics
@@ -59,7 +58,7 @@ class Consumer:
         shutdown: Shutdown,
         *,
         policy: ErrorPolicy,
-        dead_letters: DeadLetters,
+        dead_letters: DeadLetterWriter,
         outputs: OutputSender,
         watermarks: Watermarks,
         max_messages: int | None = None,

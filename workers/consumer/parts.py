@@ -2,15 +2,18 @@
 thread.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+from confluent_kafka import Message
 
 from workers.consumer.assignment import Assignment, PartitionState
 from workers.consumer.execution import Executor
 from workers.consumer.fetching import FetchWatch
 from workers.consumer.scheduling import Partition, Scheduler, Work
 from workers.consumer.starting import Starts
+from workers.deadletters.writer import DeadLetter
 from workers.kafka.client import ClientState
 from workers.kafka.watermarks import Watermarks
 from workers.lifecycle import Shutdown
@@ -70,6 +73,29 @@ class OutputSender(Protocol):
 
     def close(self, timeout_s: float) -> str | None:
         """End the client; return what went wrong, or None."""
+
+
+class DeadLetterWriter(Protocol):
+    """Writes dead letters: `DeadLetters`, or with exactly-once `HeldDeadLetters`."""
+
+    @property
+    def held(self) -> bool:
+        """Whether they are held for a transaction, and count only when that is committed."""
+
+    @property
+    def named(self) -> str | None:
+        """The topic that the user has named for all dead letters, None where each topic has its own."""
+
+    def missing(self, client: Any, topics: Iterable[str]) -> list[str]:
+        """The dead-letter topics of `topics` that are not there, without those that brokers tell nothing of."""
+
+    def send(self, message: Message, error: BaseException, attempts: int) -> DeadLetter:
+        """Send the dead letter of a message; look at it after later calls of `poll`."""
+
+    def poll(self, timeout_s: float) -> None:
+        """Serve delivery reports of dead letters; raises WorkerError when the client cannot go on."""
+
+    def close(self, timeout_s: float) -> None: ...
 
 
 class OffsetCommitter(Protocol):

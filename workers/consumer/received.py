@@ -4,7 +4,7 @@ A handler gets confluent-kafka's own messages and may change them. Whatever is d
 of what was received, so key, value and headers are taken before the handler sees them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -13,6 +13,7 @@ from confluent_kafka import Message
 
 from workers.accounting.stamps import STAMP_HEADER
 from workers.kafka import fields
+from workers.kafka.messages import raw_stamp
 
 _NAME: Callable[[tuple[str, Any]], str] = itemgetter(0)
 
@@ -92,19 +93,9 @@ class Received:
         """Whether a message has its stamp in a header."""
         return self.headers is not None and STAMP_HEADER in map(_NAME, fields.each(self.headers))
 
-    def stamp(self, place: int) -> bytes | None:
-        """The content of the place where a message may have its stamp: the header, or else the value.
-
-        The header first: the value of a user's message may be anything, a stamp of another run too.
-        """
-        headers = self.headers[place] if self.headers is not None else None
-        if headers:
-            for name, value in headers:
-                if name == STAMP_HEADER:
-                    stamp: bytes | None = value
-                    return stamp
-        found: bytes | None = self.values[place]
-        return found
+    def stamps(self) -> Iterable[bytes | None]:
+        """The content of the place where each message may have its stamp."""
+        return self.values if self.headers is None else map(raw_stamp, self.headers, self.values)
 
     @classmethod
     def _with(

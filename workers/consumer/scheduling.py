@@ -1,8 +1,8 @@
 """Which messages may be handled now, and in which order. Called by the loop's thread.
 
-A shard is a sequence of messages that are handled one after the other: a partition (`PartitionOrder`), the messages of
-one key in a partition (`KeyOrder`), or a single message (`NoOrder`). Shards are independent of each other: one that
-waits for a retry or for its dead letter holds up no other one. Partitions take turns, and so do the shards of one.
+A shard is a sequence of messages that are handled one after the other. The order says what it is: a partition, the
+messages of one key in a partition, or a single message. Shards are independent of each other: one that waits for a
+retry or for its dead letter holds up no other one. Partitions take turns, and so do the shards of one.
 """
 
 import heapq
@@ -167,7 +167,7 @@ class Work:
 
 
 class Scheduler:
-    """Shards that have something to do, by partition. `batch_size` is how many messages a work has at the most."""
+    """Shards that have something to do, by partition. With `batches`, a work may have messages of several shards."""
 
     def __init__(self, order: Order, *, batches: bool = False) -> None:
         self.order = order

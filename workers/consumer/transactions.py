@@ -16,12 +16,12 @@ import logging
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from workers.config import ClientConfig
 from workers.consumer.answers import MAX_BYTES, MAX_MESSAGES, Output
@@ -30,8 +30,8 @@ from workers.consumer.committing import FORGOTTEN, FORGOTTEN_S
 from workers.consumer.failures import ErrorPolicy, RetryLater, SendDeadLetter, Stop, decide
 from workers.consumer.outputs import failure_of, produce
 from workers.consumer.scheduling import Partition, Work
-from workers.deadletters.headers import dead_letter_headers
-from workers.deadletters.writer import ANY_SIZE, DeadLetter, DeadLetters
+from workers.deadletters.headers import dead_letter_headers, dead_letter_topic
+from workers.deadletters.writer import ANY_SIZE, DeadLetter, missing_topics
 from workers.errors import ConfigError, WorkerError
 from workers.handlers import Retry
 from workers.kafka.client import TOO_LARGE, ClientState
@@ -796,7 +796,7 @@ def _jitter() -> float:
     return random.random()  # noqa: S311  (not a secret)
 
 
-class HeldDeadLetters(DeadLetters):
+class HeldDeadLetters:
     """Dead letters that are written in the transaction: they are as good as delivered when it holds them, and count
     when it is committed.
     """
@@ -804,13 +804,17 @@ class HeldDeadLetters(DeadLetters):
     held = True
 
     def __init__(self, topic: str | None, group_id: str, transaction: Transaction) -> None:
-        self._topic = topic
+        self.named = topic
         self._group_id = group_id
         self._transaction = transaction
 
+    def missing(self, client: Consumer, topics: Iterable[str]) -> list[str]:
+        return missing_topics(client, topics, self.named)
+
     def send(self, message: Message, error: BaseException, attempts: int) -> DeadLetter:
         headers = dead_letter_headers(message, self._group_id, error, attempts)
-        self._transaction.hold_dead_letter(message, self.topic_for(message), headers)
+        topic = dead_letter_topic(message.topic() or "", self.named)
+        self._transaction.hold_dead_letter(message, topic, headers)
         dead_letter = DeadLetter()
         dead_letter.delivered = True
         return dead_letter

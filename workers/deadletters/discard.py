@@ -3,13 +3,11 @@
 The dead letters stay in the topic for as long as it keeps them, and `replay --again` can still send them.
 """
 
-from datetime import UTC, datetime
-
 from workers.config import ClientConfig
 from workers.deadletters.reading import open_topic
 from workers.deadletters.sender import Sender
 from workers.deadletters.stored import Selection
-from workers.deadletters.treated import Record, State, ranges_of
+from workers.deadletters.treated import Record, State, now, ranges_of
 from workers.errors import WorkerError
 from workers.lifecycle import Shutdown
 
@@ -49,7 +47,7 @@ def discard(
                     offsets.setdefault(letter.place.partition, []).append(letter.place.offset)
                 if sender is not None:
                     count += _record(
-                        sender, topic, offsets, Record(State.DISCARDED, (), group_id, _now(), by, reason), count
+                        sender, topic, offsets, Record(State.DISCARDED, (), group_id, now(), by, reason), count
                     )
                 else:
                     count += len(letters)
@@ -71,7 +69,3 @@ def _record(sender: Sender, topic: str, offsets: dict[int, list[int]], record: R
             f"record of it; may the user write to it? {next(iter(failed.values()))}"
         )
     return done
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

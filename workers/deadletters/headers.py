@@ -31,6 +31,11 @@ _REMEMBERED = "_kafka_workers_traceback"
 Header = tuple[str, str | bytes | None]
 
 
+def dead_letter_topic(topic: str, named: str | None = None) -> str:
+    """The dead-letter topic of `topic`; `named` is the one that the user has named, if any."""
+    return named or topic + SUFFIX
+
+
 def dead_letter_headers(message: Message, group_id: str, error: BaseException, attempts: int) -> list[Header]:
     """The message's own headers and those that tell its story. Timestamps are Unix time in milliseconds."""
     story: dict[str, object] = {

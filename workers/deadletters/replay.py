@@ -17,7 +17,6 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import NamedTuple
 
 import confluent_kafka
@@ -28,7 +27,7 @@ from workers.deadletters.headers import ORIGINAL_TOPIC, SUFFIX
 from workers.deadletters.reading import open_topic
 from workers.deadletters.sender import Sender
 from workers.deadletters.stored import EVERYTHING, Origin, Selection, StoredDeadLetter
-from workers.deadletters.treated import Record, State, Treated, ranges_of, record_of
+from workers.deadletters.treated import Record, State, Treated, now, ranges_of, record_of
 from workers.errors import ConfigError, WorkerError
 from workers.lifecycle import Shutdown, call_until_stopped
 
@@ -142,10 +141,17 @@ def replay(
 class Choice(NamedTuple):
     """A message of the dead-letter topic, and what is to become of it: sent to its origin, or passed over."""
 
-    message: Message
+    letter: StoredDeadLetter
+    # Whether a dead letter waits before it.
+    held: bool
     origin: Origin | None = None
     # Why a dead letter is passed over that waits; empty for one that was treated, and for a record.
     reason: str = ""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is a dead letter that waits or is sent once more."""
+        return self.origin is not None or bool(self.reason)
 
 
 class Replayer:
@@ -185,47 +191,46 @@ class Replayer:
         if self._sender is None:
             self._count(chosen)
             return
-        outcomes = self._sender.send([(choice.message, choice.origin) for choice, _ in chosen])
-        unsent: set[int | None] = set()
+        outcomes = self._sender.send([(choice.letter.message, choice.origin) for choice in chosen])
+        unsent = set()
         over = []
-        for each, outcome in zip(chosen, outcomes, strict=True):
-            partition = each[0].message.partition()
+        for choice, outcome in zip(chosen, outcomes, strict=True):
+            partition = choice.letter.place.partition
             if outcome is not None:
                 unsent.add(partition)
             elif partition not in unsent:
-                over.append(each)
+                over.append(choice)
         self._keep(self._sender, over)
         reasons = [outcome for outcome in outcomes if outcome is not None]
         if reasons:
             self._sender.check()
-            sent = sum(choice.origin is not None or bool(choice.reason) for choice, _ in chosen)
+            sent = sum(choice.counts for choice in chosen)
             raise WorkerError(f"{len(reasons)} of {sent} dead letters were not acknowledged: {reasons[0]}")
 
-    def _choose(self, messages: Sequence[Message]) -> list[tuple[Choice, bool]]:
-        """Choices for messages, each with whether a dead letter waits before it."""
-        chosen: list[tuple[Choice, bool]] = []
+    def _choose(self, messages: Sequence[Message]) -> list[Choice]:
+        chosen: list[Choice] = []
         count = self._done.treated
         for message in messages:
             if self._rules.limit is not None and count >= self._rules.limit:
                 break
-            partition = message.partition() or 0
-            if partition in self._done.refused:
+            if (message.partition() or 0) in self._done.refused:
                 continue
             choice = self._choice(message)
             if choice is not None:
-                chosen.append((choice, partition in self._held))
-                count += choice.origin is not None or bool(choice.reason)
+                chosen.append(choice)
+                count += choice.counts
         return chosen
 
     def _choice(self, message: Message) -> Choice | None:
         """The choice for one message; None for a dead letter that goes on to wait."""
-        if record_of(message) is not None:
-            return Choice(message)
         letter = StoredDeadLetter(message)
         partition = letter.place.partition
+        choice = Choice(letter, partition in self._held)
+        if record_of(message) is not None:
+            return choice
         waits = self._treated.state_of(letter.place) is State.WAITING
         if not (waits or self._rules.again):
-            return Choice(message)
+            return choice
         origin = letter.origin
         chosen = self._rules.selection.matches(letter)
         if chosen and waits and letter.is_invalid_line:
@@ -235,32 +240,31 @@ class Replayer:
         if not chosen:
             if waits:
                 self._held.add(partition)
-            return None if waits else Choice(message)
+            return None if waits else choice
         if origin is None:
-            return Choice(message, reason=f"it has no header {ORIGINAL_TOPIC} with a topic") if waits else None
+            return choice._replace(reason=f"it has no header {ORIGINAL_TOPIC} with a topic") if waits else None
         if origin.topic in self._rules.allowed:
-            return Choice(message, origin)
+            return choice._replace(origin=origin)
         if self._rules.skip_others:
-            return Choice(message, reason=SKIPPED.format(origin.topic)) if waits else None
+            return choice._replace(reason=SKIPPED.format(origin.topic)) if waits else None
         self._done.refused[partition] = origin.topic
         return None
 
-    def _keep(self, sender: Sender, over: Sequence[tuple[Choice, bool]]) -> None:
+    def _keep(self, sender: Sender, over: Sequence[Choice]) -> None:
         """Record or commit what was done, and count it."""
         records = self._records(over)
         failed = sender.record(self._rules.topic, records) if records else {}
-        kept = [(choice, held) for choice, held in over if choice.message.partition() not in failed]
+        kept = [choice for choice in over if choice.letter.place.partition not in failed]
         committable = [
-            choice.message
-            for choice, held in kept
-            if not held
-            and (choice.message.offset() or 0) >= self._treated.first_waiting(choice.message.partition() or 0)
+            letter.message
+            for letter, held, *_ in kept
+            if not held and letter.place.offset >= self._treated.first_waiting(letter.place.partition)
         ]
         if committable:
             commit(self._reader, committable, self._shutdown)
         self._count(kept)
         if failed:
-            again = sum(choice.origin is not None for choice, _ in over if choice.message.partition() in failed)
+            again = sum(choice.origin is not None for choice in over if choice.letter.place.partition in failed)
             what = (
                 f"{again} dead letters were sent, and that could not be recorded in {self._rules.topic}; the next "
                 "replay sends them again"
@@ -269,28 +273,26 @@ class Replayer:
             )
             raise WorkerError(f"{what}. May the user write to it? {next(iter(failed.values()))}")
 
-    def _records(self, over: Sequence[tuple[Choice, bool]]) -> list[tuple[int, Record]]:
+    def _records(self, over: Sequence[Choice]) -> list[tuple[int, Record]]:
         offsets: dict[tuple[int, State, str], list[int]] = {}
-        for choice, held in over:
-            place = StoredDeadLetter(choice.message).place
-            state = State.DISCARDED if choice.reason else State.REPLAYED
+        for letter, held, origin, reason in over:
+            place = letter.place
+            state = State.DISCARDED if reason else State.REPLAYED
             # The record of a discard outweighs a committed offset.
-            if choice.reason or (
-                choice.origin is not None and (held or self._treated.state_of(place) is State.DISCARDED)
-            ):
-                offsets.setdefault((place.partition, state, choice.reason), []).append(place.offset)
-        at = datetime.now(UTC).isoformat(timespec="seconds")
+            if reason or (origin is not None and (held or self._treated.state_of(place) is State.DISCARDED)):
+                offsets.setdefault((place.partition, state, reason), []).append(place.offset)
+        at = now()
         return [
             (partition, Record(state, ranges_of(numbers), self._rules.group_id, at, self._rules.by, reason))
             for (partition, state, reason), numbers in offsets.items()
         ]
 
-    def _count(self, chosen: Sequence[tuple[Choice, bool]]) -> None:
-        for choice, _ in chosen:
+    def _count(self, chosen: Sequence[Choice]) -> None:
+        for choice in chosen:
             if choice.origin is not None:
                 self._done.sent += 1
                 self._done.by_topic[choice.origin.topic] += 1
-            elif StoredDeadLetter(choice.message).origin is not None:
+            elif choice.letter.origin is not None:
                 self._done.skipped += bool(choice.reason)
             else:
                 self._done.without_origin += bool(choice.reason)

@@ -13,10 +13,10 @@ for every group.
 
 import enum
 import json
-import logging
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -26,8 +26,6 @@ from workers.accounting.ranges import Ranges
 from workers.deadletters.headers import ORIGINAL_TOPIC, TREATED
 from workers.deadletters.stored import Place
 from workers.kafka.messages import headers_of
-
-log = logging.getLogger(__name__)
 
 
 class State(enum.StrEnum):
@@ -57,6 +55,11 @@ class Record(NamedTuple):
         fields = self._asdict()
         del fields["state"]
         return json.dumps(fields, ensure_ascii=False).encode(errors="backslashreplace")
+
+
+def now() -> str:
+    """The time for a record."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def ranges_of(offsets: Iterable[int]) -> tuple[tuple[int, int], ...]:

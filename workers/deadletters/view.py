@@ -23,6 +23,7 @@ from textual.message import Message
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Input, Static
 
+from workers.columns import counted
 from workers.deadletters.listing import Desk, Listing, Row
 from workers.deadletters.stored import Place
 from workers.deadletters.text import HEADS
@@ -325,12 +326,12 @@ class DeadLetterView(App[None]):
 
     def _show_head(self) -> None:
         listing = self._listing or Listing()
-        kind = "" if self._state == "all" else f" {self._state}"
+        kind = "dead letter" if self._state == "all" else f"{self._state} dead letter"
         named = listing.errors.most_common(MAX_NAMED)
         errors = ", ".join(f"{count} {name[:MAX_CLASS]}" for name, count in named)
         if others := listing.count - sum(count for _, count in named):
             errors += f", {others} others"
-        parts = [f"{self._topic}: {_count(listing.count, f'{kind} dead letter')}{f' ({errors})' if errors else ''}"]
+        parts = [f"{self._topic}: {counted(listing.count, kind)}{f' ({errors})' if errors else ''}"]
         if len(listing.rows) < listing.count:
             parts.append(f"{len(listing.rows)} are listed, the oldest, --limit lists more")
         if len(self._shown) < len(listing.rows):
@@ -407,7 +408,7 @@ class DeadLetterView(App[None]):
         def answer(reason: str | None) -> None:
             if reason is not None:
                 self._treat(
-                    f"replaying {_count(len(places), 'dead letter')}", places, lambda: self._desk.replay(places)
+                    f"replaying {counted(len(places), 'dead letter')}", places, lambda: self._desk.replay(places)
                 )
 
         self.push_screen(Question(question), answer)
@@ -419,7 +420,7 @@ class DeadLetterView(App[None]):
 
         def answer(reason: str | None) -> None:
             if reason is not None:
-                doing = f"discarding {_count(len(places), 'dead letter')}"
+                doing = f"discarding {counted(len(places), 'dead letter')}"
                 self._treat(doing, places, lambda: self._desk.discard(places, reason))
 
         question = Question(f"Discard {self._named(places)}?", "the reason, which is recorded; it may be empty")
@@ -428,7 +429,7 @@ class DeadLetterView(App[None]):
     def _named(self, places: Collection[Place]) -> str:
         names = [str(place) for place in places]
         more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-        return f"{_count(len(names), 'dead letter')} of {self._topic} ({', '.join(names[:MAX_NAMED])}{more})"
+        return f"{counted(len(names), 'dead letter')} of {self._topic} ({', '.join(names[:MAX_NAMED])}{more})"
 
     def action_search(self) -> None:
         self.query_one("#panes", Container).remove_class("-whole")
@@ -481,7 +482,3 @@ class DeadLetterView(App[None]):
 def _reason(error: BaseException | None) -> str:
     text = error.args[0].str() if isinstance(error, KafkaException) else str(error)
     return " ".join(text.split())
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what.strip()}{'' if number == 1 else 's'}"

@@ -8,7 +8,7 @@ import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from workers.config import ClientConfig
-from workers.deadletters.headers import SUFFIX, dead_letter_headers
+from workers.deadletters.headers import dead_letter_headers, dead_letter_topic
 from workers.kafka.client import BESIDE_A_CONSUMER, TOO_LARGE, reason_of
 from workers.kafka.renewed import RenewedProducer
 from workers.lifecycle import call_with_timeout
@@ -34,39 +34,31 @@ class DeadLetter:
         self.delivered = error is None
 
 
+def missing_topics(client: confluent_kafka.Consumer, topics: Iterable[str], named: str | None) -> list[str]:
+    """The dead-letter topics of `topics` that are not there, without those that brokers tell nothing of."""
+    missing = []
+    for name in sorted({dead_letter_topic(topic, named) for topic in topics}):
+        try:
+            found = client.list_topics(name, timeout=CHECK_TIMEOUT_S).topics[name]
+        except KafkaException:
+            continue
+        if not found.partitions:
+            missing.append(name)
+    return missing
+
+
 class DeadLetters:
     """Writes dead letters. Its client is made with the first one: most workers never need it."""
 
-    # Whether they are held for a transaction, and count only when that is committed.
     held = False
 
     def __init__(self, config: ClientConfig, topic: str | None, group_id: str, auth_timeout_s: float = 0.0) -> None:
-        self._topic = topic
+        self.named = topic
         self._group_id = group_id
         self._producer = RenewedProducer(config, auth_timeout_s, properties={**BESIDE_A_CONSUMER, **ANY_SIZE})
 
-    def topic_for(self, message: Message) -> str:
-        return self._name(message.topic() or "")
-
-    def _name(self, topic: str) -> str:
-        return self._topic or topic + SUFFIX
-
-    @property
-    def named(self) -> str | None:
-        """The topic that the user has named for all dead letters, None where each topic has its own."""
-        return self._topic
-
     def missing(self, client: confluent_kafka.Consumer, topics: Iterable[str]) -> list[str]:
-        """The dead-letter topics of `topics` that are not there, without those that brokers tell nothing of."""
-        missing = []
-        for name in sorted(set(map(self._name, topics))):
-            try:
-                found = client.list_topics(name, timeout=CHECK_TIMEOUT_S).topics[name]
-            except KafkaException:
-                continue
-            if not found.partitions:
-                missing.append(name)
-        return missing
+        return missing_topics(client, topics, self.named)
 
     def send(self, message: Message, error: BaseException, attempts: int) -> DeadLetter:
         """Hands the message to the client; look at the dead letter after later calls of `poll`."""
@@ -78,7 +70,7 @@ class DeadLetters:
         client = self._producer.made()
         try:
             client.produce(
-                self.topic_for(message),
+                dead_letter_topic(message.topic() or "", self.named),
                 message.value(),
                 message.key(),
                 headers=dead_letter_headers(message, self._group_id, error, attempts),

@@ -285,11 +285,18 @@ def offset_ranges(admin: AdminClient, keys: Collection[PartitionKey]) -> dict[Pa
     """Beginning and end of each partition. Raises KafkaException where they are not known: without a leader, or with
     one that does not know the partition, as after a restart or while its topic is deleted.
     """
+    found = find_ranges(admin, keys)
+    check_known(found)
+    return found.values
+
+
+def find_ranges(admin: AdminClient, keys: Collection[PartitionKey]) -> Answers[PartitionKey, tuple[int, int]]:
+    """Beginning and end of each partition; an error stands for one of which either is not known."""
     beginnings = find_offsets(admin, dict.fromkeys(keys, OffsetSpec.earliest()))
     ends = find_offsets(admin, dict.fromkeys(keys, OffsetSpec.latest()))
-    check_known(beginnings)
-    check_known(ends)
-    return {key: (beginnings.values[key][0], ends.values[key][0]) for key in keys}
+    both = beginnings.values.keys() & ends.values.keys()
+    ranges = {key: (beginnings.values[key][0], ends.values[key][0]) for key in keys if key in both}
+    return Answers(ranges, beginnings.gone | ends.gone, {**beginnings.errors, **ends.errors})
 
 
 def check_known(answers: Answers[PartitionKey, _Value]) -> None:

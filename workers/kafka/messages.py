@@ -55,17 +55,20 @@ def _tell_of_names(topic: str | None) -> None:
     log.warning("%s has messages with a header name that is not UTF-8: their headers cannot be read", topic)
 
 
-def raw_stamp_of(message: Message, value: bytes | None) -> bytes | None:
-    """The content of the place where a message may have its stamp: the header, or else this value.
+def raw_stamp(headers: Headers | None, value: bytes | None) -> bytes | None:
+    """The content of the place where a message may have its stamp: the header, or else the value.
 
     The header first: the value of a user's message may be anything, a stamp of another run too.
     """
-    return next((stamp for name, stamp in headers_of(message) if name == STAMP_HEADER), value)
+    for name, stamp in headers or ():
+        if name == STAMP_HEADER:
+            return stamp
+    return value
 
 
 def stamp_of(message: Message) -> Stamp | None:
     """The stamp of a message, in its header or in its value."""
-    return decode(raw_stamp_of(message, message.value()))
+    return decode(raw_stamp(headers_of(message), message.value()))
 
 
 def is_topic_name(name: str) -> bool:

@@ -1,7 +1,7 @@
 """The lag of consumer groups from the brokers' view, in messages and in seconds, also of groups with no member left.
 
 A round asks the brokers for everything at once and makes one immutable picture of it; scrapes and probes only read
-that picture. A value that a broker did not answer is kept for KEEP_S and dropped then.
+that picture. A value that a broker did not answer is kept for `keep_s` (--keep) and dropped then.
 """
 
 import logging
@@ -189,17 +189,13 @@ class GroupLag:
         self._numbers.update(numbers, now, self._keep_s)
         self._numbers.retain(topics)
         keys = [(topic, number) for topic, found in self._numbers.values.items() for number in found]
-        beginnings = groups.find_offsets(self.admin, dict.fromkeys(keys, OffsetSpec.earliest()))
-        ends = groups.find_offsets(self.admin, dict.fromkeys(keys, OffsetSpec.latest()))
-        errors = {**beginnings.errors, **ends.errors}
-        problems |= {f"{topic}[{number}]": error for (topic, number), error in errors.items()}
-        both = beginnings.values.keys() & ends.values.keys()
-        ranges = {key: (beginnings.values[key][0], ends.values[key][0]) for key in both}
-        self._ranges.update(Answers(ranges, beginnings.gone | ends.gone, errors), now, self._keep_s)
+        ranges = groups.find_ranges(self.admin, keys)
+        problems |= {f"{topic}[{number}]": error for (topic, number), error in ranges.errors.items()}
+        self._ranges.update(ranges, now, self._keep_s)
         self._ranges.retain(keys)
         self._times = {key: times for key, times in self._times.items() if key in self._ranges.values}
         now_s = self._clock()
-        for key, (_, end) in ranges.items():
+        for key, (_, end) in ranges.values.items():
             self._times.setdefault(key, OffsetTimes()).add_end(end, now_s)
 
     def _topics(self, group_id: str, description: ConsumerGroupDescription) -> list[str]:

@@ -14,11 +14,10 @@ from workers.config import CONSUMER_DEFAULTS, PRODUCER_DEFAULTS, ClientConfig, P
 from workers.consumer.failures import ErrorPolicy
 from workers.consumer.loop import Consumer
 from workers.consumer.outputs import Outputs
-from workers.consumer.parts import OutputSender
+from workers.consumer.parts import DeadLetterWriter, OutputSender
 from workers.consumer.scheduling import Order
 from workers.consumer.status import PartitionStatus
 from workers.consumer.transactions import HeldDeadLetters, Transaction
-from workers.deadletters.writer import DeadLetters
 from workers.handlers import Handler, Lifespan, Middleware, lifespan_of, load_handler
 from workers.kafka.messages import is_topic_name
 from workers.lifecycle import Shutdown
@@ -60,7 +59,7 @@ class Member:
         self.dead_letters = dead_letters or FakeDeadLetters()
         producer_config = ClientConfig(PRODUCER_DEFAULTS, settings)
         outputs: OutputSender = Outputs(producer_config, connect=broker.connect_producer)
-        letters: DeadLetters = self.dead_letters
+        letters: DeadLetterWriter = self.dead_letters
         if exactly_once:
             transaction = Transaction(producer_config, "id", 0.02, policy, connect=broker.connect_producer)
             outputs, letters = transaction, HeldDeadLetters(None, "g", transaction)

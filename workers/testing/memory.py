@@ -27,8 +27,8 @@ from confluent_kafka import (
 )
 
 from workers.accounting.offset_metadata import decode
-from workers.deadletters.headers import SUFFIX
-from workers.deadletters.writer import DeadLetter, DeadLetters
+from workers.deadletters.headers import dead_letter_topic
+from workers.deadletters.writer import DeadLetter
 from workers.kafka.watermarks import Watermark
 from workers.loading import text_of
 
@@ -854,8 +854,11 @@ class Letter:
     attempts: int
 
 
-class FakeDeadLetters(DeadLetters):
+class FakeDeadLetters:
     """Keeps dead letters. `answer` is the brokers' answer to each: delivered, an error, or nothing yet."""
+
+    held = False
+    named = None
 
     def __init__(self, answer: bool | None = True) -> None:
         self.sent: list[Letter] = []
@@ -863,16 +866,13 @@ class FakeDeadLetters(DeadLetters):
         self.too_large = False
         self._under_way: list[DeadLetter] = []
 
-    def topic_for(self, message: Message) -> str:
-        return f"{message.topic()}{SUFFIX}"
-
     def missing(self, client: Any, topics: Iterable[str]) -> list[str]:  # noqa: ARG002  (the interface)
         return []
 
     def send(self, message: Message, error: BaseException, attempts: int) -> DeadLetter:
         self.sent.append(
             Letter(
-                self.topic_for(message),
+                dead_letter_topic(message.topic() or ""),
                 message.offset() or 0,
                 message.key(),
                 message.value(),

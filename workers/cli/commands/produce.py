@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import click
 
+from workers.accounting.stamps import MAX_PRODUCERS
 from workers.cli.context import Context
 from workers.cli.options import (
     FUNCTION,
@@ -85,7 +86,7 @@ class ProduceOptions:
 @option("--run", "run_name", help="Name of this run in the stamps.  [default: a new one]")
 @option(
     "--producer-index",
-    type=Whole(0, 9999),
+    type=Whole(0, MAX_PRODUCERS - 1),
     default=None,
     help="Number of this producer in the stamps.  [default: JOB_COMPLETION_INDEX, or 0]",
 )
