@@ -3,9 +3,14 @@
 import importlib
 import os
 import sys
+import traceback
 from typing import Any
 
 from workers.errors import ConfigError
+
+_REMEMBERED = "_kafka_workers_traceback"
+# Files with these beginnings are not the user's: code that was compiled from no file, Python's library, this package.
+_NOT_OWN = ("<", os.path.dirname(os.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
 
 
 def load(option: str, reference: str) -> Any:
@@ -24,7 +29,7 @@ def load(option: str, reference: str) -> Any:
     try:
         found: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
-        raise ConfigError(f"{option} {reference}: importing {module_name} raised {named(error)}") from None
+        raise ConfigError(f"{option} {reference}: importing {module_name} raised {located(error)}") from None
     for part in name.split("."):
         if not hasattr(found, part):
             raise ConfigError(f"{option} {reference}: {module_name} has no {name!r}")
@@ -50,3 +55,34 @@ def text_of(error: BaseException) -> str:
 
 def named(error: BaseException) -> str:
     return f"{type(error).__name__}: {text_of(error)}"
+
+
+def located(error: BaseException) -> str:
+    """Name an error with the last line of its traceback that is in the user's own code, as `(orders.py:12)`."""
+    try:
+        frames = traceback_of(error).stack
+        own = next(each for each in reversed(frames) if _is_own(each.filename))
+        file = own.filename.removeprefix(os.getcwd() + os.sep)
+    except Exception:  # no line is the user's, there is no working directory, or the user's `__str__` raised
+        return named(error)
+    return f"{named(error)} ({file}:{own.lineno})"
+
+
+def _is_own(file: str) -> bool:
+    return not (file.startswith(_NOT_OWN) or "site-packages" in file or "dist-packages" in file)
+
+
+def remember_traceback(error: BaseException) -> None:
+    """Keep the text of the traceback with `error`, without the frames that the traceback itself keeps alive.
+
+    Called from the thread of the handler. The lines of the source are read when a dead letter is written.
+    """
+    try:
+        error.__dict__[_REMEMBERED] = traceback.TracebackException.from_exception(error, lookup_lines=False)
+    except Exception:  # it calls the user's __str__, __cause__ and __notes__
+        error.__dict__.pop(_REMEMBERED, None)
+
+
+def traceback_of(error: BaseException) -> traceback.TracebackException:
+    """The traceback that was remembered, or else the error's own, which calls the user's code and so may raise."""
+    return error.__dict__.get(_REMEMBERED) or traceback.TracebackException.from_exception(error)

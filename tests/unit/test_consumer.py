@@ -21,12 +21,13 @@ from workers.consumer.failures import ErrorPolicy
 from workers.consumer.fetching import CUT_ROUNDS, FetchWatch
 from workers.consumer.flow import BATCH_MESSAGES
 from workers.consumer.status import PartitionStatus
-from workers.deadletters.headers import dead_letter_headers, remember_traceback
+from workers.deadletters.headers import dead_letter_headers
 from workers.errors import ExitCode, WorkerError
 from workers.handlers import Reject, Retry, batch
 from workers.kafka.credentials import CredentialsWatch
 from workers.kafka.watermarks import Watermark
 from workers.lifecycle import CLOSING_THREAD
+from workers.loading import remember_traceback
 from workers.testing.memory import FakeBroker, FakeClient, FakeDeadLetters
 from workers.testing.processes import eventually
 

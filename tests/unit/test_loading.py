@@ -1,0 +1,99 @@
+"""Errors of the user's code in one line, with the place in that code; and what is found under a reference."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from workers.errors import ConfigError
+from workers.loading import load, located, remember_traceback
+from workers.producer.prefetch import ThreadedSource
+from workers.sources import SourceError
+
+HERE = Path(__file__)
+
+
+def line_of(text: str) -> int:
+    """The number of the only line of this file that ends with `text`."""
+    (number,) = [n for n, line in enumerate(HERE.read_text().splitlines(), 1) if line.endswith(f"# {text}")]
+    return number
+
+
+def place(text: str) -> str:
+    return f"(tests/unit/{HERE.name}:{line_of(text)})"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory to work in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return tmp_path
+
+
+def decode() -> object:
+    return json.loads("{")  # decoded here
+
+
+def test_an_error_is_located_in_the_last_line_of_the_users_code_not_in_a_library() -> None:
+    with pytest.raises(json.JSONDecodeError) as raised:
+        decode()
+    assert located(raised.value).endswith(f"JSONDecodeError: {raised.value} {place('decoded here')}")
+
+
+def test_an_error_that_was_kept_without_its_frames_has_its_place() -> None:
+    with pytest.raises(json.JSONDecodeError) as raised:
+        decode()
+    remember_traceback(raised.value)
+    assert located(raised.value.with_traceback(None)).endswith(place("decoded here"))
+
+
+def test_the_place_is_relative_to_the_working_directory_and_absolute_elsewhere(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(json.JSONDecodeError) as raised:
+        decode()
+    assert located(raised.value).endswith(f"({HERE}:{line_of('decoded here')})")
+
+
+def test_an_error_that_never_was_in_the_users_code_has_no_place() -> None:
+    assert located(ValueError("no")) == "ValueError: no"
+    with pytest.raises(ConfigError) as raised:
+        load("--handler", "no colon")
+    # The frame of this test is the first one, so without it there are only frames of this package.
+    traceback = raised.value.__traceback__
+    assert traceback is not None
+    raised.value.__traceback__ = traceback.tb_next
+    assert located(raised.value) == f"ConfigError: {raised.value}"
+
+
+def test_an_error_without_a_working_directory_is_named_all_the_same(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone() -> str:
+        raise FileNotFoundError
+
+    with pytest.raises(json.JSONDecodeError) as raised:
+        decode()
+    monkeypatch.setattr(os, "getcwd", gone)
+    assert located(raised.value) == f"JSONDecodeError: {raised.value}"
+
+
+def test_a_module_that_fails_is_named_with_the_line(project: Path) -> None:
+    (project / "located_orders.py").write_text("import json\n\nRATES = json.loads('')\n")
+    with pytest.raises(ConfigError, match=r"located_orders raised JSONDecodeError: .* \(located_orders.py:3\)$"):
+        load("--handler", "located_orders:rates")
+
+
+def test_a_source_that_fails_is_named_with_the_line() -> None:
+    def rows() -> Iterator[dict[str, bytes | None]]:
+        yield {"key": None, "value": b"1"}
+        raise RuntimeError("the database is unavailable")  # the source
+
+    source = ThreadedSource(rows())
+    with pytest.raises(SourceError) as raised:
+        list(iter(lambda: source.take(1, 1.0), None))
+    assert str(raised.value) == f"the source raised RuntimeError: the database is unavailable {place('the source')}"
