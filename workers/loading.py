@@ -27,16 +27,35 @@ def load(option: str, reference: str) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        found: Any = importlib.import_module(module_name)
+        module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
-        raise ConfigError(f"{option} {reference}: importing {module_name} raised {located(error)}") from None
+        remedy = ""
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            top = module_name.partition(".")[0]
+            elsewhere = f"run the command in the directory that holds {top}, or add that directory to PYTHONPATH"
+            remedy = f"; {_remedy(module_name, f'correct the name, {elsewhere}')}"
+        raise ConfigError(f"{option} {reference}: importing {module_name} raised {located(error)}{remedy}") from None
+    found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
-            raise ConfigError(f"{option} {reference}: {module_name} has no {name!r}")
+            file = _short(getattr(module, "__file__", None) or module_name)
+            remedy = _remedy(module_name, f"correct the name, or define it in {file}")
+            raise ConfigError(f"{option} {reference}: {module_name} has no {name!r}; {remedy}")
         found = getattr(found, part)
     if not callable(found):
-        raise ConfigError(f"{option} {reference}: {name} is not callable")
+        raise ConfigError(f"{option} {reference}: {name} is {kind_of(found)}, which is not callable; name a function")
     return found
+
+
+def _remedy(module_name: str, usual: str) -> str:
+    """The remedy for what is not found in a module; this package hides another one of its name."""
+    hidden = module_name.partition(".")[0] == __package__
+    return "kafka-workers itself has the name workers; give your package another one" if hidden else usual
+
+
+def _short(file: str) -> str:
+    """The path from the working directory, for a file below it."""
+    return file.removeprefix(os.getcwd() + os.sep)
 
 
 def kind_of(value: object) -> str:
@@ -62,7 +81,7 @@ def located(error: BaseException) -> str:
     try:
         frames = traceback_of(error).stack
         own = next(each for each in reversed(frames) if _is_own(each.filename))
-        file = own.filename.removeprefix(os.getcwd() + os.sep)
+        file = _short(own.filename)
     except Exception:  # no line is the user's, there is no working directory, or the user's `__str__` raised
         return named(error)
     return f"{named(error)} ({file}:{own.lineno})"

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -27,11 +28,12 @@ def place(text: str) -> str:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty directory to work in."""
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty directory to work in, whose modules are forgotten in the end."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    return tmp_path
+    with mock.patch.dict(sys.modules):
+        yield tmp_path
 
 
 def decode() -> object:
@@ -97,3 +99,52 @@ def test_a_source_that_fails_is_named_with_the_line() -> None:
     with pytest.raises(SourceError) as raised:
         list(iter(lambda: source.take(1, 1.0), None))
     assert str(raised.value) == f"the source raised RuntimeError: the database is unavailable {place('the source')}"
+
+
+@pytest.mark.parametrize(
+    ("reference", "says"),
+    [
+        (
+            "no_shop:rates",
+            "importing no_shop raised ModuleNotFoundError: No module named 'no_shop'; correct the name, run the "
+            "command in the directory that holds no_shop, or add that directory to PYTHONPATH",
+        ),
+        (
+            "no_shop.orders:rates",
+            "importing no_shop.orders raised ModuleNotFoundError: No module named 'no_shop'; correct the name, run the "
+            "command in the directory that holds no_shop, or add that directory to PYTHONPATH",
+        ),
+        (
+            "located_shop.orders:rates",
+            "importing located_shop.orders raised ModuleNotFoundError: No module named 'located_shop.orders'; "
+            "'located_shop' is not a package; correct the name, run the command in the directory that holds "
+            "located_shop, or add that directory to PYTHONPATH",
+        ),
+        (
+            "workers.orders:rates",
+            "importing workers.orders raised ModuleNotFoundError: No module named 'workers.orders'; kafka-workers "
+            "itself has the name workers; give your package another one",
+        ),
+        (
+            "workers.handlers:rates",
+            "workers.handlers has no 'rates'; kafka-workers itself has the name workers; give your package another one",
+        ),
+        (
+            "located_needs:rates",
+            "importing located_needs raised ModuleNotFoundError: No module named 'no_driver' (located_needs.py:1)",
+        ),
+        ("located_shop:rates", "located_shop has no 'rates'; correct the name, or define it in located_shop.py"),
+        (
+            "located_shop:PRICES.all",
+            "located_shop has no 'PRICES.all'; correct the name, or define it in located_shop.py",
+        ),
+        ("located_shop:PRICES", "PRICES is a dict, which is not callable; name a function"),
+        ("sys:rates", "sys has no 'rates'; correct the name, or define it in sys"),
+    ],
+)
+def test_what_does_not_load_is_named_with_what_to_do(reference: str, says: str, project: Path) -> None:
+    (project / "located_shop.py").write_text("PRICES = {}\n")
+    (project / "located_needs.py").write_text("import no_driver\n")
+    with pytest.raises(ConfigError) as raised:
+        load("--handler", reference)
+    assert str(raised.value) == f"--handler {reference}: {says}"
