@@ -9,8 +9,8 @@ from typing import Any
 from workers.errors import ConfigError
 
 _REMEMBERED = "_kafka_workers_traceback"
-# Files with these beginnings are not the user's: code that was compiled from no file, Python's library, this package.
-_NOT_OWN = ("<", os.path.dirname(os.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
+_PYTHON, _PACKAGE = (os.path.dirname(each) + os.sep for each in (os.__file__, __file__))
+_INSTALLED = ("site-packages", "dist-packages")
 
 
 def load(option: str, reference: str) -> Any:
@@ -77,18 +77,25 @@ def named(error: BaseException) -> str:
 
 
 def located(error: BaseException) -> str:
-    """Name an error with the last line of its traceback that is in the user's own code, as `(orders.py:12)`."""
+    """Name an error with the last line of its traceback that is in the user's own code, as `(orders.py:12)`. In code
+    that was installed, that is the line that the worker has called.
+    """
     try:
-        frames = traceback_of(error).stack
-        own = next(each for each in reversed(frames) if _is_own(each.filename))
+        frames = [each for each in traceback_of(error).stack if _is_users(each.filename)]
+        own = next((each for each in reversed(frames) if not _is_installed(each.filename)), frames[0])
         file = _short(own.filename)
     except Exception:  # no line is the user's, there is no working directory, or the user's `__str__` raised
         return named(error)
     return f"{named(error)} ({file}:{own.lineno})"
 
 
-def _is_own(file: str) -> bool:
-    return not (file.startswith(_NOT_OWN) or "site-packages" in file or "dist-packages" in file)
+def _is_users(file: str) -> bool:
+    """Whether it is neither of this package, nor of Python, nor from no file."""
+    return not file.startswith(("<", _PACKAGE)) and (not file.startswith(_PYTHON) or _is_installed(file))
+
+
+def _is_installed(file: str) -> bool:
+    return any(directory in file for directory in _INSTALLED)
 
 
 def remember_traceback(error: BaseException) -> None:

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -51,6 +52,20 @@ def test_an_error_that_was_kept_without_its_frames_has_its_place() -> None:
         decode()
     remember_traceback(raised.value)
     assert located(raised.value.with_traceback(None)).endswith(place("decoded here"))
+
+
+@pytest.mark.parametrize("venv", [".venv", os.path.dirname(os.path.dirname(os.path.dirname(os.__file__)))])
+def test_code_that_was_installed_is_located_where_the_worker_has_called_it(venv: str) -> None:
+    installed = f"{venv}/lib/python3.11/site-packages"
+    calls: dict[str, Any] = {}
+    exec(compile("def call(url):\n    raise OSError(url)", f"{installed}/requests/api.py", "exec"), calls)
+    exec(compile("\n\ndef ship(url):\n    call(url)", f"{installed}/shop/orders.py", "exec"), calls)
+    with pytest.raises(OSError, match="x") as raised:
+        calls["ship"]("x")
+    traceback = raised.value.__traceback__
+    assert traceback is not None
+    # The frame of this test is the first one.
+    assert located(raised.value.with_traceback(traceback.tb_next)) == f"OSError: x ({installed}/shop/orders.py:4)"
 
 
 def test_the_place_is_relative_to_the_working_directory_and_absolute_elsewhere(
