@@ -37,7 +37,7 @@ from typing import Any, TypeAlias, TypeVar, overload
 from confluent_kafka import Message as Message
 
 from workers.errors import ConfigError
-from workers.loading import kind_of, load, named
+from workers.loading import kind_of, load, located
 
 Handler: TypeAlias = Callable[[Message], object] | Callable[[list[Message]], object]
 # A middleware for any kind of handler; one that is only for messages one by one may say so in its own types.
@@ -309,7 +309,7 @@ def _wrap(handler: Handler, middleware: Middleware) -> Handler:
         raise
     except Exception as error:  # it is the user's code that runs here
         raise ConfigError(
-            f"middleware {name} raised {named(error)} for handler {of}; it gets the handler and returns a function"
+            f"middleware {name} raised {located(error)} for handler {of}; it gets the handler and returns a function"
         ) from None
     if not callable(wrapped):
         raise ConfigError(

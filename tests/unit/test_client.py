@@ -6,12 +6,21 @@ import time
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from tests.faults.recorder import MallInfo
 from workers.config import COMMON_DEFAULTS, ClientConfig, Precedence, Setting
-from workers.kafka.client import BESIDE_A_CONSUMER, LIBRDKAFKA, UNPOLLED, create_client
+from workers.errors import WorkerError
+from workers.kafka.client import (
+    BESIDE_A_CONSUMER,
+    LIBRDKAFKA,
+    UNPOLLED,
+    ClientState,
+    create_client,
+    poll_producer,
+    wait_for_topics,
+)
 from workers.testing.processes import eventually
 
 KEPT_BYTES = 500_000
@@ -73,3 +82,38 @@ def test_a_coordinator_that_has_just_been_elected_is_no_warning(
             )
 
     assert len(caplog.records) == 2 * shown
+
+
+class Fatal:
+    """A client that has met a fatal error: the binding raises it."""
+
+    def __init__(self, error: KafkaError) -> None:
+        self._error = KafkaException(error)
+
+    def list_topics(self, *_: Any, **__: Any) -> Any:
+        raise self._error
+
+    def poll(self, _timeout_s: float) -> None:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (KafkaError.FENCED_INSTANCE_ID, "give each member a group.instance.id of its own"),
+        (KafkaError.UNSUPPORTED_VERSION, "update the brokers, or leave out --group-protocol consumer"),
+        (KafkaError._FATAL, "start again"),
+    ],
+)
+def test_a_fatal_error_is_said_in_the_same_words_wherever_it_is_met(code: int, remedy: str) -> None:
+    error = KafkaError(code, "two\nlines", fatal=True)
+    client: Any = Fatal(error)
+    config = ClientConfig(COMMON_DEFAULTS, [])
+    by_callback, by_poll = ClientState(), ClientState()
+    by_callback.on_error(error)
+    poll_producer(client, by_poll, 0)
+    with pytest.raises(WorkerError) as raised:
+        wait_for_topics(client, [], config, ClientState(), timeout_s=1)
+
+    said = f"fatal Kafka error {error.name()}: two lines; {remedy}"
+    assert [str(each) for each in (by_callback.fatal, by_poll.fatal, raised.value)] == [said] * 3

@@ -215,6 +215,57 @@ def test_printing_and_a_handler_exclude_each_other_and_the_error_says_what_to_do
     assert "env -u KAFKA_HANDLER" in line
 
 
+@pytest.mark.parametrize(
+    ("arguments", "environment", "says"),
+    [
+        (["--forever"], {"COUNT": "1"}, "--forever and variable KAFKA_COUNT exclude each other; give one"),
+        (["--source", "a:b"], {"INPUT": "f"}, "variable KAFKA_INPUT and --source exclude each other; give one"),
+        (
+            ["--input", "f", "--key-separator", ":"],
+            {"KEY_FIELD": "id"},
+            "--key-separator and variable KAFKA_KEY_FIELD exclude each other; give one",
+        ),
+        (
+            ["--key-separator", "", "--input", "f"],
+            {},
+            "--key-separator is empty; give the characters between key and value",
+        ),
+        (
+            ["--size", "99"],
+            {"INPUT": "f"},
+            "--size is about test messages, and those of variable KAFKA_INPUT have sizes of their own; leave one out",
+        ),
+        (
+            [],
+            {"STAMP": "yes"},
+            "variable KAFKA_STAMP is about --input and --source; test messages always carry a stamp; leave it out",
+        ),
+        (
+            ["--topic", "t", "--input", "-", "--key-field", "id", "--on-invalid", "dead-letter"],
+            {"DEAD_LETTER_TOPIC": "t"},
+            "variable KAFKA_DEAD_LETTER_TOPIC: dead letters need a topic of their own, and t has the messages too; "
+            "name another",
+        ),
+        (
+            ["--input", "f"],
+            {"KEY_SCHEMA_FILE": "s"},
+            "variable KAFKA_KEY_SCHEMA_FILE is for --key-format avro, protobuf or json-schema; give one of these",
+        ),
+    ],
+)
+def test_an_option_that_does_not_fit_is_named_where_it_is_set(
+    arguments: list[str], environment: dict[str, str], says: str
+) -> None:
+    code, errors = run("produce", *NOWHERE, *arguments, **{f"KAFKA_{name}": text for name, text in environment.items()})
+    assert code == 2, errors
+    assert errors == f"kafka-workers produce: {says}\n"
+
+
+def test_a_flag_that_a_variable_turns_off_excludes_nothing() -> None:
+    _, errors = run("produce", *NOWHERE, "--count", "1", KAFKA_FOREVER="no")
+    assert "no answer from" in errors
+
+
 @pytest.mark.parametrize("reference", ["shop/orders.py:store", "./shop/orders.py:store", "shop/orders:store"])
 def test_a_file_in_place_of_a_module_is_answered_with_the_modules_name(reference: str) -> None:
     code, errors = run("consume", *NOWHERE, "--handler", reference)

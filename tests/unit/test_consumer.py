@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from tests.unit.members import BY_KEY, FOR_EVER, Group, Handled, key_of_ten, numbers
 from workers.accounting.offset_metadata import OffsetMetadata, decode, encode
@@ -21,12 +21,13 @@ from workers.consumer.failures import ErrorPolicy
 from workers.consumer.fetching import CUT_ROUNDS, FetchWatch
 from workers.consumer.flow import BATCH_MESSAGES
 from workers.consumer.status import PartitionStatus
-from workers.deadletters.headers import dead_letter_headers, remember_traceback
+from workers.deadletters.headers import dead_letter_headers
 from workers.errors import ExitCode, WorkerError
 from workers.handlers import Reject, Retry, batch
 from workers.kafka.credentials import CredentialsWatch
 from workers.kafka.watermarks import Watermark
 from workers.lifecycle import CLOSING_THREAD
+from workers.loading import remember_traceback
 from workers.testing.memory import FakeBroker, FakeClient, FakeDeadLetters
 from workers.testing.processes import eventually
 
@@ -290,6 +291,20 @@ def test_a_fatal_error_of_the_client_ends_the_member(broker: FakeBroker, group: 
     member.consumer.client_state.fatal = WorkerError("fatal Kafka error _FATAL: over")
 
     with pytest.raises(WorkerError, match=r"over"):
+        member.finish()
+
+
+def test_a_fatal_error_that_the_binding_raises_ends_the_member_with_the_remedy(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fenced(*_: Any, **__: Any) -> Any:
+        raise KafkaException(KafkaError(KafkaError.FENCED_INSTANCE_ID, "another one", True))
+
+    member = group.member(Handled()).start()
+    group.until(lambda: member.consumer.ready() is None, "it is ready")
+    monkeypatch.setattr(member.client, "consume", fenced)
+
+    with pytest.raises(WorkerError, match=r"^fatal Kafka error FENCED_INSTANCE_ID: another one; give each member a "):
         member.finish()
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import re
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from confluent_kafka import Message
 
 from workers.consumer.answers import MAX_BYTES
 from workers.consumer.execution import Executor
+from workers.consumer.failing import described
 from workers.consumer.received import Received
 from workers.consumer.scheduling import Shard, Work
 from workers.errors import ConfigError, WorkerError
@@ -246,6 +248,7 @@ def test_an_error_keeps_neither_its_work_nor_its_messages_alive(is_async: bool) 
     finally:
         gc.enable()
     assert isinstance(error.__cause__, ExceptionGroup)
+    assert re.fullmatch(r"ValueError: what is told \(\S*test_execution\.py:\d+\)", described(error))
     assert executor.stop(5) is None
 
 
@@ -256,7 +259,7 @@ def test_a_handler_that_exits_is_reported_not_swallowed() -> None:
     executor = started(always(handle))
     executor.submit([work_of(1)])
 
-    with pytest.raises(WorkerError, match="ended its thread: SystemExit: 3"):
+    with pytest.raises(WorkerError, match=r"ended its thread: SystemExit: 3 \(\S*test_execution\.py:\d+\)"):
         finish(executor)
     assert "SystemExit: 3" in (executor.stop(5) or "")
 
@@ -304,7 +307,7 @@ def test_a_lifespan_that_fails_to_begin_is_named() -> None:
         yield nothing
 
     for each in (broken, broken_async):
-        with pytest.raises(WorkerError, match="did not start: ConnectionError: no database"):
+        with pytest.raises(WorkerError, match=r"start: ConnectionError: no database \(\S*test_execution\.py:\d+\)"):
             started(each)
 
 
@@ -320,7 +323,8 @@ def test_a_lifespan_that_fails_to_end_is_reported() -> None:
         raise OSError("disk full")
 
     for each in (mine, mine_async):
-        assert started(each).stop(5) == "the handler did not end well: OSError: disk full"
+        said = started(each).stop(5) or ""
+        assert re.fullmatch(r"the handler did not end well: OSError: disk full \(\S*test_execution\.py:\d+\)", said)
 
 
 @pytest.mark.parametrize("times", [0, 2])

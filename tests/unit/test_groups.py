@@ -8,6 +8,7 @@ import pytest
 from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
 
 from workers.errors import WorkerError
+from workers.kafka.group_offsets import Move, commit
 from workers.kafka.groups import MOVES, offset_ranges, while_settling
 
 
@@ -76,3 +77,28 @@ def test_another_error_is_said_at_once() -> None:
 
     with pytest.raises(WorkerError, match="group g cannot be described: GROUP_AUTHORIZATION_FAILED"):
         while_settling(ask, "group g cannot be described")
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (KafkaError.GROUP_AUTHORIZATION_FAILED, "grant Read on the group and on its topics"),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, "grant Read on the group and on its topics"),
+        (KafkaError.UNKNOWN_MEMBER_ID, "stop the members of the group first"),
+        (KafkaError._TIMED_OUT, "try again"),
+    ],
+)
+@pytest.mark.parametrize("of_all", [True, False])
+def test_offsets_that_the_brokers_do_not_change_are_said_with_the_remedy(code: int, remedy: str, of_all: bool) -> None:
+    error = KafkaError(code, "why")
+    answer: Future[Any] = Future()
+    if of_all:
+        answer.set_exception(KafkaException(error))
+    else:
+        place = SimpleNamespace(topic="t", partition=1, error=error)
+        answer.set_result(SimpleNamespace(topic_partitions=[place]))
+    brokers: Any = SimpleNamespace(alter_consumer_group_offsets=lambda *_, **__: {"g": answer})
+    with pytest.raises(WorkerError) as raised:
+        commit(brokers, "g", [Move("t", 1, None, 5, 0, 9)])
+    what = "the offsets of group g were" if of_all else "the offsets of 1 of 1 partitions were"
+    assert str(raised.value) == f"{what} not changed{'' if of_all else ', as of t[1]'}: why; {remedy}"

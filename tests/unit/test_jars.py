@@ -1,5 +1,6 @@
 """Where Kafka's jars are is found out once; what is gone is fetched again."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,16 @@ def test_a_failed_download_is_said_and_nothing_is_kept(maven: Maven, monkeypatch
 
     monkeypatch.setattr(jars, "_resolve", maven.resolve)
     assert kafka_classpath(print, "kafka")
+
+
+def test_a_download_that_fails_has_its_reason_and_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "M2_REPO", "JGO_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    failed = subprocess.CompletedProcess("jgo", 1, stdout="", stderr="Traceback\nno route to host\n")
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: failed)
+
+    with pytest.raises(ClusterError, match=r"Maven Central: no route to host; check the network and the proxy$"):
+        kafka_classpath(lambda _: None, "org.example:nothing:1")
 
 
 @pytest.mark.parametrize("variable", ["HOME", "M2_REPO", "JGO_CACHE_DIR"])

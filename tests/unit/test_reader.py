@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from workers.errors import WorkerError
 from workers.kafka import reader
@@ -68,6 +68,36 @@ def test_the_time_in_which_messages_are_worked_off_is_no_time_without_messages(m
         client.now_s += 100 if messages else 0
 
     assert found == [0, 1]
+
+
+def refused(offset: int) -> Message:
+    error = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED, "denied")
+    return Message(topic="t.dlq", partition=0, offset=offset, error=error)
+
+
+def test_a_topic_that_may_not_be_read_is_named_with_the_right_to_grant(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(WorkerError, match=r"^the user has no right to read t\.dlq; grant Read on it: denied$"):
+        list(reading(Client([refused(0)]), monkeypatch, {0: 3}))
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, "the user has no right to read t; grant Read on it: why"),
+        (
+            KafkaError.LEADER_NOT_AVAILABLE,
+            "the end offset of t[2] is unknown: why; check that the partition has a leader, and try again",
+        ),
+    ],
+)
+def test_an_end_that_is_not_known_is_said_with_the_remedy(code: int, says: str) -> None:
+    def ask(*_: Any, **__: Any) -> None:
+        raise KafkaException(KafkaError(code, "why"))
+
+    client: Any = SimpleNamespace(get_watermark_offsets=ask)
+    with pytest.raises(WorkerError) as raised:
+        reader.watermarks(client, "t", 2, Shutdown(0))
+    assert str(raised.value) == says
 
 
 def end_at(offset: int) -> Message:

@@ -92,6 +92,22 @@ def test_a_broker_that_starts_and_never_answers_is_killed_and_given_up(
     assert not scene.broker.running
 
 
+def test_brokers_that_never_answer_are_named_with_their_last_words(tmp_path: Path) -> None:
+    """`stop` deletes their logs with their data."""
+    program = "import time; print('waiting for a quorum', flush=True); time.sleep(600)"
+    broker = Broker(0, 1, tmp_path, [sys.executable, "-c", program])
+    cluster = Cluster()
+    cluster.brokers = [broker]
+    broker.start()
+    try:
+        eventually(broker.log_path.read_text, "it has said something")
+        with pytest.raises(ClusterError) as raised:
+            cluster.wait_until_ready(0.1)
+    finally:
+        broker.kill()
+    assert str(raised.value) == "brokers [0] were not ready after 0 s; broker 0: waiting for a quorum"
+
+
 def test_a_broker_stays_down_when_that_is_asked_for(tmp_path: Path, quick: None) -> None:
     scene = Scene(tmp_path, restart=False)
     pid = scene.kill()

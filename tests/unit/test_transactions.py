@@ -287,6 +287,12 @@ def test_a_user_without_the_right_to_the_transactional_id_gets_a_clear_error(bro
         finish(group)
 
 
+def test_brokers_that_refuse_transactions_get_an_error_with_the_remedy(broker: FakeBroker, group: Group) -> None:
+    Answers(broker, init=[KafkaError(KafkaError.INVALID_TRANSACTION_TIMEOUT, "too long", True)])
+    with pytest.raises(WorkerError, match=r"transaction\.timeout\.ms is at most their transaction\.max\.timeout\.ms"):
+        finish(group)
+
+
 def test_partitions_that_are_taken_away_are_committed_before(broker: FakeBroker, group: Group) -> None:
     broker.add_partition("t")
     broker.produce(numbers(0, 100))
@@ -415,6 +421,7 @@ def test_a_member_that_does_not_leave_its_group_in_time_ends_and_commits_nothing
     eventually(lambda: member.ended, "the member ends", 20)
     assert isinstance(member.error, WorkerError)
     assert "the group was not left in time" in str(member.error)
+    assert str(member.error).endswith("; start the worker again: it continues from the committed offsets")
     assert [client.closed for client in broker.clients] == [False, True]
 
 

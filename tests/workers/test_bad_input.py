@@ -72,7 +72,7 @@ def untouched(topics: Topics) -> str:
         (["lag", "--group-id", "nobody-is-in-it"], ["nobody-is-in-it", "--group-id"]),
         (["lag", "--max-lag", "-1"], ["--max-lag"]),
         (["consume", "--topic", "a b"], ["--topic", "'a b' cannot be a topic"]),
-        (["consume", "--topic", "a", "--dead-letter-topic", "a"], ["--dead-letter-topic a", "a topic of their own"]),
+        (["consume", "--topic", "a", "--dead-letter-topic", "a"], ["--dead-letter-topic", "a topic of their own"]),
         (
             [
                 "produce",
@@ -87,7 +87,7 @@ def untouched(topics: Topics) -> str:
                 "--dead-letter-topic",
                 "a",
             ],
-            ["--dead-letter-topic a", "a topic of their own"],
+            ["--dead-letter-topic", "a topic of their own"],
         ),
         (["verify", "--account", "/no/such/file"], ["/no/such/file", "No such file"]),
         (["verify", "--account", __file__], [__file__, "line 1", "not an account"]),

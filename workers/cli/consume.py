@@ -49,7 +49,7 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
     registry_config = context.registry_config(options.registry)
     context.show_config(config, registry_config)
     context.set_up_logging()
-    check_dead_letter_topic(options.dead_letter_topic, options.topics)
+    check_dead_letter_topic(context.origin("dead_letter_topic"), options.dead_letter_topic, options.topics)
     if options.handler is not None and context.given("format_name"):
         raise ConfigError(
             f"{context.origin('format_name')} says how messages are printed, and {context.origin('handler')} has them "

@@ -43,9 +43,8 @@ class CodecMaker:
 
     def _codec(self, option: str, name: Format | None, field: Field, schema_file: Path | None) -> Codec | None:
         if schema_file is not None and name in (None, "json"):
-            raise ConfigError(
-                f"--{field}-schema-file is for --{field}-format avro, protobuf or json-schema; give one of these"
-            )
+            origin = self._context.origin(f"{field}_schema_file")
+            raise ConfigError(f"{origin} is for --{field}-format avro, protobuf or json-schema; give one of these")
         if name is None:
             return None
         if name == "json":

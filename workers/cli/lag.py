@@ -60,11 +60,15 @@ def _check_lag(group: Group, max_lag: int, topics: Sequence[str]) -> None:
     """Raises WorkerError when the group is further behind than `max_lag`, or when that is not known."""
     _check_topics(group, topics)
     if not group.partitions:
-        raise WorkerError(f"group {group.group_id} has no partition of any topic, so its lag is unknown")
+        raise WorkerError(
+            f"group {group.group_id} has no partition of any topic, so its lag is unknown; check --group-id and that "
+            "its members run"
+        )
     if group.unread:
         partitions = "1 partition" if len(group.unread) == 1 else f"{len(group.unread)} partitions"
         raise WorkerError(
-            f"group {group.group_id} has committed nothing for {partitions} with messages, so its lag is unknown"
+            f"group {group.group_id} has committed nothing for {partitions} with messages, so its lag is unknown; run "
+            "its consumers until each partition has a committed offset"
         )
     if group.total_lag > max_lag:
         raise WorkerError(f"group {group.group_id} is {group.total_lag} messages behind, --max-lag is {max_lag}")

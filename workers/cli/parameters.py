@@ -93,8 +93,8 @@ def build(kind: type[_Options], parameters: Mapping[str, Any]) -> _Options:
     return kind(**values)
 
 
-def check_dead_letter_topic(name: str | None, topics: Sequence[str]) -> None:
+def check_dead_letter_topic(origin: str, name: str | None, topics: Sequence[str]) -> None:
     if name is not None and name in topics:
         raise ConfigError(
-            f"--dead-letter-topic {name}: dead letters need a topic of their own, and --topic names it too"
+            f"{origin}: dead letters need a topic of their own, and {name} has the messages too; name another"
         )

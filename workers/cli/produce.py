@@ -62,7 +62,7 @@ def produce(options: ProduceOptions, context: Context, shutdown: Shutdown) -> No
         options.topic,
         shutdown,
         rate=options.rate,
-        dead_letter_topic=_dead_letter_topic(options),
+        dead_letter_topic=_dead_letter_topic(options, context),
         report=_delivery_printer(shutdown) if options.verbose else None,
         auth_timeout_s=options.worker.auth_timeout,
     )
@@ -105,29 +105,29 @@ def _traced(source: Source, tracing: "Tracing", producer: Producer, client_id: s
     return TracedSource(source, tracing, producer.deliveries.topic, producer.dead_letters.topic, client_id)
 
 
-def _dead_letter_topic(options: ProduceOptions) -> str | None:
+def _dead_letter_topic(options: ProduceOptions, context: Context) -> str | None:
     """Where invalid lines go, None where they stop the producer."""
     if options.on_invalid != "dead-letter":
         return None
-    check_dead_letter_topic(options.dead_letter_topic, [options.topic])
+    check_dead_letter_topic(context.origin("dead_letter_topic"), options.dead_letter_topic, [options.topic])
     return dead_letter_topic(options.topic, options.dead_letter_topic)
 
 
 def _check_combinations(options: ProduceOptions, context: Context) -> None:
-    if options.input_path is not None and options.source is not None:
-        raise ConfigError("--input and --source exclude each other; give one")
-    if options.forever and options.count is not None:
-        raise ConfigError("--forever and --count exclude each other; give one")
+    for one, other in (("input_path", "source"), ("forever", "count"), ("key_separator", "key_field")):
+        if all(getattr(options, name) not in (None, False) for name in (one, other)):
+            raise ConfigError(f"{context.origin(one)} and {context.origin(other)} exclude each other; give one")
     own = options.input_path is not None or options.source is not None
     for name, value in (("key_separator", options.key_separator), ("key_field", options.key_field)):
         if value is not None and options.input_path is None:
             raise ConfigError(f"{context.origin(name)} applies only to lines of --input; add --input")
-    if options.key_separator is not None and options.key_field is not None:
-        raise ConfigError("--key-separator and --key-field exclude each other; give one")
     if options.key_separator == "":
-        raise ConfigError("--key-separator is empty; give the characters between key and value")
+        raise ConfigError(f"{context.origin('key_separator')} is empty; give the characters between key and value")
     if options.size is not None and own:
-        raise ConfigError("--size is about test messages; --input and --source have sizes of their own")
+        raise ConfigError(
+            f"{context.origin('size')} is about test messages, and those of "
+            f"{context.origin('source' if options.source else 'input_path')} have sizes of their own; leave one out"
+        )
     for name in ("key_format", "value_format"):
         if context.given(name) and not own:
             raise ConfigError(f"{context.origin(name)} is about --input and --source; test messages have no format")
@@ -136,7 +136,9 @@ def _check_combinations(options: ProduceOptions, context: Context) -> None:
             f"{context.origin('key_format')}: lines have no keys; give --key-separator or --key-field, or leave it out"
         )
     if options.stamp and not own:
-        raise ConfigError("--stamp is about --input and --source; test messages always carry a stamp")
+        raise ConfigError(
+            f"{context.origin('stamp')} is about --input and --source; test messages always carry a stamp; leave it out"
+        )
 
 
 def _run_and_index(options: ProduceOptions, context: Context) -> tuple[str, int]:

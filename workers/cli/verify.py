@@ -31,7 +31,10 @@ def verify(options: VerifyOptions, context: Context, shutdown: Shutdown) -> None
     unseen = sorted(set(options.runs).difference(report.run for report in reports))
     if unseen or not reports:
         wanted = f"run {', '.join(unseen)}" if unseen else "any run"
-        raise ConfigError(f"no stamped message of {wanted} in {options.topic}, so nothing is verified")
+        raise ConfigError(
+            f"no stamped message of {wanted} in {options.topic}, so nothing is verified; check --topic"
+            f"{' and --run' if unseen else ''}; `produce --stamp` makes your own messages countable"
+        )
     if options.as_json:
         for report in reports:
             show(json.dumps(asdict(report)))

@@ -7,12 +7,11 @@ import time
 
 from workers.consumer.assignment import Key, PartitionState
 from workers.consumer.batching import BatchSize
-from workers.consumer.failing import FailedMessages
+from workers.consumer.failing import FailedMessages, described
 from workers.consumer.flow import BATCH_MESSAGES, FlowControl
 from workers.consumer.parts import Parts
 from workers.consumer.scheduling import Work
 from workers.kafka.messages import MessagePlace
-from workers.loading import named
 from workers.producer.rate_limit import RateLimiter
 
 log = logging.getLogger(__name__)
@@ -226,7 +225,7 @@ class Dispatcher:
         for work in outputs.take():
             if work.error is not None:
                 place = MessagePlace(*work.partition.key, work.received.offset(work.handled))
-                log.warning("%s is redelivered: %s", place, named(work.error))
+                log.warning("%s is redelivered: %s", place, described(work.error))
         return f"{missing} outputs were not acknowledged in time; their messages are redelivered" if missing else None
 
     def _note_pace(self, work: Work) -> None:

@@ -18,7 +18,6 @@ from typing import Any
 
 from workers.consumer.answers import MAX_BYTES, MAX_MESSAGES, Answer, outputs_of
 from workers.consumer.scheduling import Work
-from workers.deadletters.headers import remember_traceback
 from workers.errors import ConfigError, WorkerError
 from workers.handlers import (
     Lifespan,
@@ -33,7 +32,7 @@ from workers.handlers import (
     wrap,
 )
 from workers.lifecycle import HANDLER_THREAD, Shutdown
-from workers.loading import named
+from workers.loading import located, remember_traceback
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +186,7 @@ class Executor:
             return self._late()
         if self._broken is None:
             return None
-        error = str(self._broken) if isinstance(self._broken, ConfigError) else named(self._broken)
+        error = str(self._broken) if isinstance(self._broken, ConfigError) else located(self._broken)
         return f"the handler did not end well: {error}"
 
     def _late(self) -> str:
@@ -222,7 +221,7 @@ class Executor:
         if isinstance(self._broken, ConfigError):
             raise self._broken
         if self._broken is not None:
-            raise WorkerError(f"the handler {what}: {named(self._broken)}")
+            raise WorkerError(f"the handler {what}: {located(self._broken)}")
 
     # In the handler's threads
 

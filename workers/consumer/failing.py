@@ -29,7 +29,7 @@ from workers.deadletters.writer import DeadLetter
 from workers.errors import WorkerError
 from workers.handlers import OutputClosedError, OutputError, Retry
 from workers.kafka.messages import MessagePlace
-from workers.loading import named
+from workers.loading import located, named
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ DEAD_LETTERS_TIMEOUT_S = 5.0
 
 def described(error: BaseException) -> str:
     """An error in one line for the log, with the remedy for one that a new user meets: sqlite3 among threads."""
-    text = named(error)
+    text = located(error)
     if "can only be used in that same thread" not in text:
         return text
     return f"{text}; open it in each thread, in a lifespan marked with @lifespan(per_thread=True)"
@@ -110,7 +110,7 @@ class FailedMessages:
                         f"{described(error)}"
                     )
         if isolated:
-            log.info("%s: a batch of %d failed (%s), trying its messages one by one", state, messages, named(error))
+            log.info("%s: a batch of %d failed, trying its messages one by one: %s", state, messages, described(error))
 
     def _count_attempt(self, work: Work, shard: Shard, part: Received, error: Exception) -> None:
         # The shard may be new: an aborted transaction has its messages handled again.

@@ -36,7 +36,7 @@ from workers.consumer.starting import Starts
 from workers.consumer.status import ConsumerStatus, Publisher
 from workers.errors import WorkerError
 from workers.handlers import Lifespan, Middleware
-from workers.kafka.client import ClientState, create_client, topics_are_created, wait_for_topics
+from workers.kafka.client import ClientState, create_client, fatal_error, topics_are_created, wait_for_topics
 from workers.kafka.credentials import CredentialsWatch
 from workers.kafka.watermarks import Watermarks
 from workers.lifecycle import Shutdown, call_with_timeout
@@ -177,7 +177,7 @@ class Consumer:
                 self._maintain()
         except KafkaException as error:
             # So the binding tells of a fatal error; it has no callback for it.
-            raise WorkerError(f"the Kafka client cannot go on: {error.args[0].str()}") from None
+            raise fatal_error(error.args[0]) from None
         finally:
             self._leave()
 

@@ -218,7 +218,10 @@ class Membership:
         self._leaving = False
         if not left:
             if self._exactly_once:
-                raise WorkerError("the group was not left in time, so the outcome of the last transaction is unknown")
+                raise WorkerError(
+                    "the group was not left in time, so the outcome of the last transaction is unknown; start the "
+                    "worker again: it continues from the committed offsets"
+                )
             log.warning("the group was not left in time: its session with the old client has to time out")
         # Where brokers do not answer, closing has called back for nothing.
         gone = self._take_away([state.topic_partition() for state in self._parts.assignment.partitions.values()])

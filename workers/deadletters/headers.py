@@ -1,12 +1,11 @@
 """A dead letter's headers: where its message came from, and why it is one."""
 
-import traceback
 from collections.abc import Iterable
 
 from confluent_kafka import Message
 
 from workers.kafka.messages import headers_of
-from workers.loading import text_of
+from workers.loading import text_of, traceback_of
 
 # The dead-letter topic of a topic is its name with this behind it, unless the user names another.
 SUFFIX = ".dlq"
@@ -27,7 +26,6 @@ INVALID_LINE = "InvalidLine"
 MAX_MESSAGE_CHARACTERS = 1000
 # The end of a traceback says where the error was raised.
 MAX_TRACEBACK_CHARACTERS = 4000
-_REMEMBERED = "_kafka_workers_traceback"
 Header = tuple[str, str | bytes | None]
 
 
@@ -62,21 +60,9 @@ def invalid_line_headers(reason: str) -> list[Header]:
     ]
 
 
-def remember_traceback(error: BaseException) -> None:
-    """Keep the text of the traceback with `error`, without the frames that the traceback itself keeps alive.
-
-    Called from the thread of the handler. The lines of the source are read when a dead letter is written.
-    """
-    try:
-        error.__dict__[_REMEMBERED] = traceback.TracebackException.from_exception(error, lookup_lines=False)
-    except Exception:  # it calls the user's __str__, __cause__ and __notes__
-        error.__dict__.pop(_REMEMBERED, None)
-
-
 def _traceback_of(error: BaseException) -> str:
     try:
-        told = error.__dict__.get(_REMEMBERED) or traceback.TracebackException.from_exception(error)
-        return "".join(told.format())[-MAX_TRACEBACK_CHARACTERS:]
+        return "".join(traceback_of(error).format())[-MAX_TRACEBACK_CHARACTERS:]
     except Exception:  # it calls the user's __str__, __cause__ and __notes__
         return ""
 

@@ -96,6 +96,11 @@ _REASONS = {
     KafkaError._UNKNOWN_PARTITION: "the topic has no such partition; correct it",
     KafkaError.TOPIC_AUTHORIZATION_FAILED: "the user has no right to write to the topic; grant it, or correct the name",
 }
+# For fatal errors that come again at the next start.
+_FATAL_REMEDIES = {
+    KafkaError.FENCED_INSTANCE_ID: "give each member a group.instance.id of its own",
+    KafkaError.UNSUPPORTED_VERSION: "update the brokers, or leave out --group-protocol consumer",
+}
 
 _Client = TypeVar("_Client", Consumer, Producer, AdminClient)
 
@@ -171,10 +176,9 @@ class ClientState:
                 del self._refusals[name]
 
     def on_error(self, error: KafkaError) -> None:
-        # The page of a token endpoint may have many lines.
-        reason = " ".join(error.str().split())[:_LONGEST_REASON]
+        reason = _in_one_line(error)
         if error.fatal():
-            self.fatal = WorkerError(f"fatal Kafka error {error.name()}: {reason}")
+            self.fatal = fatal_error(error)
         elif reason.startswith(_NO_TOKEN) and _is_away(reason):
             self.say("token", f"the token endpoint does not answer; check --oauth-token-url; still trying: {reason}")
         elif error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL) and _is_refusal(reason):
@@ -227,6 +231,17 @@ class ClientState:
             self._check_refusals()
         if self.fatal is not None:
             raise self.fatal
+
+
+def fatal_error(error: KafkaError) -> WorkerError:
+    """The end of the worker for an error after which librdkafka's client does nothing more."""
+    remedy = _FATAL_REMEDIES.get(error.code(), "start again")
+    return WorkerError(f"fatal Kafka error {error.name()}: {_in_one_line(error)}; {remedy}")
+
+
+def _in_one_line(error: KafkaError) -> str:
+    # The page of a token endpoint may have many lines.
+    return " ".join(error.str().split())[:_LONGEST_REASON]
 
 
 def _is_refusal(reason: str) -> bool:
@@ -352,7 +367,7 @@ def wait_for_topics(
             client_state.check()
         except KafkaException as error:
             # A producer that may write to no topic: librdkafka's idempotence takes that as fatal.
-            raise mistake if wrong else WorkerError(f"fatal Kafka error: {error.args[0].str()}") from None
+            raise mistake if wrong else fatal_error(error.args[0]) from None
         now = time.monotonic()
         if found is not None:
             answered_at = answered_at or now
@@ -403,7 +418,7 @@ def poll_producer(client: Producer, client_state: ClientState, timeout_s: float)
     try:
         client.poll(timeout_s)
     except KafkaException as error:
-        client_state.fatal = client_state.fatal or WorkerError(f"fatal Kafka error: {error.args[0].str()}")
+        client_state.fatal = client_state.fatal or fatal_error(error.args[0])
 
 
 def purge_producer(client: Producer, serve: Callable[[float], object]) -> None:

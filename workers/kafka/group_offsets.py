@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from workers.accounting.offset_metadata import OffsetMetadata, encode
@@ -129,10 +129,21 @@ def commit(admin: AdminClient, group_id: str, moves: Iterable[Move]) -> None:
         answered = admin.alter_consumer_group_offsets(request, request_timeout=groups.REQUEST_TIMEOUT_S)
         result = answered[group_id].result()
     except KafkaException as error:
-        raise WorkerError(f"the offsets of group {group_id} were not changed: {error.args[0].str()}") from None
+        raise WorkerError(f"the offsets of group {group_id} were not changed: {_reason(error.args[0])}") from None
     refused = [each for each in result.topic_partitions if each.error is not None]
     if refused:
         raise WorkerError(
             f"the offsets of {len(refused)} of {len(places)} partitions were not changed, as of {refused[0].topic}"
-            f"[{refused[0].partition}]: {refused[0].error.str()}"
+            f"[{refused[0].partition}]: {_reason(refused[0].error)}"
         )
+
+
+def _reason(error: KafkaError) -> str:
+    """Why offsets were not changed, with the remedy."""
+    remedies = {
+        KafkaError.GROUP_AUTHORIZATION_FAILED: "grant Read on the group and on its topics",
+        KafkaError.TOPIC_AUTHORIZATION_FAILED: "grant Read on the group and on its topics",
+        # A member has joined since the offsets were read.
+        KafkaError.UNKNOWN_MEMBER_ID: "stop the members of the group first",
+    }
+    return f"{error.str()}; {remedies.get(error.code(), 'try again')}"

@@ -72,9 +72,18 @@ def watermarks(client: confluent_kafka.Consumer, topic: str, partition: int, shu
         try:
             low, high = client.get_watermark_offsets(TopicPartition(topic, partition), timeout=END_TIMEOUT_S)
             return int(low), int(high)
-        except KafkaException as error:
-            reason = error.args[0].str()
-    raise WorkerError(f"the end offset of {topic}[{partition}] is unknown: {reason}")
+        except KafkaException as raised:
+            error: KafkaError = raised.args[0]
+            if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                raise _no_right(topic, error) from None
+    raise WorkerError(
+        f"the end offset of {topic}[{partition}] is unknown: {error.str()}; check that the partition has a leader, and "
+        "try again"
+    )
+
+
+def _no_right(topic: str | None, error: KafkaError) -> WorkerError:
+    return WorkerError(f"the user has no right to read {topic}; grant Read on it: {error.str()}")
 
 
 def _is_before_end(message: Message, left: dict[int, int]) -> bool:
@@ -89,7 +98,7 @@ def _is_before_end(message: Message, left: dict[int, int]) -> bool:
         if error.code() == KafkaError._PARTITION_EOF and (message.offset() or 0) >= left[number]:
             del left[number]
         elif error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-            raise WorkerError(f"the user has no right to read {message.topic()}: {error.str()}")
+            raise _no_right(message.topic(), error)
         return False
     following = (message.offset() or 0) + 1
     wanted = following <= left[number]

@@ -370,7 +370,10 @@ class TransactionalProducer:
         if error.code() in REFUSED:
             raise self._no_right(error)
         if error.fatal() or error.code() in NEVER:
-            raise WorkerError(f"the brokers refuse transactions of id {self._id}: {error.str()}")
+            raise WorkerError(
+                f"the brokers refuse transactions of id {self._id}; check that they have transactions, and that "
+                f"transaction.timeout.ms is at most their transaction.max.timeout.ms: {error.str()}"
+            )
         self._client_state.say("transaction", f"transactional id {self._id} is not accepted yet: {error.str()}")
 
     def _no_right(self, error: KafkaError) -> WorkerError:

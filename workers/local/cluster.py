@@ -353,7 +353,9 @@ class Cluster:
             if wanted <= known:
                 return
             time.sleep(0.1)
-        raise ClusterError(f"brokers {sorted(wanted)} were not ready after {timeout_s:.0f} s")
+        # The logs go with the cluster.
+        said = "; ".join(f"broker {number}: {self.brokers[number].last_words()}" for number in sorted(wanted))
+        raise ClusterError(f"brokers {sorted(wanted)} were not ready after {timeout_s:.0f} s; {said}")
 
     def ended(self) -> list[tuple[Broker, int, str]]:
         """The brokers that have ended and that nobody has stopped from here, each once: with process id and how."""

@@ -68,5 +68,7 @@ def _resolve(artifacts: str) -> list[str]:
     jars = [line.strip() for line in answer.stdout.splitlines() if line.strip().endswith(".jar")]
     if answer.returncode or not jars:
         reason = (answer.stderr or "see above").strip().splitlines()[-1]
-        raise ClusterError(f"Kafka's jars could not be downloaded from Maven Central: {reason}")
+        raise ClusterError(
+            f"Kafka's jars could not be downloaded from Maven Central: {reason}; check the network and the proxy"
+        )
     return jars

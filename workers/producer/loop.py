@@ -20,7 +20,7 @@ from workers.errors import ConfigError, WorkerError
 from workers.kafka.client import purge_producer, wait_for_topics
 from workers.kafka.renewed import RenewedProducer
 from workers.lifecycle import Shutdown, call_with_timeout
-from workers.loading import named
+from workers.loading import located
 from workers.producer.deliveries import NOT_SENT, Deliveries, outcome_of
 from workers.producer.rate_limit import POLL_S, RateLimiter
 from workers.sources import BATCH_MESSAGES, Batch, Delivery, Record, Source
@@ -302,7 +302,7 @@ class Producer:
             tell(Delivery(outcome_of(error), message.topic() or "", message.partition(), message.offset(), reason))
         except BaseException as raised:  # the user's code may raise anything; SystemExit is no end of the account
             self.client_state.fatal = self.client_state.fatal or WorkerError(
-                f"the source's on_delivery raised {named(raised)}"
+                f"the source's on_delivery raised {located(raised)}"
             )
 
     def _finish(self) -> None:

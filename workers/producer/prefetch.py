@@ -9,7 +9,7 @@ from contextlib import closing, nullcontext
 from itertools import islice
 
 from workers.accounting.stamps import STAMP_HEADER, encode, without_stamp
-from workers.loading import named
+from workers.loading import located
 from workers.producer.lines import LineReader
 from workers.sources import (
     AHEAD_BYTES,
@@ -124,7 +124,7 @@ class ThreadedSource:
         except SourceError as error:
             self._error = error
         except BaseException as error:  # the user's code may raise anything; SystemExit is no end of the source
-            self._error = SourceRaisedError(f"the source raised {named(error)}")
+            self._error = SourceRaisedError(f"the source raised {located(error)}")
         finally:
             self._ended = True
             self._ready.set()
