@@ -1212,6 +1212,101 @@ def test_a_member_joins_again_once_for_all_partitions_whose_messages_were_delete
     assert member.consumer.status.topics["t"].deleted == 30
 
 
+@pytest.mark.parametrize("options", [{}, BY_KEY], ids=["one call", "by key"])
+@pytest.mark.parametrize("offset", [5, 39])
+@pytest.mark.parametrize("refused", [False, True])
+def test_outputs_of_messages_that_were_at_hand_when_their_log_was_cut_are_written(
+    broker: FakeBroker, group: Group, offset: int, options: dict[str, Any], refused: bool
+) -> None:
+    """The cut is known while messages before it are handled: it waits until their outputs are committed."""
+    broker.produce(numbers(0, 40), key=key_of_ten)
+    begun, hold = group.hold_at(offset)
+
+    def held(message: Message) -> Outgoing:
+        hold(message)
+        if refused and message.value() == b"%d" % offset:
+            raise Reject("no")
+        return forward(message)
+
+    member = group.member(held, **{**ONCE, **options}).start()
+    group.until(begun.is_set, "the handler has begun")
+    polls = member.client.polls
+    with broker.lock:
+        broker.truncate(30)
+        broker.produce(numbers(100, 110))
+    group.until(lambda: member.client.polls > polls + 20, "the client has told the cut")
+    group.gate.set()
+
+    def written() -> list[bytes]:
+        return [*broker.values("out"), *broker.values("t.dlq")]
+
+    # Those behind the cut were at hand too, and are not in the log any more.
+    group.until(lambda: set(written()) >= {*numbers(0, 30), *numbers(100, 110)}, "all is written")
+    assert len(written()) == len(set(written()))
+    counts = member.consumer.status.topics["t"]
+    group.until(lambda: counts.handled - counts.rolled_back == len(written()), "the account is right")
+    assert counts.dead_lettered == len(broker.values("t.dlq")) == refused
+
+
+def test_a_log_that_is_cut_before_its_first_transaction_is_aborted_is_read_from_where_it_began(
+    broker: FakeBroker, group: Group
+) -> None:
+    member = with_outputs_under_way(broker, group, numbers(0, 40), numbers(500, 510))
+    assert broker.offset() is None
+    with broker.lock:
+        broker.lose(("t", 1))
+        broker.truncate(30)
+        broker.produce(numbers(100, 110))
+    group.until(lambda: member.consumer.status.rebalances["lost"], "a partition is lost")
+    polls = member.client.polls
+    group.until(lambda: member.client.polls > polls + 20, "the client has told the cut")
+    broker.outcome = lambda _: None
+    wanted = {*numbers(0, 30), *numbers(100, 110)}
+    group.until(lambda: set(broker.values("out")) >= wanted, "all is written")
+    assert len(broker.values("out")) == len(set(broker.values("out")))
+
+
+def test_messages_of_a_topic_that_was_created_again_count_when_their_outputs_are_written(
+    broker: FakeBroker, group: Group
+) -> None:
+    """Of the old topic the messages beyond the one at hand are done, and their outputs cannot be committed any more."""
+    broker.produce(numbers(0, 40), key=key_of_ten)
+    _, hold = group.hold_at(5)
+    done = set()
+
+    def held(message: Message) -> Outgoing:
+        if message.value() == b"5":
+            hold(message)
+        done.add(message.value())
+        return forward(message)
+
+    member = group.member(held, **ONCE, **BY_KEY).start()
+    group.until(lambda: broker.offset() == 5 and len(done) == 36, "the other keys are done")
+    group.until(lambda: member.lag() is not None, "the brokers have told the end")
+    with broker.lock:
+        broker.create("t")
+        # It is longer than the old one was, so that only its id tells.
+        broker.produce(numbers(100, 140), key=key_of_ten)
+    group.until(lambda: member.client.seeks or len(done) > 36, "the new topic is read")
+    group.gate.set()
+    group.until(lambda: set(broker.values("out")) >= {*numbers(100, 140)}, "the new topic is written")
+    counts = member.consumer.status.topics["t"]
+    group.until(lambda: counts.handled - counts.rolled_back == len(broker.values("out")), "the account is right")
+
+
+def test_deleted_messages_count_once_though_the_first_commit_behind_them_is_refused(
+    broker: FakeBroker, group: Group
+) -> None:
+    broker.produce(numbers(0, 20))
+    finish(group)
+    broker.produce(numbers(20, 60))
+    broker.delete_before(30)
+    Answers(broker, offsets=[ABORT])
+    member = finish(group)
+    assert broker.values("out") == [*numbers(0, 20), *numbers(30, 60)]
+    assert member.consumer.status.topics["t"].deleted == 10
+
+
 def test_a_topic_that_was_created_again_is_written_from_its_beginning(broker: FakeBroker, group: Group) -> None:
     broker.produce(numbers(0, 30))
     member = group.member(forward, **ONCE).start()

@@ -102,6 +102,8 @@ class PartitionState:
         self.restart_at: TopicPartition | None = None
         # How many of its messages were handled and are in no transaction that was committed.
         self.uncommitted = 0
+        # With exactly-once: how many that were deleted before they were handled no commit has passed yet.
+        self.deleted_uncommitted = 0
         self.begin_offset = -1
         self.end_offset = -1
         self.behind_since_s = 0.0
@@ -268,6 +270,7 @@ class Assignment:
         state.topic.dead_lettered += dead_letters
         discounted = max(0, messages - state.uncommitted)
         state.uncommitted -= messages - discounted
+        state.deleted_uncommitted = 0
         self.handled += discounted
         state.topic.rolled_back -= discounted
 
@@ -275,7 +278,8 @@ class Assignment:
         """Messages of a partition that were handled and not committed are handled again, so they do not count."""
         self.handled -= state.uncommitted
         state.topic.rolled_back += state.uncommitted
-        state.uncommitted = 0
+        state.topic.deleted -= state.deleted_uncommitted
+        state.uncommitted = state.deleted_uncommitted = 0
 
     # Messages from the client
 

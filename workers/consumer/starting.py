@@ -197,7 +197,7 @@ class Starts:
         asked: list[Need] = []
         skipped: list[Need] = []
         for need in due:
-            if self._exactly_once and not need.anew and need.state.count:
+            if self._exactly_once and not need.anew and (need.state.count or need.state.uncommitted):
                 # To go on elsewhere this member joins again, so what it was given is handled and committed before.
                 continue
             place = need.state.topic_partition()
@@ -311,6 +311,7 @@ class Starts:
                 "were handled, and --on-deleted is stop; --on-deleted continue goes on behind them"
             )
         state.topic.deleted += deleted
+        state.deleted_uncommitted += deleted
         log.error(
             "%s: %d messages, offsets %d to %d, were deleted by retention before they were handled; going on at %d",
             state, deleted, position, low - 1, low,

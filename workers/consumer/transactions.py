@@ -300,10 +300,9 @@ class Transaction:
             self._failures = {place: failure for place, failure in self._failures.items() if place[0] != key}
             for doubt in self._doubts:
                 doubt.ends.pop(key, None)
-            if lost:
-                self._assignment.discount(partition)
-                if self._touched.get(key) is partition:
-                    self._abort_later(f"{partition} has gone to another member")
+            self._assignment.discount(partition)
+            if lost and self._touched.get(key) is partition:
+                self._abort_later(f"{partition} has gone to another member")
         self._settle_doubts()
 
     def close(self, timeout_s: float) -> str | None:
