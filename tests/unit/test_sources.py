@@ -181,6 +181,31 @@ def test_a_stop_leaves_no_line_in_a_pipe_reader_half_read() -> None:
     assert 3 <= len(given) < len(lines_sent)
 
 
+@pytest.mark.parametrize("comes", [True, False], ids=["the rest comes", "it does not"])
+def test_a_stop_in_the_middle_of_a_line_waits_for_its_rest_and_tells_when_it_does_not_come(
+    comes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer with a buffer writes half a line and waits. The half is in no pipe any more."""
+    monkeypatch.setattr("workers.producer.prefetch.GRACE_S", 0.0)
+    monkeypatch.setattr("workers.producer.prefetch.LINE_GRACE_S", 20.0 if comes else 0.1)
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb", buffering=0) as writer, os.fdopen(reading, "rb") as pipe:
+        writer.write(b"one\nha")
+        source = ThreadedSource(LineReader(pipe, "pipe", LineFormat()))
+        first = eventually(lambda: (batch := source.take(3, 0.1)) and batch.records, "the first line")
+        source.close()
+        if comes:
+            assert source.take(3, 0.1) is not None
+            writer.write(b"lf\nnext\n")
+            assert [record["value"] for record in [*first, *drain(source)]] == [b"one", b"half"]
+            assert pipe.read(5) == b"next\n"
+        else:
+            with pytest.raises(SourceError, match=r"pipe: the stop came in the middle of a line.* its first 2 bytes"):
+                drain(source)
+            assert not source.complete
+            writer.write(b"\n")
+
+
 @pytest.mark.parametrize("timestamp_ms", [0, -1])
 def test_a_time_that_librdkafka_would_take_for_now_is_refused(timestamp_ms: int) -> None:
     with pytest.raises(SourceError, match=f"timestamp_ms is {timestamp_ms}; leave it out for now"):

@@ -59,12 +59,14 @@ class LineReader(Iterable[Record]):
 
     After `stop` a file ends at once: a line that was not sent is still in it. A pipe ends after the lines that were
     read from it, so that none is lost and the next reader begins with a whole one. `waiting` says that it waits for the
-    writer of a pipe; it takes nothing from that after `stop`, so it can be left then.
+    writer of a pipe; it takes nothing from that after `stop`, so it can be left then. `begun` is how many bytes of a
+    line it has whose end has not come.
     """
 
     def __init__(self, stream: BinaryIO, name: str, line_format: LineFormat) -> None:
+        self.name = name
+        self.begun = 0
         self._stream = stream
-        self._name = name
         self._format = line_format
         self._stopped = self._ends_at_once = False
         self.waiting = False
@@ -90,9 +92,9 @@ class LineReader(Iterable[Record]):
         try:
             return self._format.record(line)
         except UnencodableError as error:
-            reason = f"{self._name} line {number}: {error}"
+            reason = f"{self.name} line {number}: {error}"
         except RegistryAwayError as error:
-            raise SourceRaisedError(f"{self._name} line {number}: {error}") from None
+            raise SourceRaisedError(f"{self.name} line {number}: {error}") from None
         if self._format.dead_letter_invalid:
             return {"value": line, "key": None, "invalid": reason}
         raise SourceError(reason)
@@ -100,24 +102,24 @@ class LineReader(Iterable[Record]):
     def _lines(self) -> Iterator[bytes]:
         """Lines without their ends, each as soon as it is there: `readlines` would wait for a full buffer on a pipe."""
         pieces: list[bytes] = []
-        held = 0
         number = 1
         read = getattr(self._stream, "read1", self._stream.read)
         while self._await_readable() and (chunk := read(1 << 16)):
             first, *lines = chunk.split(b"\n")
             pieces.append(first)
-            held += len(first)
-            if held > MAX_LINE_BYTES:
-                raise SourceError(f"{self._name} line {number}: longer than {MAX_LINE_BYTES >> 20} MiB; is it text?")
+            self.begun += len(first)
+            if self.begun > MAX_LINE_BYTES:
+                raise SourceError(f"{self.name} line {number}: longer than {MAX_LINE_BYTES >> 20} MiB; is it text?")
             if lines:
                 yield b"".join(pieces)
                 *whole, last = lines
                 yield from whole
                 number += len(lines)
-                pieces, held = [last], len(last)
-        if held and self._stopped:
+                pieces, self.begun = [last], len(last)
+        if self.begun and self._stopped:
             pieces.append(self._rest_of_line())
-        if held:
+        if self.begun:
+            self.begun = 0
             yield b"".join(pieces)
 
     def _await_readable(self) -> bool:

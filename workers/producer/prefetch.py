@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 # After `close`, a source that is in the middle of its next message is waited for this long: an idle one may wait there
 # for ever, and a stop must not.
 GRACE_S = 1.0
+# For the end of a line that a pipe has begun: a writer with a buffer writes parts of lines.
+LINE_GRACE_S = 2.0
 # With any of these a message needs `produce`: of a message's own fields `produce_batch` (2.16) heeds value and key
 # only, whatever its documentation says of partition and timestamp.
 _BEYOND_PLAIN = frozenset({"headers", "partition", "timestamp", "on_delivery", "invalid"})
@@ -80,6 +82,7 @@ class ThreadedSource:
                     raise self._error
                 return None
             if self._leave():
+                self._check_line()
                 return None
             self._ready.wait(timeout_s)
         self._ready.clear()
@@ -110,11 +113,21 @@ class ThreadedSource:
 
     def _leave(self) -> bool:
         """Whether the thread is left where it is: it has had its time, and has added nothing."""
+        reader = self._records if isinstance(self._records, LineReader) else None
         # A reader of lines that does not wait for its writer has taken lines, which are nowhere else.
-        busy = isinstance(self._records, LineReader) and not self._records.waiting
+        busy = reader is not None and not reader.waiting
+        leave_at = self._leave_at + (LINE_GRACE_S if reader is not None and reader.begun else 0.0)
         with self._leaving:
-            self._left = time.monotonic() >= self._leave_at and not self._buffer and not busy
+            self._left = time.monotonic() >= leave_at and not self._buffer and not busy
         return self._left
+
+    def _check_line(self) -> None:
+        """Raises SourceError where a line was left whose end has not come."""
+        if isinstance(self._records, LineReader) and self._records.begun:
+            raise SourceError(
+                f"{self._records.name}: the stop came in the middle of a line, and the rest did not come within "
+                f"{LINE_GRACE_S:g} s: its first {self._records.begun} bytes were not sent; send that line again"
+            )
 
     def _read(self) -> None:
         try:
