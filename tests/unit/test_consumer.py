@@ -910,6 +910,29 @@ def test_a_partition_that_was_added_to_a_known_topic_is_read_from_its_beginning(
     assert handled.messages == [(1, each, b"%d" % each) for each in range(5)]
 
 
+def test_a_member_that_loses_its_partitions_as_their_topic_is_created_again_reads_all_of_the_new_one(
+    broker: FakeBroker, group: Group
+) -> None:
+    """The brokers have deleted what the group had committed with the topic, so it looks like a new group."""
+    broker.produce(numbers(0, 10))
+    handled = Handled()
+    member = group.member(handled, properties=FROM_END).start()
+    group.until(lambda: member.consumer.status.commits.get("success"), "where it begins is committed")
+    broker.produce(numbers(10, 15))
+    group.until(lambda: member.consumer.status.commits["success"] > 1, "what comes afterwards is committed")
+    with broker.lock:
+        broker.lose(("t", 0))
+        broker.create("t")
+        broker.committed.clear()
+        broker.produce(numbers(100, 120))
+    group.until(lambda: not member.consumer.status.partitions, "the partition is lost")
+    with broker.lock:
+        broker.elsewhere.clear()
+    group.until(lambda: broker.offset() == 20, "all is committed")
+
+    assert handled.values == [*numbers(10, 15), *numbers(100, 120)]
+
+
 def test_members_of_a_new_group_all_begin_at_the_end(broker: FakeBroker, group: Group) -> None:
     """Also those that are slower than the first to say where it begins."""
     broker.add_partition("t")

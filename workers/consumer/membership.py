@@ -321,6 +321,7 @@ class Membership:
             # Until the brokers have taken it: the next owner would begin at a later end.
             state = self._parts.assignment.partitions[each.topic, each.partition]
             state.commit_explicitly()
+            state.confirmed_offset = None
             state.restart_at = each
         self._parts.committer.stage(self._parts.assignment.partitions.values(), now=True)
         self._parts.watermarks.wanted = tuple(self._parts.assignment.partitions)

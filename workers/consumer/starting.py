@@ -83,6 +83,8 @@ class Starts:
         # Of each topic when the worker began.
         self.partition_counts: Mapping[str, int] = {}
         self._needs: dict[Key, Need] = {}
+        # Topics in which the group has committed since the worker began.
+        self._begun: set[str] = set()
 
     def at_assignment(
         self, client: Any, partitions: list[TopicPartition]
@@ -131,7 +133,8 @@ class Starts:
         when the group began. Raises KafkaException when the brokers do not answer.
 
         It begins at its end if the group is new to the topic, or if other members of a new group were only quicker to
-        commit where theirs begin; at its beginning if it was added since.
+        commit where theirs begin; at its beginning if it was added since, or if the topic was created again: with a
+        topic the brokers delete a group's offsets.
         """
         low, high = client.get_watermark_offsets(TopicPartition(place.topic, place.partition), timeout=timeout_s)
         # list_topics would be the right question; in a rebalance callback the binding's (2.16) crashes the process.
@@ -147,7 +150,14 @@ class Starts:
         was_added = place.partition >= at_begin
         if was_added:
             log.info("%s[%d] was added after the group began; reading all of it", place.topic, place.partition)
-        return int(low if was_added else high), at_begin
+        was_created_again = not known and place.topic in self._begun
+        if was_created_again:
+            log.warning(
+                "%s[%d]: what the group had committed is gone with the old topic; reading all of the new one",
+                place.topic,
+                place.partition,
+            )
+        return int(low if was_added or was_created_again else high), at_begin
 
     def need(self, state: PartitionState, error: KafkaError) -> None:
         """A partition cannot be fetched where it is, as librdkafka's _AUTO_OFFSET_RESET event says."""
@@ -180,7 +190,10 @@ class Starts:
         return bool(self._needs)
 
     def forget(self, state: PartitionState) -> None:
+        """A partition is not owned any more, or not with this state."""
         self._needs.pop(state.key, None)
+        if state.confirmed_offset is not None:
+            self._begun.add(state.topic.name)
 
     def decided(self, client: Any, leaders: Mapping[Key, int]) -> Iterator[Start]:
         """Where partitions in need go on, as soon as the brokers have said what they hold. However many there are, the
