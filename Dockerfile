@@ -34,7 +34,7 @@ RUN if [ -e "$(python -c 'import sysconfig; print(sysconfig.get_path("include"))
     && apt-get install -y -qq --no-install-recommends gcc libc6-dev $headers \
     && rm -rf /var/lib/apt/lists/*
 COPY requirements-dev.txt ./
-# What builds the wheel: of the development lock only the backend and what that needs.
+# What builds the wheel: of the development lock only the backend with what that needs, and setuptools, which compiles.
 RUN awk '/^[a-z]/ { wanted = /^(hatchling|packaging|pathspec|pluggy|setuptools|tomlkit|trove-classifiers)==/ } wanted' \
        requirements-dev.txt > requirements-build.txt \
     && python -m venv --without-pip tools \

@@ -29,17 +29,15 @@ class CompilingHook(BuildHookInterface[Any]):
             # One of an earlier source would be loaded beside the Python of today.
             for source in SOURCES:
                 (root / source).with_suffix(sysconfig.get_config_var("EXT_SUFFIX")).unlink(missing_ok=True)
-        if not wanted:
-            return
-        if version == "editable":
-            _compile(root, root, optional=wanted == "try")
-            return
-        self._built = tempfile.TemporaryDirectory()
-        target = Path(self._built.name)
-        built = _compile(root, target, optional=wanted == "try")
-        if built:
-            build_data["force_include"].update({str(target / name): name for name in built})
-            build_data.update(pure_python=False, infer_tag=True)
+            if wanted:
+                _compile(root, root, optional=wanted == "try")
+        elif wanted:
+            self._built = tempfile.TemporaryDirectory()
+            target = Path(self._built.name)
+            built = _compile(root, target, optional=wanted == "try")
+            if built:
+                build_data["force_include"].update({str(target / name): name for name in built})
+                build_data.update(pure_python=False, infer_tag=True)
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002  (the interface)
         if hasattr(self, "_built"):

@@ -128,8 +128,6 @@ class Membership:
                     self._parts.client.resume([state.topic_partition()])
                 self._parts.scheduler.drop(state)
                 if not start.rewound:
-                    if self._exactly_once:
-                        self._parts.committer.stage([state], now=True)
                     self._parts.outputs.forsake([state], lost=False)
                 if start.committed is not None:
                     state = self._parts.assignment.adopt(start.committed)

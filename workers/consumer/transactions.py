@@ -287,10 +287,12 @@ class Transaction:
 
     def forsake(self, partitions: Collection[Partition], *, lost: bool = True) -> None:
         """Forget partitions. With `lost` others have them: what the transaction has of them must not be committed, and
-        what was handled is handled again there.
+        what was handled is handled again there. Without it, what can be is committed before.
         """
-        for partition in partitions:
-            assert isinstance(partition, PartitionState)
+        states = [partition for partition in partitions if isinstance(partition, PartitionState)]
+        if not lost:
+            self.stage(states, now=True)
+        for partition in states:
             key = partition.key
             held = self._held.get(key)
             if held is not None and held.state is partition:
