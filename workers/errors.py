@@ -1,6 +1,10 @@
 """The end of a command: its exit code, and the errors that say in one line what to do."""
 
 import enum
+import errno
+
+# The system refuses to open another file or socket; ulimit -n is the remedy, whatever was to be opened.
+TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 class ConfigError(Exception):

@@ -1,6 +1,7 @@
 """The HTTP port, signals, and what librdkafka's statistics become."""
 
 import json
+import resource
 import signal
 import socket
 import struct
@@ -279,6 +280,17 @@ def test_a_taken_port_is_refused_or_replaced_as_asked(server: tuple[Server, str]
         with pytest.raises(ConfigError, match=f"--metrics-port.*{port}"):
             second.start("127.0.0.1", port)
         assert second.start("127.0.0.1", port, any_port_if_taken=True) != port
+
+
+def test_a_port_is_not_blamed_for_too_many_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Server(CollectorRegistry(), lambda: None, lambda: None) as refused:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                refused.start("127.0.0.1", 0, any_port_if_taken=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 SIGNALS = """

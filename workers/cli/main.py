@@ -20,7 +20,7 @@ import click
 from confluent_kafka import KafkaException
 
 from workers.cli.options import COMPLETION_VARIABLE
-from workers.errors import ConfigError, ExitCode, WorkerError
+from workers.errors import TOO_MANY_FILES, ConfigError, ExitCode, WorkerError
 from workers.escaping import one_line
 from workers.lifecycle import LEFT_BEHIND
 
@@ -28,7 +28,6 @@ from workers.lifecycle import LEFT_BEHIND
 THREADS_TIMEOUT_S = 2.0
 # Errors of a write, of which standard output is the only one that nobody else reports.
 _OF_A_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
-_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 # The commands, with the first sentence of their help, which the list of all commands shows without importing them.
@@ -155,7 +154,7 @@ def _reader_has_gone() -> bool:
 
 
 def _described(error: OSError) -> str:
-    if error.errno in _TOO_MANY_FILES:
+    if error.errno in TOO_MANY_FILES:
         return f"{error.strerror}; raise the limit of the process (ulimit -n)"
     if error.filename is None and error.errno in _OF_A_WRITE:
         return f"standard output cannot be written: {error.strerror}"

@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from workers.errors import ConfigError
+from workers.errors import TOO_MANY_FILES, ConfigError
 
 log = logging.getLogger("workers")
 # A check returns None when all is well, otherwise the reason in a few words. It must not block.
@@ -83,10 +83,15 @@ class Server:
         return len(self._connections)
 
     def start(self, host: str, port: int, *, any_port_if_taken: bool = False) -> int:
-        """Binds and returns the port, 0 for any free one. Raises ConfigError when it cannot be bound."""
+        """Binds and returns the port, 0 for any free one.
+
+        Raises ConfigError when it cannot be bound, and OSError when the process may open no more files.
+        """
         try:
             listener = _listen(host, port)
         except OSError as error:
+            if error.errno in TOO_MANY_FILES:
+                raise
             if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
                 raise ConfigError(
                     f"--metrics-host: cannot listen on {host}: {error.strerror}; give an address of this machine, or "
