@@ -35,7 +35,8 @@ from workers.lifecycle import Shutdown, Stopped, settle_memory
 from workers.monitoring.metrics import ConsumerCollector
 
 if TYPE_CHECKING:
-    from workers.consumer.transactions import HeldDeadLetters, Transaction
+    from workers.consumer.held_dead_letters import HeldDeadLetters
+    from workers.consumer.transactions import Transaction
     from workers.tracing.consuming import HandlerSpans
 
 log = logging.getLogger("workers")
@@ -133,7 +134,8 @@ def _handler(options: ConsumeOptions) -> Lifespan:
 def _transaction(
     options: ConsumeOptions, context: Context, group_id: str, policy: ErrorPolicy
 ) -> "tuple[Transaction, HeldDeadLetters]":
-    from workers.consumer.transactions import HeldDeadLetters, Transaction
+    from workers.consumer.held_dead_letters import HeldDeadLetters
+    from workers.consumer.transactions import Transaction
 
     transaction = Transaction(
         context.client_config(TRANSACTION_DEFAULTS),

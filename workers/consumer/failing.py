@@ -3,7 +3,6 @@ thread.
 """
 
 import logging
-import random
 import time
 
 from confluent_kafka import Message
@@ -19,13 +18,14 @@ from workers.consumer.failures import (
     SendDeadLetter,
     Stop,
     decide,
+    random_jitter,
 )
 from workers.consumer.flow import FlowControl
 from workers.consumer.parts import DeadLetterWriter, Parts
 from workers.consumer.received import Received
 from workers.consumer.scheduling import Shard, Work
 from workers.deadletters.headers import dead_letter_topic
-from workers.deadletters.writer import DeadLetter
+from workers.deadletters.writer import DeadLetter, too_large
 from workers.errors import WorkerError
 from workers.handlers import OutputClosedError, OutputError, Retry
 from workers.kafka.messages import MessagePlace
@@ -89,7 +89,7 @@ class FailedMessages:
                 messages=messages,
                 attempts=shard.attempts,
                 backoff_step=shard.backoff_step,
-                jitter=random.random(),  # noqa: S311  (not a secret)
+                jitter=random_jitter(),
                 withheld=withheld,
             )
             self._tell(shard.queue[0].messages[0], error, decision, shard.attempts)
@@ -194,17 +194,15 @@ class FailedMessages:
             self._parts.assignment.complete(state, first, 0, 1)
             return
         message = shard.queue[0].messages[0]
+        where = MessagePlace(*state.key, message.offset())
         topic = dead_letter_topic(message.topic() or "", self._dead_letters.named)
         if dead_letter.too_large:
-            raise WorkerError(
-                f"stopping at {state} offset {message.offset()}, as nothing is skipped: topic {topic} takes no dead "
-                f"letter of that size, raise its max.message.bytes: {dead_letter.error}"
-            )
+            raise too_large(where, topic, dead_letter.error)
         shard.backoff_step += 1
-        pause_s = self._policy.pause_s(shard.backoff_step, random.random())  # noqa: S311  (not a secret)
+        pause_s = self._policy.pause_s(shard.backoff_step, random_jitter())
         log.error(
             "%s: not written to the dead-letter topic %s, next try in %.1f s, nothing is skipped: %s",
-            MessagePlace(*state.key, message.offset()), topic, pause_s, dead_letter.error,
+            where, topic, pause_s, dead_letter.error,
         )  # fmt: skip
         shard.retry_at = time.monotonic() + pause_s
         if state.in_order:

@@ -1,5 +1,6 @@
 """The decision about a message whose handler raised: a pure function, which the consumer carries out."""
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -55,6 +56,11 @@ Decision = RetryLater | SendDeadLetter | Isolate | Stop
 # Is told what becomes of a message: the error of its call, the decision, and how many calls have failed. The decision
 # is None where the partition has gone, or begins again after an aborted transaction: the message is handled again.
 OnDecision: TypeAlias = Callable[[Message, Exception, Decision | None, int], None]
+
+
+def random_jitter() -> float:
+    """The `jitter` of a pause."""
+    return random.random()  # noqa: S311  (not a secret)
 
 
 def decide(

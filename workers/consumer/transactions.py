@@ -1,5 +1,7 @@
 """Exactly once: what handlers give back, dead letters and offsets, together in one Kafka transaction per interval.
 
+    send -> HeldOutputs -> the transaction -> Outcomes, and what brokers refuse -> Refusals
+
 An output is written when the low-water mark of its partition passes its message: in the order of offsets, whatever the
 order in which messages were handled. So the offsets of a transaction are exactly those of the messages whose outputs it
 has. Where it cannot be committed it is aborted, and all partitions begin again at what the group has committed.
@@ -11,31 +13,29 @@ they have ended.
 Sources: KIP-98 (transactions), KIP-447 (one producer a member, fenced by the group's metadata).
 """
 
-import heapq
 import logging
-import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message
 
 from workers.config import ClientConfig
 from workers.consumer.answers import MAX_BYTES, MAX_MESSAGES, Output
 from workers.consumer.assignment import Assignment, Key, PartitionState
 from workers.consumer.committing import FORGOTTEN, FORGOTTEN_S
-from workers.consumer.failures import ErrorPolicy, RetryLater, SendDeadLetter, Stop, decide
+from workers.consumer.failures import ErrorPolicy, random_jitter
+from workers.consumer.held_outputs import HeldOutputs
+from workers.consumer.outcomes import Mark, Outcomes
 from workers.consumer.outputs import failure_of, produce
+from workers.consumer.refusals import Place, Refusals
 from workers.consumer.scheduling import Partition, Work
-from workers.deadletters.headers import dead_letter_headers, dead_letter_topic
-from workers.deadletters.writer import ANY_SIZE, DeadLetter, missing_topics
-from workers.errors import ConfigError, WorkerError
+from workers.deadletters.writer import ANY_SIZE
+from workers.errors import ConfigError
 from workers.handlers import Retry
-from workers.kafka.client import TOO_LARGE, ClientState
-from workers.kafka.messages import MessagePlace
+from workers.kafka.client import ClientState
 from workers.kafka.transactional import TransactionalProducer
 from workers.lifecycle import Shutdown
 from workers.producer.deliveries import LATENCY_SAMPLE, DeliveriesByTopic
@@ -66,66 +66,11 @@ TOPIC_REFUSED = frozenset(
 # Commits that are refused after so long a time are not of the same trouble.
 FORGOTTEN_WITHIN_S = 60.0
 
-# A message: its partition and its offset.
-Place = tuple[Key, int]
-
-
-@dataclass(slots=True)
-class _Held:
-    """The outputs of messages that the low-water mark has not passed, by offset; `offsets` is a heap of those."""
-
-    state: PartitionState
-    offsets: list[int] = field(default_factory=list)
-    outputs: dict[int, list[Output]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class _Refusal:
-    """Why brokers do not take an output of a message."""
-
-    output: Output
-    error: KafkaError
-    failure: Exception
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """How often the outputs of a message were refused, why, and whether it is to become a dead letter."""
-
-    attempts: int
-    error: Exception
-    condemned: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Mark:
-    """A partition's part of a transaction: the offset to commit, and how many messages and dead letters that is of."""
-
-    state: PartitionState
-    place: TopicPartition
-    messages: int
-    dead_letters: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Doubt:
-    """A transaction whose commit was asked for, and not answered: its marks, and its outputs by topic.
-
-    `ends` are the offsets of its partitions that this member still has: the committed offset of any of them tells
-    whether all of it was committed.
-    """
-
-    marks: list[_Mark]
-    written: Counter[str]
-    error: str
-    ends: dict[Key, int]
-
 
 class Transaction:
     """The transaction of this member, begun with the first message that is done and committed after `interval_s`.
 
-    It takes the places of both `Outputs` and `StoredOffsets`. `messages` and `bytes` are those of outputs that are
-    held, or without an outcome.
+    It takes the places of both `Outputs` and `StoredOffsets`.
     """
 
     # No work waits for its outputs: its messages are done when the transaction has them.
@@ -140,13 +85,6 @@ class Transaction:
         auth_timeout_s: float = 0.0,
         connect: Callable[[dict[str, Any]], Any] | None = None,
     ) -> None:
-        # Outcomes of outputs, by topic; acknowledged means committed.
-        self.topics = DeliveriesByTopic()
-        self.messages = 0
-        self.bytes = 0
-        # Transactions that were committed; and those that were aborted, or of which that was never known.
-        self.successes = 0
-        self.failures = 0
         self.forgotten_since: float | None = None
         self._forgotten = False
         self._interval_s = interval_s
@@ -157,7 +95,7 @@ class Transaction:
             config,
             transactional_id,
             self._client_state,
-            lambda: policy.pause_s(self._aborted_in_row + 1, _jitter()),
+            lambda: policy.pause_s(self._aborted_in_row + 1, random_jitter()),
             ANY_SIZE,
             connect,
         )
@@ -169,26 +107,21 @@ class Transaction:
         self._queue: deque[tuple[Place, Output]] = deque()
         self._under_way: dict[int, tuple[Place, Output]] = {}
         self._sent = 0
+        self._unanswered_bytes = 0
         self._written: Counter[str] = Counter()
-        self._refusals: dict[Place, _Refusal] = {}
         # The offsets of the commit under way; empty while outputs are written.
-        self._marks: list[_Mark] = []
+        self._marks: list[Mark] = []
         self._marked_at = 0.0
         # The error of its commit; while there is one nobody knows whether it was committed.
         self._unanswered: KafkaError | None = None
-        # Earlier transactions, until a committed offset tells.
-        self._doubts: list[_Doubt] = []
         self._abort_reason: str | None = None
         # Called when the calls under way have ended; None while there are none.
         self._on_answer: Callable[[KafkaError | None], None] | None = None
         # Until when an abort waits for outputs that are under way.
         self._settle_until = 0.0
-        # Of messages that were handled and are not committed.
-        self._held: dict[Key, _Held] = {}
-        self._dead_letters: set[Place] = set()
-        self._failures: dict[Place, _Failure] = {}
-        # Messages of which one was refused: each is in a transaction of its own, to know which.
-        self._suspects: set[Place] = set()
+        self._held = HeldOutputs()
+        self._outcomes = Outcomes()
+        self._refusals = Refusals(policy, self._outcomes.topics)
         self._pause_until = 0.0
 
     def attach(
@@ -224,12 +157,26 @@ class Transaction:
         return self
 
     @property
+    def topics(self) -> DeliveriesByTopic:
+        """The outcomes of outputs, by topic; acknowledged means committed."""
+        return self._outcomes.topics
+
+    @property
+    def messages(self) -> int:
+        """How many outputs are held, or have no outcome."""
+        return self._held.messages + len(self._queue) + len(self._under_way)
+
+    @property
+    def _bytes(self) -> int:
+        return self._held.bytes + self._unanswered_bytes
+
+    @property
     def full(self) -> bool:
         """Whether nothing more shall begin: a transaction is being aborted, or its retry is not due."""
         if self._aborts or self._producer.replacing or time.monotonic() < self._pause_until:
             return True
         # Nothing of what is held goes while calls are under way.
-        return self._open and (self._one_by_one or (self._producer.asking and self._holds_much))
+        return self._open and (self._refusals.one_by_one or (self._producer.asking and self._holds_much))
 
     @property
     def only_next(self) -> bool:
@@ -238,15 +185,11 @@ class Transaction:
         This is so while the held outputs have reached their bound, as these messages release some. It is also so while
         a message is to become a dead letter, or may be the one that was refused: that message is committed alone.
         """
-        return self._holds_much or self._one_by_one
+        return self._holds_much or self._refusals.one_by_one
 
     @property
     def _holds_much(self) -> bool:
-        return self.messages >= MAX_MESSAGES or self.bytes >= MAX_BYTES
-
-    @property
-    def _one_by_one(self) -> bool:
-        return bool(self._suspects) or any(failure.condemned for failure in self._failures.values())
+        return self.messages >= MAX_MESSAGES or self._bytes >= MAX_BYTES
 
     @property
     def longest_s(self) -> float:
@@ -257,21 +200,17 @@ class Transaction:
         """Hold the answers of a finished work until its messages are passed by the low-water mark."""
         state = work.partition
         assert isinstance(state, PartitionState)
-        if self._failures:
-            self._fail_again(state, work)
+        self._refusals.fail_again(state, work, batch=self._batch)
         if self._producer.client is not None:
             for answer in work.answers:
                 # A batch is done when all of it is.
                 place = work.handled - 1 if self._batch else answer.place
-                self._hold(state, work.received.offset(place), answer.outputs)
+                self._held.hold(state, work.received.offset(place), answer.outputs)
         work.answers.clear()
 
     def try_again(self, work: Work) -> None:
         """A dead letter was due for messages of `work`, and is held back."""
-        for place in range(len(work)):
-            at = work.partition.key, work.received.offset(place)
-            if at in self._failures:
-                self._failures[at] = replace(self._failures[at], condemned=False)
+        self._refusals.try_again(work)
 
     def poll(self, timeout_s: float) -> None:
         """Serve delivery reports of outputs; raises WorkerError when the client cannot go on."""
@@ -294,18 +233,13 @@ class Transaction:
             self.stage(states, now=True)
         for partition in states:
             key = partition.key
-            held = self._held.get(key)
-            if held is not None and held.state is partition:
-                self._drop(self._held.pop(key))
-            for places in (self._dead_letters, self._suspects):
-                places.difference_update([place for place in places if place[0] == key])
-            self._failures = {place: failure for place, failure in self._failures.items() if place[0] != key}
-            for doubt in self._doubts:
-                doubt.ends.pop(key, None)
+            self._held.drop(partition)
+            self._refusals.forget(key)
+            self._outcomes.forget(key)
             self._assignment.discount(partition)
             if lost and self._touched.get(key) is partition:
                 self._abort_later(f"{partition} has gone to another member")
-        self._settle_doubts()
+        self._settle()
 
     def close(self, timeout_s: float) -> str | None:
         """End the client, and abort what is not committed; return what went wrong, or None: what the brokers have
@@ -325,9 +259,7 @@ class Transaction:
         broken = producer.broken
         producer.close(timeout_s)
         self._doubt()
-        for doubt in self._doubts:
-            self._count_unknown(doubt)
-        self._doubts.clear()
+        self._outcomes.close()
         if not unfinished:
             return None
         if confirmed:
@@ -341,6 +273,16 @@ class Transaction:
     # In the place of StoredOffsets
 
     @property
+    def successes(self) -> int:
+        """Transactions that were committed."""
+        return self._outcomes.successes
+
+    @property
+    def failures(self) -> int:
+        """Transactions that were aborted, or of which nobody knows."""
+        return self._outcomes.failures
+
+    @property
     def due_s(self) -> float:
         """In how many seconds `stage` has something to do."""
         if self._producer.asking or self._marks:
@@ -350,7 +292,7 @@ class Transaction:
             return LOOK_S
         if now < self._pause_until:
             return self._pause_until - now
-        if self._one_by_one:
+        if self._refusals.one_by_one:
             return LOOK_S
         return max(0.0, self._producer.begun_at + self._interval_s - now) if self._open else float("inf")
 
@@ -372,7 +314,7 @@ class Transaction:
         """
         if self._producer.client is None or not self._go_on(wait=now):
             return
-        self._settle_doubts()
+        self._settle()
         if self._aborts or self._producer.replacing:
             # Not inside of a rebalance: the partitions begin anew afterwards.
             if not now:
@@ -397,7 +339,7 @@ class Transaction:
                 if state.dirty:
                     self._pass(state)
             self._send_what_fits()
-            due = now or self._one_by_one or time.monotonic() - self._producer.begun_at >= self._interval_s
+            due = now or self._refusals.one_by_one or time.monotonic() - self._producer.begun_at >= self._interval_s
             if not self._open or self._aborts or not due:
                 return False
             self._mark()
@@ -438,60 +380,18 @@ class Transaction:
             return
         record = {"value": message.value(), "key": message.key(), "headers": headers}
         offset = message.offset() or 0
-        self._dead_letters.add((state.key, offset))
-        self._hold(state, offset, [Output(topic, record, size_of(record))])
-
-    def _hold(self, state: PartitionState, offset: int, outputs: list[Output]) -> None:
-        held = self._held.get(state.key)
-        if held is None or held.state is not state:
-            if held is not None:
-                self._drop(held)
-            held = self._held[state.key] = _Held(state)
-        heapq.heappush(held.offsets, offset)
-        held.outputs[offset] = outputs
-        self.messages += len(outputs)
-        self.bytes += sum(output.size for output in outputs)
-
-    def _drop(self, held: _Held) -> None:
-        for outputs in held.outputs.values():
-            self.messages -= len(outputs)
-            self.bytes -= sum(output.size for output in outputs)
-
-    def _fail_again(self, state: PartitionState, work: Work) -> None:
-        """Have a work fail at a message whose outputs brokers have refused before, where that was the last attempt; and
-        a batch that has others besides it, which are tried one by one then.
-        """
-        if self._batch:
-            places = [(state.key, work.received.offset(place)) for place in range(work.handled)]
-            known = [self._failures[place] for place in places if place in self._failures]
-            if known and (known[0].condemned or len(work) > 1):
-                self._fail(work, 0, known[0])
-            return
-        for answer in work.answers:
-            failure = self._failures.get((state.key, work.received.offset(answer.place)))
-            if failure is not None and failure.condemned:
-                self._fail(work, answer.place, failure)
-                return
-
-    def _fail(self, work: Work, place: int, failure: _Failure) -> None:
-        work.given, work.handled, work.error = work.handled, place, failure.error
-        work.earlier_attempts = failure.attempts - 1
-        while work.answers and work.answers[-1].place >= place:
-            work.answers.pop()
+        self._refusals.expect_dead_letter((state.key, offset))
+        self._held.hold(state, offset, [Output(topic, record, size_of(record))])
 
     def _pass(self, state: PartitionState) -> None:
         """Take what is below the low-water mark into the transaction."""
-        mark = state.next_offset
-        if mark is None or not self._begin():
+        if state.next_offset is None or not self._begin():
             return
         state.dirty = False
         self._touched[state.key] = state
-        held = self._held.get(state.key)
-        if held is None or held.state is not state:
-            return
-        while held.offsets and held.offsets[0] < mark:
-            offset = heapq.heappop(held.offsets)
-            self._queue.extend(((state.key, offset), output) for output in held.outputs.pop(offset))
+        for offset, output in self._held.release(state):
+            self._queue.append(((state.key, offset), output))
+            self._unanswered_bytes += output.size
 
     def _begin(self) -> bool:
         if not self._open and not self._aborts:
@@ -519,8 +419,7 @@ class Transaction:
         if transaction != self._number or self._producer.broken is not None or number not in self._under_way:
             return
         place, output = self._under_way.pop(number)
-        self.messages -= 1
-        self.bytes -= output.size
+        self._unanswered_bytes -= output.size
         if error is not None:
             self._on_failure(place, output, error)
             return
@@ -533,7 +432,7 @@ class Transaction:
             return
         failure = failure_of(error, output)
         if not isinstance(failure, Retry) and not error.fatal():
-            self._refusals.setdefault(place, _Refusal(output, error, failure))
+            self._refusals.note(place, output, error, failure)
         # Otherwise brokers are unreachable, or the transaction has failed: no message's fault.
         self._abort_later(str(failure))
 
@@ -548,9 +447,9 @@ class Transaction:
         self._marked_at = time.monotonic()
         places = [(state, state.to_commit(ahead=False)) for state in self._touched.values()]
         ends = {state.key: place.offset for state, place in places}
-        dead_letters = Counter(key for key, offset in self._dead_letters if offset < ends.get(key, 0))
+        dead_letters = self._refusals.count_dead_letters(ends)
         self._marks += [
-            _Mark(state, place, state.uncommitted - state.tracker.completed_beyond, dead_letters[state.key])
+            Mark(state, place, state.uncommitted - state.tracker.completed_beyond, dead_letters[state.key])
             for state, place in places
         ]
 
@@ -610,7 +509,8 @@ class Transaction:
         return bool(self._queue) or (bool(self._under_way) and time.monotonic() - self._marked_at < FLUSH_S)
 
     def _on_committed(self) -> None:
-        self._count_committed(self._marks, self._written)
+        self._outcomes.committed(self._assignment, self._marks, self._written)
+        self._pass_over(self._marks)
         self.forgotten_since = None
         self._aborted_in_row = 0
         for mark in self._marks:
@@ -620,23 +520,8 @@ class Transaction:
         self._abort_reason = None
         self._end()
 
-    def _count_committed(self, marks: list[_Mark], written: Counter[str]) -> None:
-        self.successes += 1
-        for topic, count in written.items():
-            deliveries = self.topics[topic]
-            deliveries.enqueued += count
-            deliveries.acknowledged += count
-        for mark in marks:
-            self._assignment.settle(mark.state, mark.messages, mark.dead_letters)
-        if self._failures or self._dead_letters or self._suspects:
-            passed = {mark.state.key: mark.place.offset for mark in marks}
-
-            def remains(place: Place) -> bool:
-                return place[1] >= passed.get(place[0], 0)
-
-            self._failures = {place: failure for place, failure in self._failures.items() if remains(place)}
-            self._dead_letters = set(filter(remains, self._dead_letters))
-            self._suspects = set(filter(remains, self._suspects))
+    def _pass_over(self, marks: Sequence[Mark]) -> None:
+        self._refusals.pass_over({mark.state.key: mark.place.offset for mark in marks})
 
     # A commit without an answer
 
@@ -645,41 +530,22 @@ class Transaction:
         error = self._unanswered
         if error is None:
             return False
-        # A partition without a message of its own is where it was, committed or not.
-        told = [mark for mark in self._marks if mark.state.owned and mark.messages > 0]
-        ends = {mark.state.key: mark.place.offset for mark in told}
-        self._doubts.append(_Doubt([*self._marks], Counter(self._written), error.name(), ends))
+        self._outcomes.doubt(self._marks, self._written, error.name())
         return True
 
-    def _settle_doubts(self) -> None:
-        """Count what became of transactions in doubt, where a committed offset has told, or none can any more."""
-        for doubt in [*self._doubts]:
-            states = [self._assignment.partitions.get(key) for key in doubt.ends]
-            known = [state for state in states if state is not None and not state.awaits_committed]
-            if not known and doubt.ends:
-                continue
-            self._doubts.remove(doubt)
-            if not known:
-                self._count_unknown(doubt)
-            elif known[0].confirmed_offset == doubt.ends[known[0].key]:
-                self._count_committed(doubt.marks, doubt.written)
-            else:
-                self.failures += 1
-
-    def _count_unknown(self, doubt: _Doubt) -> None:
-        self.failures += 1
-        for topic, count in doubt.written.items():
-            deliveries = self.topics[topic]
-            deliveries.enqueued += count
-            deliveries.unknown += count
-            deliveries.errors[doubt.error] += count
+    def _settle(self) -> None:
+        """Count what became of transactions in doubt."""
+        for marks in self._outcomes.settle(self._assignment):
+            self._pass_over(marks)
 
     def _end(self) -> None:
         self._number += 1
         self._open = False
         self._unanswered = None
         self._settle_until = 0.0
-        for each in (self._touched, self._queue, self._under_way, self._written, self._refusals, self._marks):
+        self._unanswered_bytes = 0
+        self._refusals.end()
+        for each in (self._touched, self._queue, self._under_way, self._written, self._marks):
             each.clear()
 
     # Abort
@@ -712,16 +578,17 @@ class Transaction:
         if self._doubt():
             outcome = "has no known outcome, what was not committed"
         else:
-            self.failures += 1
+            self._outcomes.aborted()
             outcome = "was aborted, what it had"
         self._aborted_in_row += 1
         self._client_state.say("aborted", f"a transaction {outcome} is handled again: {reason}")
-        self._pause(self._policy.pause_s(self._aborted_in_row, _jitter()))
-        self._judge()
+        self._pause(self._policy.pause_s(self._aborted_in_row, random_jitter()))
+        verdict = self._refusals.judge(self._touched)
+        self._pause(verdict.pause_s)
+        if verdict.fatal is not None:
+            self._client_state.fatal = verdict.fatal
         self._end()
         self._held.clear()
-        self._dead_letters.clear()
-        self.messages = self.bytes = 0
         self._rewind()
 
     def _ask_for_abort(self, timeout_s: float | None = None) -> None:
@@ -735,42 +602,6 @@ class Transaction:
 
     def _pause(self, pause_s: float) -> None:
         self._pause_until = max(self._pause_until, time.monotonic() + pause_s)
-
-    def _judge(self) -> None:
-        """Decide what becomes of the message whose output was refused. Where several were, as they are written and
-        refused together, it is found out first which.
-        """
-        # Of a partition that has gone meanwhile nothing is kept: no commit of this member would ever end that.
-        refusals = {place: refusal for place, refusal in self._refusals.items() if self._touched[place[0]].owned}
-        if len(refusals) > 1 and not self._suspects.issuperset(refusals):
-            self._suspects.update(refusals)
-            return
-        for place, refusal in refusals.items():
-            (topic, partition), offset = place
-            where = MessagePlace(topic, partition, offset)
-            known = self._failures.get(place)
-            attempts = 1 if known is None else known.attempts + 1
-            deliveries = self.topics[refusal.output.topic]
-            deliveries.enqueued += 1
-            deliveries.on_delivery(refusal.error, Message(topic=refusal.output.topic))
-            decision = decide(
-                self._policy, refusal.failure, messages=1, attempts=attempts, backoff_step=attempts, jitter=_jitter()
-            )
-            log.warning("%s: attempt %d failed, its transaction is aborted: %s", where, attempts, refusal.failure)
-            if place in self._dead_letters:
-                if refusal.error.code() in TOO_LARGE:
-                    self._client_state.fatal = WorkerError(
-                        f"stopping at {where}, as nothing is skipped: topic {refusal.output.topic} takes no dead "
-                        f"letter of that size, raise its max.message.bytes: {refusal.error.str()}"
-                    )
-                self._pause(self._policy.pause_s(attempts, _jitter()))
-            elif isinstance(decision, Stop):
-                self._client_state.fatal = WorkerError(
-                    f"stopping as --on-error says: {where}, attempt {attempts}: {refusal.failure}"
-                )
-            elif isinstance(decision, RetryLater):
-                self._pause(decision.pause_s)
-            self._failures[place] = _Failure(attempts, refusal.failure, isinstance(decision, SendDeadLetter))
 
     def _on_refused(self, error: KafkaError) -> None:
         """A call of the transaction has failed."""
@@ -791,35 +622,3 @@ class Transaction:
             self.forgotten_since = now
         elif since_s > FORGOTTEN_S:
             self.forgotten_since, self._forgotten = None, True
-
-
-def _jitter() -> float:
-    return random.random()  # noqa: S311  (not a secret)
-
-
-class HeldDeadLetters:
-    """Dead letters that are written in the transaction: they are as good as delivered when it holds them, and count
-    when it is committed.
-    """
-
-    held = True
-
-    def __init__(self, topic: str | None, group_id: str, transaction: Transaction) -> None:
-        self.named = topic
-        self._group_id = group_id
-        self._transaction = transaction
-
-    def missing(self, client: Consumer, topics: Iterable[str]) -> list[str]:
-        return missing_topics(client, topics, self.named)
-
-    def send(self, message: Message, error: BaseException, attempts: int) -> DeadLetter:
-        headers = dead_letter_headers(message, self._group_id, error, attempts)
-        topic = dead_letter_topic(message.topic() or "", self.named)
-        self._transaction.hold_dead_letter(message, topic, headers)
-        dead_letter = DeadLetter()
-        dead_letter.delivered = True
-        return dead_letter
-
-    def poll(self, timeout_s: float) -> None: ...
-
-    def close(self, timeout_s: float) -> None: ...

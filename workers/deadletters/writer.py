@@ -9,7 +9,9 @@ from confluent_kafka import KafkaError, KafkaException, Message
 
 from workers.config import ClientConfig
 from workers.deadletters.headers import dead_letter_headers, dead_letter_topic
+from workers.errors import WorkerError
 from workers.kafka.client import BESIDE_A_CONSUMER, TOO_LARGE, reason_of
+from workers.kafka.messages import MessagePlace
 from workers.kafka.renewed import RenewedProducer
 from workers.lifecycle import call_with_timeout
 
@@ -32,6 +34,14 @@ class DeadLetter:
             self.error = reason_of(error)
             self.too_large = error.code() in TOO_LARGE
         self.delivered = error is None
+
+
+def too_large(where: MessagePlace, topic: str, error: str) -> WorkerError:
+    """The error that ends a worker whose dead letter no topic takes: to go on would skip its message."""
+    return WorkerError(
+        f"stopping at {where}, as nothing is skipped: topic {topic} takes no dead letter of that size, raise its "
+        f"max.message.bytes: {error}"
+    )
 
 
 def missing_topics(client: confluent_kafka.Consumer, topics: Iterable[str], named: str | None) -> list[str]:

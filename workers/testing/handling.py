@@ -12,12 +12,13 @@ from confluent_kafka import Message
 
 from workers.config import CONSUMER_DEFAULTS, PRODUCER_DEFAULTS, ClientConfig, Precedence, Setting
 from workers.consumer.failures import ErrorPolicy
+from workers.consumer.held_dead_letters import HeldDeadLetters
 from workers.consumer.loop import Consumer
 from workers.consumer.outputs import Outputs
 from workers.consumer.parts import DeadLetterWriter, OutputSender
 from workers.consumer.scheduling import Order
 from workers.consumer.status import PartitionStatus
-from workers.consumer.transactions import HeldDeadLetters, Transaction
+from workers.consumer.transactions import Transaction
 from workers.handlers import Handler, Lifespan, Middleware, lifespan_of, load_handler
 from workers.kafka.messages import is_topic_name
 from workers.lifecycle import Shutdown
