@@ -1357,6 +1357,48 @@ def test_a_fetch_that_still_hangs_is_healed_by_joining_anew_with_a_new_client(
 
 
 @pytest.mark.usefixtures("quick_looks")
+@pytest.mark.parametrize("exactly_once", [False, True])
+def test_a_client_that_answers_nothing_any_more_is_given_up_for_a_new_one(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch, exactly_once: bool
+) -> None:
+    """The seek never returned, so the loop stood still, and its partitions were not handled on until a restart."""
+    monkeypatch.setattr("workers.consumer.fetching.SEEK_S", 0.05)
+    monkeypatch.setattr("workers.consumer.observing.SEEK_TIMEOUT_S", 0.1)
+    broker.produce(numbers(0, 5))
+    handled = Handled()
+    member = group.member(handled, exactly_once=exactly_once).start()
+    group.until(lambda: broker.offset() == 5, "it has begun")
+    member.client.hangs = True
+    broker.produce(numbers(5, 10))
+    group.until(lambda: broker.offset() == 10, "another client goes on")
+    assert handled.values == numbers(0, 10)
+    first, second = broker.clients
+    assert not first.closed
+    assert second.joins == 1
+    assert member.consumer.live() is None
+    group.until(lambda: member.consumer.status.fetch_recoveries == {"seek": 1, "rejoin": 1}, "it is counted")
+    assert member.consumer.status.rebalances["lost"] == 1
+
+
+def test_a_client_that_tells_nothing_any_more_is_given_up_though_nothing_is_to_be_fetched(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An idle member would never have had a partition again, and its probe would have been green."""
+    monkeypatch.setattr("workers.consumer.observing.SILENT_S", 0.3)
+    broker.elsewhere.add(("t", 0))
+    handled = Handled()
+    member = group.member(handled).start()
+    group.until(lambda: member.consumer.status.joined, "it is idle")
+    time.sleep(0.5)
+    assert len(broker.clients) == 1
+    member.client.hangs = True
+    group.until(lambda: len(broker.clients) == 2, "it has another client")
+    broker.elsewhere.clear()
+    broker.produce(numbers(0, 5))
+    group.until(lambda: handled.values == numbers(0, 5), "the new client fetches")
+
+
+@pytest.mark.usefixtures("quick_looks")
 def test_a_fetch_that_hangs_whatever_was_tried_fails_the_probe(
     broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:

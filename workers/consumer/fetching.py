@@ -133,12 +133,16 @@ class FetchWatch:
             for key, stall in self._stalls.items()
             if key in partitions and not stall.rejoined and now - stall.since > REJOIN_S
         ]
-        for key in due:
-            self._stalls[key].rejoined = True
         if due:
-            self.recoveries["rejoin"] += 1
+            self.note_rejoin()
             log.warning("%s: still not fetched; joining the group anew", ", ".join(f"{t}[{p}]" for t, p in due))
         return bool(due)
+
+    def note_rejoin(self) -> None:
+        """The group is joined anew with a new client, which fetches all partitions anew."""
+        self.recoveries["rejoin"] += 1
+        for stall in self._stalls.values():
+            stall.rejoined = True
 
     def stuck(self, partitions: Mapping[Key, PartitionState], now: float) -> str | None:
         """Which partition is not fetched whatever was tried, or None."""

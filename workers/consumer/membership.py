@@ -230,6 +230,22 @@ class Membership:
         self._renewed()
         self.join()
 
+    def give_up_client(self) -> None:
+        """Join with a new client, and leave the old one behind: it answers nothing any more, also not that it leaves.
+        Its partitions are lost: the group gives them to others when its session has timed out.
+
+        Raises ConfigError or WorkerError when no client can be made.
+        """
+        log.warning("the client answers nothing any more: joining the group with a new one")
+        fresh = self._connect()
+        with self._handover:
+            self._parts.client = fresh
+            self._parts.committer.forgotten_since = None
+            self._lose([state.topic_partition() for state in self._parts.assignment.partitions.values()])
+        self.joined = False
+        self._renewed()
+        self.join()
+
     def refreshed(self) -> Any:
         """The client to begin with: another one when its certificates have changed meanwhile."""
         if self._credentials.refresh(self._parts.client):

@@ -285,6 +285,9 @@ class FakeClient:
         self._answers: list[tuple[KafkaError | None, list[TopicPartition]]] = []
         self._leaving = False
         self._losing = False
+        # Whether librdkafka's main thread stands still, and whether a call waits for it.
+        self.hangs = False
+        self._waits = False
         # The poll in which it was last told that the group takes no member.
         self._refused_at = 0
         self._committed_at = self._told_at = 0.0
@@ -301,6 +304,7 @@ class FakeClient:
         self._leaving = True
 
     def close(self) -> None:
+        self._wait()
         self._leaving = True
         self._rebalance()
         self._serve_commits()
@@ -354,6 +358,7 @@ class FakeClient:
 
     def poll(self, timeout: float = -1) -> Message | None:
         assert not self.closed
+        self._wait()
         self.polls += 1
         deadline = time.monotonic() + timeout
         while True:
@@ -365,6 +370,7 @@ class FakeClient:
             time.sleep(LOOK_S)
 
     def consume(self, num_messages: int = 1, timeout: float = -1) -> list[Message]:  # noqa: ARG002  (the interface)
+        self._wait()
         during, self.during_consume = self.during_consume, None
         if during is not None:
             during()
@@ -375,6 +381,8 @@ class FakeClient:
         return found
 
     def seek(self, place: TopicPartition) -> None:
+        self._waits = self.hangs
+        self._wait()
         key = place.topic, place.partition
         if key not in self._assigned or key in self._broken:
             raise error(KafkaError._STATE)
@@ -385,6 +393,11 @@ class FakeClient:
         self._eof_at.pop(key, None)
         if self._broker.hung.get(key) == "seek":
             del self._broker.hung[key]
+
+    def _wait(self) -> None:
+        """As in the binding (2.16), where a call that waits for librdkafka has no limit, and the others wait for it."""
+        while self._waits and not self._broker.over:
+            time.sleep(LOOK_S)
 
     def pause(self, places: list[TopicPartition]) -> None:
         self.paused |= {(each.topic, each.partition) for each in places}
@@ -402,7 +415,7 @@ class FakeClient:
             first = self.polls % max(1, len(keys))
             # No partition comes always first.
             for key in keys[first:] + keys[:first]:
-                if key in self.paused or key in self._broken or key in self._broker.hung:
+                if self.hangs or key in self.paused or key in self._broken or key in self._broker.hung:
                     continue
                 found = self._fetch(key) if self._broker.answers and not self.dead else None
                 if found is not None:
@@ -471,6 +484,7 @@ class FakeClient:
     # Offsets
 
     def store_offsets(self, *, offsets: list[TopicPartition]) -> None:
+        self._wait()
         for each in offsets:
             key = each.topic, each.partition
             if key not in self._assigned:
@@ -543,7 +557,7 @@ class FakeClient:
     def _serve(self) -> bool:
         """Serve what is due; return whether that was statistics."""
         now = time.monotonic()
-        told = now - self._told_at >= STATISTICS_S
+        told = not self.hangs and now - self._told_at >= STATISTICS_S
         if told:
             self._told_at = now
             self._own["stats_cb"](self._statistics())
@@ -578,9 +592,12 @@ class FakeClient:
             free = [
                 key
                 for key in broker.logs
-                if key[0] in self._topics and key not in broker.owners and key not in broker.elsewhere
+                if key[0] in self._topics
+                and key not in broker.elsewhere
+                # The session of one that sends no heartbeats times out.
+                and (key not in broker.owners or broker.owners[key].hangs)
             ]
-            if self.dead or not broker.answers or broker.refuses_members is not None:
+            if self.dead or self.hangs or not broker.answers or broker.refuses_members is not None:
                 return
             broker.owners |= dict.fromkeys(free, self)
         if free:
