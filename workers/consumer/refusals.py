@@ -1,4 +1,6 @@
-"""Messages whose outputs brokers refuse, with exactly-once: which they are, and what becomes of them. Called by the loop's thread.
+"""Messages whose outputs brokers refuse, with exactly-once: which they are, and what becomes of them.
+
+Called by the loop's thread.
 
 A refused output aborts its transaction, so its message is handled again. Where several were refused, as they were
 written together, each is committed alone at first, to find out which one brokers do not take. At its last attempt the
