@@ -19,7 +19,7 @@ from workers.accounting.order import OrderCounts
 from workers.config import CLASSIC_DEFAULTS, CONSUMER_DEFAULTS, ClientConfig, Precedence, Setting
 from workers.consumer import loop
 from workers.consumer.assignment import Assignment, PartitionState
-from workers.consumer.failures import ErrorPolicy
+from workers.consumer.options import Handling, Limits
 from workers.consumer.outputs import Outputs
 from workers.consumer.received import Received
 from workers.deadletters.writer import DeadLetters
@@ -222,13 +222,12 @@ def test_what_a_blocked_partition_gives_back_to_the_client_is_read_again_in_orde
     consumer = loop.Consumer(
         config,
         [topic],
-        lambda: nullcontext(fails_at_times),
+        Handling(lambda: nullcontext(fails_at_times)),
+        Limits(max_messages=3000),
         Shutdown(10),
-        policy=ErrorPolicy(),
         dead_letters=DeadLetters(config, None, group),
         outputs=Outputs(config),
         watermarks=Watermarks(lambda: AdminClient(dict(told)), IsolationLevel.READ_COMMITTED),
-        max_messages=3000,
     )
     consumer.start(10)
     consumer.run()

@@ -24,6 +24,7 @@ from workers.config import (
 )
 from workers.consumer.failures import ErrorPolicy
 from workers.consumer.loop import Consumer
+from workers.consumer.options import Handling, Limits
 from workers.consumer.outputs import Outputs
 from workers.consumer.parts import DeadLetterWriter, OutputSender
 from workers.deadletters.writer import DeadLetters
@@ -86,26 +87,32 @@ def consume(options: ConsumeOptions, context: Context, shutdown: Shutdown) -> No
         dead_letters = DeadLetters(
             producer_config, options.dead_letter_topic, config.get("group.id"), options.worker.auth_timeout
         )
-    consumer = Consumer(
-        config,
-        options.topics,
+    handling = Handling(
         handler,
-        shutdown,
+        middlewares,
+        concurrency=options.concurrency,
+        order=options.order or ("partition" if options.concurrency == 1 else "key"),
         policy=policy,
-        dead_letters=dead_letters,
-        outputs=outputs,
-        watermarks=watermarks,
-        middlewares=middlewares,
         on_decision=spans.on_decision if spans is not None else None,
+    )
+    limits = Limits(
         max_messages=options.max_messages,
         max_rate=options.max_rate,
         max_dead_letter_share=options.max_dead_letter_share,
         idle_timeout_s=options.idle_timeout,
         stall_timeout_s=options.stall_timeout,
-        concurrency=options.concurrency,
-        order=options.order or ("partition" if options.concurrency == 1 else "key"),
         batch_size=options.batch_size,
         max_distance=options.max_offset_distance,
+    )
+    consumer = Consumer(
+        config,
+        options.topics,
+        handling,
+        limits,
+        shutdown,
+        dead_letters=dead_letters,
+        outputs=outputs,
+        watermarks=watermarks,
         stop_on_deleted=options.on_deleted == "stop",
         auth_timeout_s=options.worker.auth_timeout,
     )

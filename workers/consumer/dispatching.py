@@ -9,6 +9,7 @@ from workers.consumer.assignment import Key, PartitionState
 from workers.consumer.batching import BatchSize
 from workers.consumer.failing import FailedMessages, described
 from workers.consumer.flow import BATCH_MESSAGES, FlowControl
+from workers.consumer.options import Limits
 from workers.consumer.parts import Parts
 from workers.consumer.scheduling import Work
 from workers.kafka.messages import MessagePlace
@@ -30,26 +31,15 @@ PAUSE_AFTER_S = 10.0
 
 
 class Dispatcher:
-    """Works on their way to the handler and back. `max_messages` ends what may be begun, `max_rate` is how many
-    messages it is given in a second; None is without a limit.
-    """
+    """Works on their way to the handler and back."""
 
-    def __init__(
-        self,
-        parts: Parts,
-        flow: FlowControl,
-        failed: FailedMessages,
-        *,
-        batch_size: int,
-        max_messages: int | None,
-        max_rate: float | None,
-    ) -> None:
+    def __init__(self, parts: Parts, flow: FlowControl, failed: FailedMessages, limits: Limits) -> None:
         self._parts = parts
         self._flow = flow
         self._failed = failed
-        self._batch_size = BatchSize(batch_size)
-        self._max_messages = max_messages
-        self._rate_limiter = None if max_rate is None else RateLimiter(max_rate)
+        self._batch_size = BatchSize(limits.batch_size)
+        self._max_messages = limits.max_messages
+        self._rate_limiter = None if limits.max_rate is None else RateLimiter(limits.max_rate)
 
     # To the handler
 

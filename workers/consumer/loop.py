@@ -24,18 +24,17 @@ from workers.consumer.committing import StoredOffsets
 from workers.consumer.dispatching import Dispatcher
 from workers.consumer.execution import Executor
 from workers.consumer.failing import FailedMessages
-from workers.consumer.failures import ErrorPolicy, OnDecision
 from workers.consumer.fetching import FetchWatch
-from workers.consumer.flow import BATCH_MESSAGES, MAX_DISTANCE_MESSAGES, FlowControl
+from workers.consumer.flow import FlowControl
 from workers.consumer.membership import Membership
 from workers.consumer.observing import Observer
+from workers.consumer.options import Handling, Limits
 from workers.consumer.parts import DeadLetterWriter, OutputSender, Parts
 from workers.consumer.receiving import Receiver
-from workers.consumer.scheduling import Order, Scheduler
+from workers.consumer.scheduling import Scheduler
 from workers.consumer.starting import Starts
 from workers.consumer.status import ConsumerStatus, Publisher
 from workers.errors import WorkerError
-from workers.handlers import Lifespan, Middleware
 from workers.kafka.client import ClientState, create_client, fatal_error, topics_are_created, wait_for_topics
 from workers.kafka.credentials import CredentialsWatch
 from workers.kafka.watermarks import Watermarks
@@ -54,24 +53,13 @@ class Consumer:
         self,
         config: ClientConfig,
         topics: Sequence[str],
-        lifespan: Lifespan,
+        handling: Handling,
+        limits: Limits,
         shutdown: Shutdown,
         *,
-        policy: ErrorPolicy,
         dead_letters: DeadLetterWriter,
         outputs: OutputSender,
         watermarks: Watermarks,
-        max_messages: int | None = None,
-        max_rate: float | None = None,
-        max_dead_letter_share: float | None = None,
-        idle_timeout_s: float | None = None,
-        stall_timeout_s: float = 300.0,
-        middlewares: Sequence[Middleware] = (),
-        on_decision: OnDecision | None = None,
-        concurrency: int = 1,
-        order: Order = "partition",
-        batch_size: int = BATCH_MESSAGES,
-        max_distance: int = MAX_DISTANCE_MESSAGES,
         stop_on_deleted: bool = False,
         auth_timeout_s: float = 0.0,
         connect: Callable[[dict[str, Any]], Any] | None = None,
@@ -81,10 +69,9 @@ class Consumer:
         self.trouble: str | None = None
         self._config = config
         self._topics = list(topics)
-        self._policy = policy
+        self._handling = handling
+        self._limits = limits
         self._dead_letters = dead_letters
-        self._idle_timeout_s = idle_timeout_s
-        self._stall_timeout_s = stall_timeout_s
         self._published_at = float("-inf")
         credentials = self._credentials = CredentialsWatch(config, self.client_state)
         own = {
@@ -117,9 +104,9 @@ class Consumer:
         parts = self._parts = Parts(
             client=connected(),
             client_state=self.client_state,
-            assignment=Assignment(topics, in_order=order == "partition"),
-            scheduler=Scheduler(order),
-            executor=Executor(lifespan, concurrency, middlewares),
+            assignment=Assignment(topics, in_order=handling.order == "partition"),
+            scheduler=Scheduler(handling.order),
+            executor=Executor(handling.lifespan, handling.concurrency, handling.middlewares),
             outputs=outputs,
             committer=transaction or stored,
             starts=Starts(config, stop_on_deleted=stop_on_deleted, exactly_once=transaction is not None),
@@ -127,18 +114,16 @@ class Consumer:
             watermarks=watermarks,
             shutdown=shutdown,
         )
-        self._flow = FlowControl(parts, max_distance)
-        breaker = DeadLetterBreaker(max_dead_letter_share)
-        self._failed = FailedMessages(parts, self._flow, policy, dead_letters, breaker, on_decision)
-        self._dispatcher = dispatcher = Dispatcher(
-            parts, self._flow, self._failed, batch_size=batch_size, max_messages=max_messages, max_rate=max_rate
-        )
+        self._flow = FlowControl(parts, limits.max_distance)
+        breaker = DeadLetterBreaker(limits.max_dead_letter_share)
+        self._failed = FailedMessages(parts, self._flow, handling.policy, dead_letters, breaker, handling.on_decision)
+        self._dispatcher = dispatcher = Dispatcher(parts, self._flow, self._failed, limits)
         self._membership = Membership(parts, config, topics, credentials, connect=connected, account=dispatcher.account)
         self._receiver = Receiver(parts, self._flow, dispatcher, self._membership.check_refusal)
         if transaction is not None:
             transaction.attach(lambda: parts.client, parts.assignment, self._membership.rewind, shutdown)
         self._observer = Observer(parts, self._membership)
-        self._publisher = Publisher(parts, self._membership, stall_timeout_s)
+        self._publisher = Publisher(parts, self._membership, limits.stall_timeout_s)
         self.status = ConsumerStatus(topics=parts.assignment.topics)
 
     def start(self, timeout_s: float | None) -> None:
@@ -152,13 +137,13 @@ class Consumer:
             shutdown=self._parts.shutdown,
             refresh=self._membership.refreshed,
         )
-        if self._policy.on_error != "stop" and not self._parts.shutdown.requested:
+        if self._handling.policy.on_error != "stop" and not self._parts.shutdown.requested:
             self._check_dead_letters(timeout_s)
         self._parts.executor.start(self._parts.shutdown)
         self._parts.scheduler.batches = self._parts.executor.batch
         transaction = self._parts.outputs.transaction
         if transaction is not None:
-            in_order = self._parts.scheduler.order == "partition"
+            in_order = self._handling.order == "partition"
             transaction.start(timeout_s, batch=self._parts.executor.batch, in_order=in_order)
         self._parts.watermarks.start()
 
@@ -222,7 +207,7 @@ class Consumer:
 
     def live(self) -> str | None:
         """The part that is stuck, or None. Waiting for brokers, for a turn or for a retry does not count."""
-        return self.status.stalled(self._stall_timeout_s)
+        return self.status.stalled(self._limits.stall_timeout_s)
 
     # Its turns
 
@@ -237,7 +222,7 @@ class Consumer:
             # Before that nothing can come, and to a partition that is paused nothing does.
             self._receiver.idle_since = time.monotonic()
         idle_s = time.monotonic() - max(self._receiver.idle_since, self._membership.assigned_at)
-        return self._idle_timeout_s is not None and idle_s > self._idle_timeout_s
+        return self._limits.idle_timeout_s is not None and idle_s > self._limits.idle_timeout_s
 
     def _maintain(self) -> None:
         self.client_state.check()

@@ -14,6 +14,7 @@ from workers.config import CONSUMER_DEFAULTS, PRODUCER_DEFAULTS, ClientConfig, P
 from workers.consumer.failures import ErrorPolicy
 from workers.consumer.held_dead_letters import HeldDeadLetters
 from workers.consumer.loop import Consumer
+from workers.consumer.options import Handling, Limits
 from workers.consumer.outputs import Outputs
 from workers.consumer.parts import DeadLetterWriter, OutputSender
 from workers.consumer.scheduling import Order
@@ -51,9 +52,12 @@ class Member:
         policy: ErrorPolicy = AT_ONCE,
         stop_timeout_s: float = 5.0,
         exactly_once: bool = False,
+        stop_on_deleted: bool = False,
         topic: str = TOPIC,
         **options: Any,
     ) -> None:
+        """`options` are those of Handling and of Limits."""
+        handling = {name: options.pop(name) for name in Handling.__slots__ if name in options}
         told = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": "0", **(properties or {})}
         settings = [Setting(*each, Precedence.COMMAND_LINE, "") for each in told.items()]
         self.shutdown = Shutdown(stop_timeout_s)
@@ -68,14 +72,14 @@ class Member:
         self.consumer = Consumer(
             ClientConfig(CONSUMER_DEFAULTS, settings),
             [topic],
-            lifespan,
+            Handling(lifespan, policy=policy, **handling),
+            Limits(**options),
             self.shutdown,
-            policy=policy,
             dead_letters=letters,
             outputs=outputs,
             watermarks=watermarks,
+            stop_on_deleted=stop_on_deleted,
             connect=broker.connect,
-            **options,
         )
         self.error: BaseException | None = None
         self._broker = broker
