@@ -59,10 +59,19 @@ def rolling_kill(field: Field) -> Generator[None]:
     yield from _each_broker(field, field.cluster.kill_broker)
 
 
+@fault("all brokers killed", "SIGKILL of one broker after the other within two seconds, each started again at once")
+def all_brokers_killed(field: Field) -> Generator[None]:
+    for broker in field.cluster.brokers:
+        field.cluster.kill_broker(broker.node_id)
+        field.wait(0.7)
+        field.cluster.start_broker(broker.node_id)
+    yield
+
+
 def _each_broker(field: Field, end: Callable[[int], None]) -> Generator[None]:
     for broker in field.cluster.brokers:
         end(broker.node_id)
-        field.wait(1.0)
+        field.until(lambda: not field.in_sync(), f"broker {broker.node_id} is missed")
         field.cluster.start_broker(broker.node_id)
         if broker is not field.cluster.brokers[-1]:
             field.until(field.whole, f"broker {broker.node_id} is in sync")

@@ -215,8 +215,10 @@ class Field:
 
     def whole(self) -> bool:
         """Whether every broker runs and every replica is in sync."""
-        if not all(broker.running for broker in self.cluster.brokers):
-            return False
+        return all(broker.running for broker in self.cluster.brokers) and self.in_sync()
+
+    def in_sync(self) -> bool:
+        """Whether the brokers say that every replica is in sync. They say so of a killed one until they miss it."""
         try:
             topics = self.admin.list_topics(timeout=5).topics.values()
         except KafkaException:
