@@ -15,6 +15,7 @@ from workers.errors import WorkerError
 from workers.kafka.client import (
     BESIDE_A_CONSUMER,
     LIBRDKAFKA,
+    TURN_S,
     UNPOLLED,
     ClientState,
     create_client,
@@ -117,3 +118,15 @@ def test_a_fatal_error_is_said_in_the_same_words_wherever_it_is_met(code: int, r
 
     said = f"fatal Kafka error {error.name()}: two lines; {remedy}"
     assert [str(each) for each in (by_callback.fatal, by_poll.fatal, raised.value)] == [said] * 3
+
+
+def test_only_turns_of_the_loop_count_as_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that was suspended, or a slow callback, must not pass for a client that hangs."""
+    now = 100.0
+    monkeypatch.setattr("workers.kafka.client.time.monotonic", lambda: now)
+    state = ClientState()
+    for turn_s in (0.25, 0.25, 3600.0, 0.5):
+        state.note_turn()
+        now += turn_s
+    state.note_turn()
+    assert state.silent_s == 0.25 + 0.25 + TURN_S + 0.5

@@ -72,6 +72,28 @@ def test_a_stamped_message_of_another_run_that_fails_is_counted() -> None:
     assert (deliveries.unknown, deliveries.outstanding, deliveries.streams) == (1, 0, {})
 
 
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_client_that_tells_nothing_any_more_is_not_live(monkeypatch: pytest.MonkeyPatch, hangs: bool) -> None:
+    """Its messages would fail for ever: it learns of no new leader."""
+    monkeypatch.setattr("workers.producer.loop.STALL_S", 1.5)
+    # Statistics come each second; those of a client that hangs do not come within the test.
+    shutdown = Shutdown(0.1)
+    producer = producer_with(shutdown, {**AWAY, "statistics.interval.ms": "10000" if hangs else "1000"})
+    producer.running = True
+    seen: set[str | None] = set()
+
+    def wait() -> Iterator[Outgoing]:
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            seen.add(producer.live())
+            yield Outgoing("order")
+            time.sleep(0.1)
+        shutdown.request()
+
+    producer.run(ThreadedSource(call_source(wait, "mine:wait")))
+    assert any("the Kafka client has sent no statistics for 2 s" in (said or "") for said in seen) == hangs
+
+
 def test_a_source_is_told_no_more_when_the_time_to_stop_is_up() -> None:
     servers = Setting("bootstrap.servers", "127.0.0.1:1", Precedence.COMMAND_LINE, "")
     shutdown = Shutdown(0)

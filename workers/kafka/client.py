@@ -126,6 +126,10 @@ _LONGEST_REASON = 400
 UNPOLLED = {"statistics.interval.ms": 0, "log_level": 0}
 
 
+# A turn that took longer counts as one of this length: a callback was slow, or the process was suspended.
+TURN_S = 1.0
+
+
 class ClientState:
     """The client's latest state: its statistics, whether brokers answer, and the error that ends the worker.
 
@@ -135,6 +139,9 @@ class ClientState:
 
     def __init__(self, config: ClientConfig | None = None, auth_timeout_s: float = 0.0) -> None:
         self.statistics: Statistics | None = None
+        # For how long the loop has turned without new ones, and when it did so last.
+        self.silent_s = 0.0
+        self._turned_at = float("inf")
         self.fatal: WorkerError | None = None
         self.renewals = dict.fromkeys(KINDS, 0)
         # Of the certificates in use, by kind, in Unix time; replaced as a whole, and read from any thread.
@@ -167,6 +174,7 @@ class ClientState:
 
     def on_statistics(self, text: str) -> None:
         self.statistics = statistics = parse(text)
+        self.silent_s = 0.0
         up = {name for name, state in statistics.broker_states.items() if state == "UP"}
         self._connected = self._connected or bool(up)
         for name, refusal in list(self._refusals.items()):
@@ -174,6 +182,12 @@ class ClientState:
             over = name in up or (up and (name.endswith("/bootstrap") or name not in statistics.broker_states))
             if over or time.monotonic() - refusal.heard_at > REFUSAL_AGE_S:
                 del self._refusals[name]
+
+    def note_turn(self) -> None:
+        """Called by the loop before each poll: a client whose main thread hangs sends no statistics any more."""
+        now = time.monotonic()
+        self.silent_s += max(0.0, min(TURN_S, now - self._turned_at))
+        self._turned_at = now
 
     def on_error(self, error: KafkaError) -> None:
         reason = _in_one_line(error)

@@ -112,8 +112,13 @@ class Producer:
 
     def live(self) -> str | None:
         """A stuck producer, or None. Waiting for brokers or for the source is not being stuck."""
+        if not self.running:
+            return None
         stuck_s = time.monotonic() - self.turned_at
-        return f"the loop has not turned for {stuck_s:.0f} s" if self.running and stuck_s > STALL_S else None
+        if stuck_s > STALL_S:
+            return f"the loop has not turned for {stuck_s:.0f} s"
+        silent_s = self.client_state.silent_s
+        return f"the Kafka client has sent no statistics for {silent_s:.0f} s" if silent_s > STALL_S else None
 
     def run(
         self, source: Source, duration_s: float | None = None, progress: Callable[[int], None] = lambda _: None
@@ -277,6 +282,7 @@ class Producer:
     def _hear(self, timeout_s: float) -> None:
         """Serves the callbacks: delivery reports, statistics, errors. A full queue may wait for a changed password."""
         self.turned_at = time.monotonic()
+        self.client_state.note_turn()
         before = self.deliveries.acknowledged
         self._producer.poll(timeout_s)
         if self.deliveries.acknowledged != before:
