@@ -215,16 +215,18 @@ class Field:
 
     def whole(self) -> bool:
         """Whether every broker runs and every replica is in sync."""
-        return all(broker.running for broker in self.cluster.brokers) and self.in_sync()
+        return all(broker.running for broker in self.cluster.brokers) and self.missing_replicas() == 0
 
-    def in_sync(self) -> bool:
-        """Whether the brokers say that every replica is in sync. They say so of a killed one until they miss it."""
+    def missing_replicas(self) -> int | None:
+        """How many replicas are not in sync, as the brokers say: those of a killed one are, until they miss it. None
+        where they do not answer.
+        """
         try:
             topics = self.admin.list_topics(timeout=5).topics.values()
         except KafkaException:
-            return False
+            return None
         partitions = [partition for topic in topics for partition in topic.partitions.values()]
-        return all(len(partition.isrs) == len(partition.replicas) and partition.leader >= 0 for partition in partitions)
+        return sum(len(each.replicas) - len(each.isrs) + (each.leader < 0) for each in partitions)
 
     @contextmanager
     def own_loads(self, *setups: Setup) -> Iterator[list[Load]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
@@ -18,12 +18,15 @@ from workers.accounting.offset_metadata import OffsetMetadata, decode, encode
 from workers.consumer.assignment import Assignment
 from workers.consumer.committing import StoredOffsets
 from workers.consumer.failures import ErrorPolicy
-from workers.consumer.fetching import CUT_ROUNDS, FetchWatch
+from workers.consumer.fetching import CUT_ROUNDS, DRAINED_S, FetchWatch
 from workers.consumer.flow import BATCH_MESSAGES
+from workers.consumer.observing import SILENT_S, Observer
+from workers.consumer.seeking import ClientHangsError
 from workers.consumer.status import PartitionStatus
 from workers.deadletters.headers import dead_letter_headers
-from workers.errors import ExitCode, WorkerError
+from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.handlers import Reject, Retry, batch
+from workers.kafka.client import ClientState
 from workers.kafka.credentials import CredentialsWatch
 from workers.kafka.watermarks import Watermark
 from workers.lifecycle import CLOSING_THREAD
@@ -1356,18 +1359,24 @@ def test_a_fetch_that_still_hangs_is_healed_by_joining_anew_with_a_new_client(
     group.until(lambda: member.consumer.status.fetch_recoveries == {"seek": 1, "rejoin": 1}, "it is counted")
 
 
+# tests/workers/test_hung_client.py has a real client.
+
+
 @pytest.mark.usefixtures("quick_looks")
 @pytest.mark.parametrize("exactly_once", [False, True])
-def test_a_client_that_answers_nothing_any_more_is_given_up_for_a_new_one(
+def test_a_client_that_does_not_answer_a_seek_is_given_up_for_a_new_one(
     broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch, exactly_once: bool
 ) -> None:
     """The seek never returned, so the loop stood still, and its partitions were not handled on until a restart."""
     monkeypatch.setattr("workers.consumer.fetching.SEEK_S", 0.05)
-    monkeypatch.setattr("workers.consumer.observing.SEEK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("workers.consumer.seeking.SEEK_TIMEOUT_S", 0.2)
     broker.produce(numbers(0, 5))
     handled = Handled()
     member = group.member(handled, exactly_once=exactly_once).start()
     group.until(lambda: broker.offset() == 5, "it has begun")
+    began = member.consumer.status.at
+    # A commit of a transaction asks the client, and would stand still.
+    group.until(lambda: member.consumer.status.at > began + 0.5, "nothing is to be committed")
     member.client.hangs = True
     broker.produce(numbers(5, 10))
     group.until(lambda: broker.offset() == 10, "another client goes on")
@@ -1379,8 +1388,11 @@ def test_a_client_that_answers_nothing_any_more_is_given_up_for_a_new_one(
     group.until(lambda: member.consumer.status.fetch_recoveries == {"seek": 1, "rejoin": 1}, "it is counted")
     assert member.consumer.status.rebalances["lost"] == 1
 
+    first.hangs = False
+    group.until(lambda: first.closed, "it is closed when it answers again")
 
-def test_a_client_that_tells_nothing_any_more_is_given_up_though_nothing_is_to_be_fetched(
+
+def test_a_client_that_sends_no_statistics_is_given_up_though_nothing_is_to_be_fetched(
     broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An idle member would never have had a partition again, and its probe would have been green."""
@@ -1389,13 +1401,98 @@ def test_a_client_that_tells_nothing_any_more_is_given_up_though_nothing_is_to_b
     handled = Handled()
     member = group.member(handled).start()
     group.until(lambda: member.consumer.status.joined, "it is idle")
-    time.sleep(0.5)
+    began = member.consumer.status.at
+    group.until(lambda: member.consumer.status.at > began + 0.5, "it idles for longer than a client may be silent")
     assert len(broker.clients) == 1
     member.client.hangs = True
     group.until(lambda: len(broker.clients) == 2, "it has another client")
     broker.elsewhere.clear()
     broker.produce(numbers(0, 5))
     group.until(lambda: handled.values == numbers(0, 5), "the new client fetches")
+    assert member.consumer.status.rebalances["lost"] == 0
+
+
+def test_a_new_client_is_made_as_soon_as_it_can_be(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("workers.consumer.observing.SILENT_S", 0.3)
+    monkeypatch.setattr("workers.consumer.membership.CONNECT_LOOK_S", 0.01)
+    broker.produce(numbers(0, 5))
+    handled = Handled()
+    connect, refusals = broker.connect, [ConfigError("key.pem cannot be read")] * 3
+
+    def sometimes(own: dict[str, Any]) -> FakeClient:
+        if broker.clients and refusals:
+            raise refusals.pop()
+        return connect(own)
+
+    monkeypatch.setattr(broker, "connect", sometimes)
+    member = group.member(handled).start()
+    group.until(lambda: broker.offset() == 5, "it has begun")
+    member.client.hangs = True
+    broker.produce(numbers(5, 10))
+    group.until(lambda: broker.offset() == 10, "another client goes on")
+    assert not refusals
+    assert caplog.text.count("key.pem cannot be read") == 1
+
+
+def test_a_stop_while_a_client_hangs_and_no_other_can_be_made_ends_the_worker(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.consumer.observing.SILENT_S", 0.3)
+    monkeypatch.setattr("workers.consumer.membership.CONNECT_LOOK_S", 0.01)
+    tried = threading.Event()
+    connect = broker.connect
+
+    def once(own: dict[str, Any]) -> FakeClient:
+        if broker.clients:
+            tried.set()
+            raise ConfigError("key.pem cannot be read")
+        return connect(own)
+
+    monkeypatch.setattr(broker, "connect", once)
+    member = group.member(Handled()).start()
+    group.until(lambda: member.consumer.status.joined, "it has joined")
+    member.client.hangs = True
+    group.until(tried.is_set, "it tries to make another client")
+    with pytest.raises(WorkerError, match=r"no statistics for 0\.3 s, and a stop was asked for"):
+        member.stop()
+    member.error = None
+
+
+def test_the_worker_ends_when_one_client_after_the_other_hangs(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.consumer.observing.SILENT_S", 0.3)
+    connect = broker.connect
+
+    def hanging(own: dict[str, Any]) -> FakeClient:
+        client = connect(own)
+        client.during_consume = lambda: setattr(client, "hangs", True)
+        return client
+
+    monkeypatch.setattr(broker, "connect", hanging)
+    member = group.member(Handled()).start()
+    with pytest.raises(WorkerError, match="as 3 clients before it; start the worker again"):
+        member.finish()
+    member.error = None
+    assert len(broker.clients) == 4
+
+
+@pytest.mark.parametrize("drained_s", [0.5, 10.0])
+def test_statistics_that_wait_behind_messages_are_not_missed(drained_s: float) -> None:
+    parts: Any = SimpleNamespace(
+        client_state=ClientState(), fetching=FetchWatch(), assignment=Assignment(["t"]), watermarks=None
+    )
+    observer = Observer(parts, cast(Any, None))
+    now = time.monotonic()
+    parts.client_state.silent_s = SILENT_S + 1
+    parts.fetching.drained_at = now - drained_s
+    if drained_s < DRAINED_S:
+        with pytest.raises(ClientHangsError, match="no statistics for 30 s"):
+            observer.note_statistics(now)
+    else:
+        observer.note_statistics(now)
 
 
 @pytest.mark.usefixtures("quick_looks")

@@ -182,7 +182,7 @@ def test_a_dead_letter_that_no_topic_takes_ends_the_worker(state: PartitionState
 
 def marked(owned: Assignment, number: int, offset: int, messages: int) -> Mark:
     state = owned.partitions["t", number]
-    state.uncommitted = messages
+    state.commit.uncommitted = messages
     owned.handled += messages
     return Mark(state, TopicPartition("t", number, offset), messages, 0)
 

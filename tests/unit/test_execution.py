@@ -1084,3 +1084,18 @@ def test_an_async_handler_that_hangs_where_it_cannot_be_cancelled_is_left_behind
 
     assert executor.stop(0.2) == "the handler did not return in time: t[0] offset 0 is redelivered"
     hold.set()
+
+
+def test_a_work_for_an_event_loop_that_has_ended_ends_the_worker() -> None:
+    """A handler that cancels the task that calls it takes the task with it; works would wait for ever."""
+
+    async def leaves(_message: Message) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+
+    executor = started(always(leaves))
+    executor.submit([work_of(1)])
+    eventually(lambda: not executor._threads[0].is_alive(), "its event loop has ended")
+    with pytest.raises((RuntimeError, WorkerError)):
+        executor.submit([work_of(1)])

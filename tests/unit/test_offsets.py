@@ -321,7 +321,7 @@ def test_an_end_behind_markers_leaves_nothing_that_waits() -> None:
 def test_the_answer_to_an_earlier_commit_does_not_stand_for_one_that_was_not_sent() -> None:
     client, assignment, state, committer = committing()
     state.topic_id = "an-id"
-    state.commit_explicitly()
+    state.commit.make_explicit()
 
     # The client has committed by itself what was stored before the id was known.
     committer.on_commit(None, [TopicPartition("t", 0, 20)], assignment.partitions)
@@ -337,7 +337,7 @@ def test_the_answer_to_an_earlier_commit_does_not_stand_for_one_that_was_not_sen
 def test_only_the_answer_to_an_explicit_commit_ends_it_and_not_one_that_was_on_its_way_or_was_refused() -> None:
     client, assignment, state, committer = committing()
     state.topic_id = "an-id"
-    state.commit_explicitly()
+    state.commit.make_explicit()
     committer.stage(assignment.partitions.values(), now=True)
     [place] = client.commit.call_args.kwargs["offsets"]
 
@@ -359,7 +359,7 @@ def test_what_is_done_in_any_order_is_stored_before_it_is_committed_explicitly()
         [Message(topic="t", partition=0, offset=20 + number, value=b"v") for number in range(3)]
     )
     assignment.complete(state, received, 0, 2)
-    state.commit_explicitly()
+    state.commit.make_explicit()
     committer.stage(assignment.partitions.values())
     committer.stage(assignment.partitions.values(), now=True)
 

@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, Message, TopicPartition
 
 from tests.unit.members import BY_KEY, FOR_EVER, Group, Handled, key_of_ten, numbers
 from tests.unit.test_outputs import forward, forward_async, forward_batch, twice
-from workers.consumer import execution
+from workers.consumer import calling
 from workers.consumer import transactions as module
 from workers.consumer.assignment import Assignment
 from workers.consumer.breaker import LEAST
@@ -633,7 +633,7 @@ def test_outputs_that_are_held_are_bounded_and_the_message_they_wait_for_goes_on
     broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_BYTES", 20_000)
-    monkeypatch.setattr(execution, "MAX_BYTES", 20_000)
+    monkeypatch.setattr(calling, "MAX_BYTES", 20_000)
     broker.produce(numbers(0, 300), key=key_of_ten)
     handled = 0
 
@@ -659,7 +659,7 @@ def test_messages_that_wait_for_the_retry_of_the_one_before_them_are_no_stall(
 ) -> None:
     """`/livez` failed where the pause was longer than --stall-timeout, and the pod was restarted."""
     monkeypatch.setattr(module, "MAX_MESSAGES", 50)
-    monkeypatch.setattr(execution, "MAX_MESSAGES", 50)
+    monkeypatch.setattr(calling, "MAX_MESSAGES", 50)
     broker.produce(numbers(0, 300), key=key_of_ten)
 
     def handler(message: Message) -> Outgoing:
@@ -775,7 +775,7 @@ def test_outputs_that_are_held_while_a_transaction_is_committed_are_bounded(
     broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_MESSAGES", 50)
-    monkeypatch.setattr(execution, "MAX_MESSAGES", 50)
+    monkeypatch.setattr(calling, "MAX_MESSAGES", 50)
     broker.produce(numbers(0, 1))
     slow = SlowCall(broker, "commit")
     member = group.member(forward, **ONCE).start()
@@ -1359,8 +1359,8 @@ def test_a_partition_of_a_topic_that_was_created_again_begins_there_again_when_i
     fresh = assignment.reset(state, 0)
     assert assignment.of_other_topics({"t": "second"}, time.monotonic()) == []
     aborted = assignment.rewind(fresh)
-    assert aborted.restart_at is not None
-    again = assignment.adopt(aborted.restart_at)
+    assert aborted.commit.restart_at is not None
+    again = assignment.adopt(aborted.commit.restart_at)
     assert again.next_offset == 0
     assert assignment.of_other_topics({"t": "third"}, time.monotonic()) == [again]
-    assert assignment.rewind(again).restart_at is aborted.restart_at
+    assert assignment.rewind(again).commit.restart_at is aborted.commit.restart_at

@@ -1,9 +1,9 @@
 """The partitions that this member of the group owns, and how far each of them is.
 
-`Assignment` alone moves a partition's `position` and `next_offset`. Other parts set the fields that they decide about:
-flow `paused`; fetching the ends of the log; committing and transactions the fields about commits; membership and
-starting those about the beginning. Failing and starting add to the counts of its topic. All of them run in the loop's
-thread, also the rebalance callbacks, which run inside `poll` and `close`. No client is used here.
+`Assignment` alone moves a partition's `position` and `next_offset`. `CommitState` has the fields about commits. Other
+parts set the fields that they decide about: flow `paused`; fetching the ends of the log; membership and starting those
+about the beginning. Failing and starting add to the counts of its topic. All of them run in the loop's thread, also the
+rebalance callbacks, which run inside `poll` and `close`. No client is used here.
 """
 
 import time
@@ -17,6 +17,7 @@ from workers.accounting.histogram import LatencyHistogram
 from workers.accounting.offset_metadata import OffsetMetadata, decode, encode, room_for_ledger
 from workers.accounting.order import OrderCounts, OrderLedger
 from workers.accounting.stamps import none_is_stamp
+from workers.consumer.commit_state import CommitState
 from workers.consumer.offsets import OffsetTracker
 from workers.consumer.received import Received
 from workers.kafka import fields
@@ -87,23 +88,7 @@ class PartitionState:
         # The highest of what was completed, in any order.
         self.completed_epoch = metadata.leader_epoch if metadata.ahead else -1
         self.paused = False
-        # The offset to commit has changed since it was staged.
-        self.dirty = False
-        # Of what was staged last; metadata that changes without the offset has to be committed explicitly.
-        self.staged_offset = offset
-        # The offset that the brokers have confirmed as committed.
-        self.confirmed_offset = offset
-        # librdkafka commits by itself only what is above the offset committed before: nothing after a jump backwards,
-        # and nothing while the low-water mark stands and only the metadata changes.
-        self.rewound = False
-        # The offset and metadata that were last committed explicitly: only their answer ends `rewound`.
-        self.explicit_commit: tuple[int, str | None] | None = None
-        # Where it begins again when a transaction is aborted before the group has committed anything for it.
-        self.restart_at: TopicPartition | None = None
-        # How many of its messages were handled and are in no transaction that was committed.
-        self.uncommitted = 0
-        # With exactly-once: how many that were deleted before they were handled no commit has passed yet.
-        self.deleted_uncommitted = 0
+        self.commit = CommitState(offset)
         self.begin_offset = -1
         self.end_offset = -1
         self.behind_since_s = 0.0
@@ -129,18 +114,6 @@ class PartitionState:
     def next_offset(self) -> int | None:
         """The offset to commit: the low-water mark."""
         return self.tracker.next_offset
-
-    def commit_explicitly(self) -> None:
-        """Have the offset and its metadata committed, also where the offset stays the same."""
-        self.dirty = self.rewound = True
-        self.explicit_commit = None
-
-    @property
-    def unconfirmed(self) -> bool:
-        """Whether something was handled that the brokers have not confirmed as committed."""
-        if self.next_offset is None:
-            return False
-        return self.dirty or self.rewound or self.staged_offset != self.confirmed_offset
 
     def topic_partition(self, offset: int = OFFSET_INVALID, epoch: int = -1) -> TopicPartition:
         """The partition for the client; with a leader epoch it asks whether the log was cut before `offset`."""
@@ -216,8 +189,8 @@ class Assignment:
         if before is not None:
             before.owned = False
         state = PartitionState(topic, place.partition, place, in_order=self._in_order)
-        if before is not None and place is before.restart_at:
-            state.restart_at = place
+        if before is not None and place is before.commit.restart_at:
+            state.commit.restart_at = place
             state.topic_id = state.topic_id or before.topic_id
         if before is not None and before.awaits_committed:
             state.begin_offset, state.end_offset = before.begin_offset, before.end_offset
@@ -245,9 +218,9 @@ class Assignment:
         fresh.partitions_at_begin = state.partitions_at_begin
         fresh.position = offset
         fresh.tracker.advance_to(offset)
-        fresh.rewound = state.rewound or (state.next_offset is not None and offset < state.next_offset)
-        fresh.dirty = True
-        fresh.restart_at = fresh.to_commit()
+        fresh.commit.rewound = state.commit.rewound or (state.next_offset is not None and offset < state.next_offset)
+        fresh.commit.dirty = True
+        fresh.commit.restart_at = fresh.to_commit()
         self.partitions[state.key] = fresh
         return fresh
 
@@ -258,7 +231,7 @@ class Assignment:
         """
         self.discount(state)
         fresh = self.adopt(TopicPartition(*state.key, OFFSET_INVALID))
-        fresh.restart_at, fresh.seeks_end = state.restart_at, state.seeks_end
+        fresh.commit.restart_at, fresh.seeks_end = state.commit.restart_at, state.seeks_end
         fresh.partitions_at_begin, fresh.topic_id = state.partitions_at_begin, state.topic_id
         fresh.begin_offset, fresh.end_offset = state.begin_offset, state.end_offset
         return fresh
@@ -268,18 +241,18 @@ class Assignment:
         messages that were discounted before the commit was known.
         """
         state.topic.dead_lettered += dead_letters
-        discounted = max(0, messages - state.uncommitted)
-        state.uncommitted -= messages - discounted
-        state.deleted_uncommitted = 0
+        discounted = max(0, messages - state.commit.uncommitted)
+        state.commit.uncommitted -= messages - discounted
+        state.commit.deleted = 0
         self.handled += discounted
         state.topic.rolled_back -= discounted
 
     def discount(self, state: PartitionState) -> None:
         """Messages of a partition that were handled and not committed are handled again, so they do not count."""
-        self.handled -= state.uncommitted
-        state.topic.rolled_back += state.uncommitted
-        state.topic.deleted -= state.deleted_uncommitted
-        state.uncommitted = state.deleted_uncommitted = 0
+        self.handled -= state.commit.uncommitted
+        state.topic.rolled_back += state.commit.uncommitted
+        state.topic.deleted -= state.commit.deleted
+        state.commit.uncommitted = state.commit.deleted = 0
 
     # Messages from the client
 
@@ -342,7 +315,7 @@ class Assignment:
         state.move_to(max(state.position or 0, offset))
         if not state.count and offset > (state.next_offset or 0):
             state.advance_to(offset)
-            state.dirty = True
+            state.commit.dirty = True
         if offset > state.end_offset:
             state.update_end_offset(offset)
 
@@ -360,7 +333,7 @@ class Assignment:
             state.move_to(offset)
         if not state.count:
             state.advance_to(offset)
-            state.dirty = True
+            state.commit.dirty = True
 
     def of_other_topics(self, topic_ids: Mapping[str, str], asked_at: float) -> list[PartitionState]:
         """The partitions whose offsets are of another topic than the one that has its name now. Ids not known yet are
@@ -378,7 +351,7 @@ class Assignment:
                 state.topic_id = current
                 if state.next_offset is not None:
                     # The brokers must have it before the topic can be another one.
-                    state.commit_explicitly()
+                    state.commit.make_explicit()
         return others
 
     def note_ends(self, seen: Mapping[Key, PartitionStatistics], now: float) -> None:
@@ -409,7 +382,7 @@ class Assignment:
         last = received.messages[end - 1]
         self.handled += count
         state.topic.handled += count
-        state.uncommitted += count
+        state.commit.uncommitted += count
         self.progress_at = state.progress_at = time.monotonic()
         timestamp_ms = last.timestamp()[1] or 0
         if timestamp_ms > 0:
@@ -429,7 +402,7 @@ class Assignment:
             if passed:
                 self._pass(state, passed)
         # The commit lists the offsets done beyond the low-water mark, so it changes also while the mark stands.
-        state.dirty = True
+        state.commit.dirty = True
 
     def _pass(self, state: PartitionState, count: int) -> None:
         """The low-water mark passes the first `count` messages of the window: in the order of offsets, whatever the
@@ -459,7 +432,7 @@ class Assignment:
             state.ledger.observe(received.values)
 
     def _passed(self, state: PartitionState, last: Message, following: Message | None) -> None:
-        state.dirty = True
+        state.commit.dirty = True
         behind_last = state.next_offset == (last.offset() or 0) + 1
         state.leader_epoch = leader_epoch(last) if behind_last else -1 if following is None else leader_epoch(following)
         state.last_timestamp_ms = last.timestamp()[1] or 0

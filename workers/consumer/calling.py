@@ -18,7 +18,7 @@ class Calls:
     """Makes the calls of a work, one after the other or as one batch, and notes in the work how far they are.
 
     `interrupted` lets the messages at hand be finished and no other begun; `stopping` says that a cancelled call is not
-    the handler's own doing. Both are written by the loop's thread, `batch` before the first call.
+    the handler's own doing. The loop's thread writes both. The first handler's thread writes `batch`, before any call.
     """
 
     def __init__(self, concurrency: int) -> None:

@@ -58,18 +58,18 @@ class StoredOffsets:
                 return
             self._staged_at = at
         for state in states:
-            if state.dirty:
+            if state.commit.dirty:
                 self._store(state)
-                state.dirty = False
+                state.commit.dirty = False
         self._commit_rewound(states, at, now)
 
     def _store(self, state: PartitionState) -> None:
         if state.next_offset is None:
             return
         place = state.to_commit()
-        if place.offset == state.staged_offset and state.tracker.distance:
-            state.commit_explicitly()
-        state.staged_offset = place.offset
+        if place.offset == state.commit.staged_offset and state.tracker.distance:
+            state.commit.make_explicit()
+        state.commit.staged_offset = place.offset
         try:
             self._client().store_offsets(offsets=[place])
         except KafkaException as error:
@@ -77,14 +77,12 @@ class StoredOffsets:
             log.debug("%s: offset %d not stored: %s", state, place.offset, error)
 
     def _commit_rewound(self, states: Collection[PartitionState], at: float, now: bool) -> None:
-        rewound = [state for state in states if state.rewound and state.next_offset is not None]
+        rewound = [state for state in states if state.commit.rewound and state.next_offset is not None]
         if rewound and (now or at - self._repeated_at >= REPEAT_S):
             self._repeated_at = at
             places = [state.to_commit() for state in rewound]
             for state, place in zip(rewound, places, strict=True):
-                # A later store at this offset can differ only in its metadata, which only an explicit commit changes.
-                state.staged_offset = place.offset
-                state.explicit_commit = place.offset, place.metadata
+                state.commit.note_explicit(place)
             self.commit(places)
 
     def commit(self, places: list[TopicPartition]) -> None:
@@ -104,9 +102,7 @@ class StoredOffsets:
             taken = error is None and each.error is None
             if not taken or state is None:
                 continue
-            state.confirmed_offset = each.offset
-            if state.explicit_commit == (each.offset, each.metadata):
-                state.rewound = False
+            state.commit.confirm(each)
         if failed is None:
             self.successes += 1
             self.forgotten_since = None

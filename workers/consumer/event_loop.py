@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from queue import SimpleQueue
 from typing import Any
 
@@ -48,8 +48,8 @@ class EventLoop:
         return max(self._lag_s, time.monotonic() - self._beat_at - HEARTBEAT_S, 0.0)
 
     def submit(self, works: list[Work]) -> None:
-        """Hand over works; they begin in this order as tasks become free."""
-        self._call(self._put, works)
+        """Hand over works; they begin in this order as tasks become free. Raises RuntimeError when it has ended."""
+        self._loop.call_soon_threadsafe(self._put, works)
 
     def cancel(self, works: Collection[Work] | None = None) -> None:
         """Cancel the calls of some works, or all of them."""
@@ -98,7 +98,7 @@ class EventLoop:
         self._beat_at = now
         self._loop.call_later(HEARTBEAT_S, self._beat)
 
-    def _put(self, works: list[Work | None]) -> None:
+    def _put(self, works: Sequence[Work | None]) -> None:
         for work in works:
             self._inbox.put_nowait(work)
 

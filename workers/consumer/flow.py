@@ -7,6 +7,7 @@ from confluent_kafka import KafkaException
 from workers.consumer.assignment import PartitionState, leader_epoch
 from workers.consumer.parts import Parts
 from workers.consumer.received import Received
+from workers.consumer.seeking import seek
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ class FlowControl:
         if beyond.offset(0) < state.begin_offset:
             return False
         try:
-            self._parts.client.seek(state.topic_partition(beyond.offset(0), leader_epoch(beyond.messages[0])))
+            seek(self._parts.client, state.topic_partition(beyond.offset(0), leader_epoch(beyond.messages[0])))
         except KafkaException as error:
             log.debug("%s: kept, and not left to the client: %s", state, error)
             return False

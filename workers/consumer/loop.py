@@ -32,6 +32,7 @@ from workers.consumer.options import Handling, Limits
 from workers.consumer.parts import DeadLetterWriter, OutputSender, Parts
 from workers.consumer.receiving import Receiver
 from workers.consumer.scheduling import Scheduler
+from workers.consumer.seeking import ClientHangsError
 from workers.consumer.starting import Starts
 from workers.consumer.status import ConsumerStatus, Publisher
 from workers.errors import WorkerError
@@ -156,10 +157,11 @@ class Consumer:
             self._membership.join()
         try:
             while not self._finished():
-                self._receiver.receive()
-                self._dispatcher.collect()
-                self._dispatcher.dispatch()
-                self._maintain()
+                try:
+                    self._turn()
+                except ClientHangsError as error:
+                    self._parts.fetching.note_rejoin()
+                    self._membership.give_up_client(str(error))
         except KafkaException as error:
             # So the binding tells of a fatal error; it has no callback for it.
             raise fatal_error(error.args[0]) from None
@@ -211,8 +213,14 @@ class Consumer:
 
     # Its turns
 
-    def _finished(self) -> bool:
+    def _turn(self) -> None:
         self._note_the_turn()
+        self._receiver.receive()
+        self._dispatcher.collect()
+        self._dispatcher.dispatch()
+        self._maintain()
+
+    def _finished(self) -> bool:
         pending = self._parts.committer.pending
         if self._parts.shutdown.requested or (self._dispatcher.finished and not pending):
             return True

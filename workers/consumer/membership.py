@@ -1,10 +1,10 @@
 """Membership in the group: joining, rebalances, leaving. The callbacks run inside `poll` and `close`."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from threading import RLock, Thread
 from typing import Any
 
 from confluent_kafka import OFFSET_END, OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
@@ -13,10 +13,11 @@ from workers.config import ClientConfig
 from workers.consumer.assignment import PartitionState, names
 from workers.consumer.parts import Parts
 from workers.consumer.scheduling import Work
+from workers.consumer.seeking import seek
 from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.kafka.credentials import CredentialsWatch
 from workers.kafka.statistics import Statistics
-from workers.lifecycle import call_until_stopped, call_with_timeout
+from workers.lifecycle import call_in_thread, call_until_stopped, call_with_timeout
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,10 @@ LEAVE_S = 5.0
 # those of which it is known: retention overtakes many at a time, and brokers say so one after the other.
 TOGETHER_S = 0.5
 TOGETHER_KNOWN_S = 10.0
+# The worker ends when more clients than these hang: each keeps its threads and its memory.
+MAX_HUNG = 3
+# How often it is tried to make a client in the place of one that hangs.
+CONNECT_LOOK_S = 1.0
 # Errors of brokers that no other try changes: the property that they refuse, and the remedy.
 REFUSED_SETTINGS = {
     KafkaError.INVALID_SESSION_TIMEOUT: (
@@ -69,11 +74,13 @@ class Membership:
         # Partitions that go on with the next assignment, and since when there are any.
         self._not_sought: list[PartitionState] = []
         self._not_sought_since = 0.0
+        # Threads that close clients which hang.
+        self._hung: list[Thread] = []
         # Nothing is begun of what is assigned meanwhile.
         self._leaving = False
         # Held by a callback while it changes the parts: a client is given up before or after that. Closing calls back
         # in another thread, and the loop goes on beside one that hangs.
-        self._handover = threading.RLock()
+        self._handover = RLock()
         self._broker_assigns = config.get("group.protocol") == "consumer"
         # Strategies other than cooperative-sticky take everything away in a rebalance and give it back.
         strategy = config.get("partition.assignment.strategy", "cooperative-sticky")
@@ -144,7 +151,7 @@ class Membership:
             elif not (start.rewound and self._seek(state, place)):
                 self._reassign(state, place)
             if start.commit:
-                state.commit_explicitly()
+                state.commit.make_explicit()
             self._parts.committer.stage([state], now=True)
         if self._not_sought:
             self._join_for_not_sought()
@@ -182,7 +189,7 @@ class Membership:
         by us.
         """
         try:
-            self._parts.client.seek(place)
+            seek(self._parts.client, place)
         except KafkaException as error:
             log.debug("%s: not sought, so assigned anew: %s", state, error)
             return False
@@ -230,21 +237,40 @@ class Membership:
         self._renewed()
         self.join()
 
-    def give_up_client(self) -> None:
-        """Join with a new client, and leave the old one behind: it answers nothing any more, also not that it leaves.
-        Its partitions are lost: the group gives them to others when its session has timed out.
+    def give_up_client(self, reason: str) -> None:
+        """Join with a new client, as the one in use hangs: it is closed whenever it answers again, if it ever does. Its
+        partitions are lost; the group gives them to others when its session times out.
 
-        Raises ConfigError or WorkerError when no client can be made.
+        The new client has the credentials of now, which no broker may have accepted yet. Raises WorkerError when a stop
+        is asked for before there is one, and when too many clients hang.
         """
-        log.warning("the client answers nothing any more: joining the group with a new one")
-        fresh = self._connect()
+        hung, self._parts.client = self._parts.client, None
+        # To forget it would have this thread wait for it.
+        self._hung = [each for each in self._hung if each.is_alive()] + [call_in_thread(hung.close)]
+        states = [*self._parts.assignment.partitions.values()]
         with self._handover:
-            self._parts.client = fresh
             self._parts.committer.forgotten_since = None
-            self._lose([state.topic_partition() for state in self._parts.assignment.partitions.values()])
+            self.rebalances["lost"] += bool(states)
+            self._forsake_lost(self._forget([state.topic_partition() for state in states]))
         self.joined = False
+        log.warning("%s; joining the group with a new client, and its partitions are lost: %s", reason,
+                    ", ".join(map(str, states)) or "none")  # fmt: skip
+        if len(self._hung) > MAX_HUNG:
+            raise WorkerError(f"{reason}, as {MAX_HUNG} clients before it; start the worker again")
+        self._parts.client = self._connected_at_last(reason)
+        self._parts.client_state.silent_s = 0.0
         self._renewed()
         self.join()
+
+    def _connected_at_last(self, reason: str) -> Any:
+        while True:
+            try:
+                return self._connect()
+            except (ConfigError, WorkerError) as error:
+                self._credentials.postpone(str(error))
+            if self._parts.shutdown.requested:
+                raise WorkerError(f"{reason}, and a stop was asked for before another one could be made")
+            time.sleep(CONNECT_LOOK_S)
 
     def refreshed(self) -> Any:
         """The client to begin with: another one when its certificates have changed meanwhile."""
@@ -274,7 +300,8 @@ class Membership:
     def close_client(self) -> None:
         """Commit what was handled, leave the group and close the client. Nothing is handled any more."""
         self._leaving = True
-        self._close(self._parts.client)
+        if self._parts.client is not None:
+            self._close(self._parts.client)
 
     def _close(self, client: Any) -> None:
         self._confirm_commits(client)
@@ -304,12 +331,16 @@ class Membership:
             with self._handover:
                 if client is not self._parts.client:
                     return
-                waiting = [state for state in assignment.partitions.values() if state.unconfirmed]
+                waiting = [
+                    state
+                    for state in assignment.partitions.values()
+                    if state.next_offset is not None and state.commit.unconfirmed
+                ]
                 if not waiting or time.monotonic() >= until:
                     return
                 if refused is None:
                     for state in waiting:
-                        state.commit_explicitly()
+                        state.commit.make_explicit()
                 committer.stage(waiting, now=committer.failures != refused)
                 refused = committer.failures
             try:
@@ -334,9 +365,9 @@ class Membership:
         for each in begins:
             # Until the brokers have taken it: the next owner would begin at a later end.
             state = self._parts.assignment.partitions[each.topic, each.partition]
-            state.commit_explicitly()
-            state.confirmed_offset = None
-            state.restart_at = each
+            state.commit.make_explicit()
+            state.commit.confirmed_offset = None
+            state.commit.restart_at = each
         self._parts.committer.stage(self._parts.assignment.partitions.values(), now=True)
         self._parts.watermarks.wanted = tuple(self._parts.assignment.partitions)
         self._parts.watermarks.ask()
@@ -406,16 +437,22 @@ class Membership:
 
     def _lose(self, partitions: list[TopicPartition]) -> None:
         self.rebalances["lost"] += 1
-        gone = self._take_away(partitions)
-        self._parts.outputs.forsake(gone)
-        self._parts.executor.forsake([work for work in self._parts.executor.in_flight if work.partition in gone])
+        self._forsake_lost(self._take_away(partitions))
         log.warning("lost %s: this member did not answer its group in time", names(partitions))
 
-    def _take_away(self, partitions: list[TopicPartition]) -> list[PartitionState]:
+    def _forsake_lost(self, gone: list[PartitionState]) -> None:
+        self._parts.outputs.forsake(gone)
+        self._parts.executor.forsake([work for work in self._parts.executor.in_flight if work.partition in gone])
+
+    def _forget(self, partitions: list[TopicPartition]) -> list[PartitionState]:
         gone = self._parts.assignment.remove(partitions)
         for state in gone:
             self._parts.scheduler.drop(state)
             self._parts.starts.forget(state)
+        return gone
+
+    def _take_away(self, partitions: list[TopicPartition]) -> list[PartitionState]:
+        gone = self._forget(partitions)
         paused = [state.topic_partition() for state in gone if state.paused]
         if paused:
             # librdkafka keeps the pause of a partition that leaves: if it came back, nothing would be fetched from it.

@@ -27,7 +27,7 @@ class Handling:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """None is without a limit, as are the defaults where they can be.
+    """The bounds of a consumer. A bound of None is no bound.
 
     `max_messages` ends the consumer; `max_rate` is in messages a second. `max_dead_letter_share` is the share of
     handled messages above which no dead letter is written. `idle_timeout_s` ends a consumer that has nothing to do, and

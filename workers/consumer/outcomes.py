@@ -40,8 +40,8 @@ class _Doubt:
 class Outcomes:
     """The counts of one member's transactions.
 
-    `topics` has the outcomes of outputs, by topic: acknowledged means committed. `successes` were committed; `failures`
-    were aborted, or nobody knows.
+    `topics` has the outcomes of outputs, by topic: acknowledged means committed. `successes` is the number of committed
+    transactions, `failures` that of aborted ones and of those whose outcome is unknown.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class Outcomes:
         self._doubts.append(_Doubt([*marks], Counter(written), error, ends))
 
     def forget(self, key: Key) -> None:
-        """A partition has gone: its committed offset will tell nothing any more."""
+        """Forget a partition that has gone: its committed offset tells nothing any more."""
         for doubt in self._doubts:
             doubt.ends.pop(key, None)
 
@@ -89,7 +89,7 @@ class Outcomes:
             self._doubts.remove(doubt)
             if not known:
                 self._unknown(doubt)
-            elif known[0].confirmed_offset == doubt.ends[known[0].key]:
+            elif known[0].commit.confirmed_offset == doubt.ends[known[0].key]:
                 self.committed(assignment, doubt.marks, doubt.written)
                 settled.append(doubt.marks)
             else:

@@ -32,7 +32,7 @@ Place = tuple[Key, int]
 
 
 class Verdict(NamedTuple):
-    """How long nothing more is to begin, in seconds, and why the worker has to end, None where it has not."""
+    """The consequence of refused outputs: a pause in seconds, and the error that ends the worker, or None."""
 
     pause_s: float = 0.0
     fatal: WorkerError | None = None
@@ -136,7 +136,7 @@ class Refusals:
         self._failures = {place: failure for place, failure in self._failures.items() if place[0] != key}
 
     def end(self) -> None:
-        """The transaction is over."""
+        """Forget the refused outputs: their transaction is over."""
         self._refused.clear()
 
     def judge(self, touched: Mapping[Key, PartitionState]) -> Verdict:

@@ -192,7 +192,7 @@ class Starts:
     def forget(self, state: PartitionState) -> None:
         """A partition is not owned any more, or not with this state."""
         self._needs.pop(state.key, None)
-        if state.confirmed_offset is not None:
+        if state.commit.confirmed_offset is not None:
             self._begun.add(state.topic.name)
 
     def decided(self, client: Any, leaders: Mapping[Key, int]) -> Iterator[Start]:
@@ -210,7 +210,7 @@ class Starts:
         asked: list[Need] = []
         skipped: list[Need] = []
         for need in due:
-            if self._exactly_once and not need.anew and (need.state.count or need.state.uncommitted):
+            if self._exactly_once and not need.anew and (need.state.count or need.state.commit.uncommitted):
                 # To go on elsewhere this member joins again, so what it was given is handled and committed before.
                 continue
             place = need.state.topic_partition()
@@ -225,9 +225,9 @@ class Starts:
                         self._needs.pop(need.state.key, None)
                         yield Start(need.state, committed.offset, True, committed=committed, rewound=need.rewound)
                         continue
-                    if need.state.restart_at is not None:
+                    if need.state.commit.restart_at is not None:
                         self._needs.pop(need.state.key, None)
-                        begin = need.state.restart_at
+                        begin = need.state.commit.restart_at
                         yield Start(need.state, begin.offset, True, commit=True, committed=begin, rewound=need.rewound)
                         continue
                 if leader in silent:
@@ -324,7 +324,7 @@ class Starts:
                 "were handled, and --on-deleted is stop; --on-deleted continue goes on behind them"
             )
         state.topic.deleted += deleted
-        state.deleted_uncommitted += deleted
+        state.commit.deleted += deleted
         log.error(
             "%s: %d messages, offsets %d to %d, were deleted by retention before they were handled; going on at %d",
             state, deleted, position, low - 1, low,

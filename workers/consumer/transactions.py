@@ -336,7 +336,7 @@ class Transaction:
         """Go on with the transaction; return whether it was committed and, with `now`, more may be to commit."""
         if not self._marks:
             for state in states:
-                if state.dirty:
+                if state.commit.dirty:
                     self._pass(state)
             self._send_what_fits()
             due = now or self._refusals.one_by_one or time.monotonic() - self._producer.begun_at >= self._interval_s
@@ -387,7 +387,7 @@ class Transaction:
         """Take what is below the low-water mark into the transaction."""
         if state.next_offset is None or not self._begin():
             return
-        state.dirty = False
+        state.commit.dirty = False
         self._touched[state.key] = state
         for offset, output in self._held.release(state):
             self._queue.append(((state.key, offset), output))
@@ -442,14 +442,14 @@ class Transaction:
         """Fix which offsets are committed: those of all partitions that have outputs in the transaction."""
         for state in self._touched.values():
             # Their marks may have moved on since their outputs were written.
-            if state.dirty:
+            if state.commit.dirty:
                 self._pass(state)
         self._marked_at = time.monotonic()
         places = [(state, state.to_commit(ahead=False)) for state in self._touched.values()]
         ends = {state.key: place.offset for state, place in places}
         dead_letters = self._refusals.count_dead_letters(ends)
         self._marks += [
-            Mark(state, place, state.uncommitted - state.tracker.completed_beyond, dead_letters[state.key])
+            Mark(state, place, state.commit.uncommitted - state.tracker.completed_beyond, dead_letters[state.key])
             for state, place in places
         ]
 
@@ -514,8 +514,7 @@ class Transaction:
         self.forgotten_since = None
         self._aborted_in_row = 0
         for mark in self._marks:
-            mark.state.restart_at = None
-            mark.state.rewound = False
+            mark.state.commit.confirm_transaction()
         # Partitions that were lost meanwhile were committed before they went.
         self._abort_reason = None
         self._end()

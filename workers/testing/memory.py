@@ -295,16 +295,18 @@ class FakeClient:
     # The group
 
     def subscribe(self, topics: list[str], **callbacks: Callable[..., None]) -> None:
+        self._wait(asks=True)
         self._topics = [*topics]
         self._callbacks = callbacks
         self.joins += 1
 
     def unsubscribe(self) -> None:
+        self._wait(asks=True)
         self._topics = []
         self._leaving = True
 
     def close(self) -> None:
-        self._wait()
+        self._wait(asks=True)
         self._leaving = True
         self._rebalance()
         self._serve_commits()
@@ -381,8 +383,7 @@ class FakeClient:
         return found
 
     def seek(self, place: TopicPartition) -> None:
-        self._waits = self.hangs
-        self._wait()
+        self._wait(asks=True)
         key = place.topic, place.partition
         if key not in self._assigned or key in self._broken:
             raise error(KafkaError._STATE)
@@ -394,9 +395,10 @@ class FakeClient:
         if self._broker.hung.get(key) == "seek":
             del self._broker.hung[key]
 
-    def _wait(self) -> None:
-        """As in the binding (2.16), where a call that waits for librdkafka has no limit, and the others wait for it."""
-        while self._waits and not self._broker.over:
+    def _wait(self, *, asks: bool = False) -> None:
+        """As in the binding (2.16): a call that `asks` librdkafka waits without a limit, and the others wait for it."""
+        self._waits = self._waits or (asks and self.hangs)
+        while self._waits and self.hangs and not self._broker.over:
             time.sleep(LOOK_S)
 
     def pause(self, places: list[TopicPartition]) -> None:
@@ -512,12 +514,14 @@ class FakeClient:
             return found
 
     def consumer_group_metadata(self) -> "FakeClient":
+        self._wait(asks=True)
         # As the binding (2.16.1): the calls of other threads wait until the callbacks of a poll are over.
         while self._called_by not in (None, threading.get_ident()):
             time.sleep(LOOK_S)
         return self
 
     def memberid(self) -> str | None:
+        self._wait(asks=True)
         return self.member_id
 
     def get_watermark_offsets(self, place: TopicPartition, timeout: float = -1) -> tuple[int, int]:  # noqa: ARG002  (the interface)
