@@ -19,6 +19,8 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 # Of ptrace(2): stop one thread, without a signal that the others would see.
 PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_DETACH = 0x4206, 0x4207, 17
 WALL = 0x40000000
+# Of futex(2): how a thread waits for a condition. One that waits for a lock waits with FUTEX_WAIT.
+FUTEX_COMMAND, FUTEX_WAIT_BITSET = 0x7F, 9
 
 
 def main_thread_of_the_consumer(process: Process) -> int:
@@ -28,15 +30,25 @@ def main_thread_of_the_consumer(process: Process) -> int:
     return min(named)
 
 
+def stop(thread_id: int) -> bool:
+    """Stop a thread, and let it go on where it does not wait for a condition; return whether it is stopped."""
+    if LIBC.ptrace(PTRACE_SEIZE, thread_id, None, None):
+        pytest.skip(f"a thread of another process cannot be stopped here: {os.strerror(ctypes.get_errno())}")
+    LIBC.ptrace(PTRACE_INTERRUPT, thread_id, None, None)
+    os.waitpid(thread_id, WALL)
+    call = Path(f"/proc/{thread_id}/syscall").read_text().split()
+    if len(call) > 2 and int(call[2], 16) & FUTEX_COMMAND == FUTEX_WAIT_BITSET:
+        return True
+    LIBC.ptrace(PTRACE_DETACH, thread_id, None, None)
+    return False
+
+
 @contextmanager
 def stopped(thread_id: int) -> Iterator[Callable[[], bool]]:
     """Stop one thread of a process, and give a function that tells whether it has ended: the process cannot before that
     is known. Skips the test where that is not allowed.
     """
-    if LIBC.ptrace(PTRACE_SEIZE, thread_id, None, None):
-        pytest.skip(f"a thread of another process cannot be stopped here: {os.strerror(ctypes.get_errno())}")
-    LIBC.ptrace(PTRACE_INTERRUPT, thread_id, None, None)
-    os.waitpid(thread_id, WALL)
+    eventually(lambda: stop(thread_id), "it is stopped where it waits, so that it holds no lock")
     try:
         yield lambda: os.waitpid(thread_id, WALL | os.WNOHANG)[0] == thread_id
     finally:

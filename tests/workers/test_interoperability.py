@@ -194,9 +194,17 @@ def test_one_group_of_ours_and_of_kafkas_own_consumers_misses_nothing_while_a_le
         def now() -> list[int]:
             return [*map(len, (*acknowledged(), *consumed()))]
 
-        eventually(
-            lambda: all(new >= old + MESSAGES for new, old in zip(now(), before, strict=True)), what, JAVA_DEADLINE_S
-        )
+        try:
+            eventually(
+                lambda: all(new >= old + MESSAGES for new, old in zip(now(), before, strict=True)),
+                what,
+                JAVA_DEADLINE_S,
+            )
+        except AssertionError as error:
+            said = [our_producer.stderr, our_consumer.stderr, their_consumer.err.read_text()]
+            raise AssertionError(
+                "\n".join([f"{error}; {before} to {now()}", *(each[-1500:] for each in said)])
+            ) from None
         return now()
 
     places = all_go_on([0] * 4, "both produce, and both have a part of the group's partitions")
