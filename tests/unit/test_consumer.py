@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
@@ -18,15 +18,12 @@ from workers.accounting.offset_metadata import OffsetMetadata, decode, encode
 from workers.consumer.assignment import Assignment
 from workers.consumer.committing import StoredOffsets
 from workers.consumer.failures import ErrorPolicy
-from workers.consumer.fetching import CUT_ROUNDS, DRAINED_S, FetchWatch
+from workers.consumer.fetching import CUT_ROUNDS, FetchWatch
 from workers.consumer.flow import BATCH_MESSAGES
-from workers.consumer.observing import SILENT_S, Observer
-from workers.consumer.seeking import ClientHangsError
 from workers.consumer.status import PartitionStatus
 from workers.deadletters.headers import dead_letter_headers
 from workers.errors import ConfigError, ExitCode, WorkerError
 from workers.handlers import Reject, Retry, batch
-from workers.kafka.client import ClientState
 from workers.kafka.credentials import CredentialsWatch
 from workers.kafka.watermarks import Watermark
 from workers.lifecycle import CLOSING_THREAD
@@ -1479,20 +1476,35 @@ def test_the_worker_ends_when_one_client_after_the_other_hangs(
     assert len(broker.clients) == 4
 
 
-@pytest.mark.parametrize("drained_s", [0.5, 10.0])
-def test_statistics_that_wait_behind_messages_are_not_missed(drained_s: float) -> None:
-    parts: Any = SimpleNamespace(
-        client_state=ClientState(), fetching=FetchWatch(), assignment=Assignment(["t"]), watermarks=None
-    )
-    observer = Observer(parts, cast(Any, None))
-    now = time.monotonic()
-    parts.client_state.silent_s = SILENT_S + 1
-    parts.fetching.drained_at = now - drained_s
-    if drained_s < DRAINED_S:
-        with pytest.raises(ClientHangsError, match="no statistics for 30 s"):
-            observer.note_statistics(now)
-    else:
-        observer.note_statistics(now)
+def test_a_client_that_was_given_up_tells_this_member_nothing_any_more(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a group.instance.id its last commit is refused as fenced, which would end the member."""
+    monkeypatch.setattr("workers.consumer.observing.SILENT_S", 0.3)
+    member = group.member(Handled()).start()
+    group.until(lambda: member.consumer.status.joined, "it has joined")
+    first = member.client
+    first.hangs = True
+    group.until(lambda: member.consumer.status.fetch_recoveries["rejoin"] == 1, "it has another client")
+    first.tell_error(KafkaError(KafkaError.FENCED_INSTANCE_ID, "fenced", fatal=True))
+    assert member.consumer.client_state.fatal is None
+    member.client.tell_error(KafkaError(KafkaError.FENCED_INSTANCE_ID, "fenced", fatal=True))
+    with pytest.raises(WorkerError, match="FENCED_INSTANCE_ID"):
+        member.finish()
+    member.error = None
+
+
+def test_a_client_with_a_backlog_that_sends_no_statistics_is_given_up(
+    broker: FakeBroker, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its group has given the partition to another member by then, which handles the same messages."""
+    monkeypatch.setattr("workers.consumer.observing.SILENT_S", 0.3)
+    broker.produce(numbers(0, 5000))
+    member = group.member(Handled(lambda _: time.sleep(0.001))).start()
+    group.until(lambda: member.consumer.status.joined, "it has joined")
+    member.client.silent = True
+    group.until(lambda: member.consumer.status.fetch_recoveries["rejoin"] == 1, "it has another client")
+    assert member.lag() != 0
 
 
 @pytest.mark.usefixtures("quick_looks")

@@ -93,12 +93,23 @@ class Consumer:
             # Its callback with a reference to it would keep a client that is not used until the garbage collector runs.
             identity: int | None = None
 
+            # One that was given up may close late, in another thread: what it tells is of another member.
             def on_commit(error: KafkaError | None, places: list[TopicPartition]) -> None:
-                # One that was given up may close late, in another thread: its answers are of another member.
                 if identity == id(parts.client):
                     stored.on_commit(error, places, parts.assignment.partitions)
 
-            client = make({**own, "on_commit": on_commit} if transaction is None else own)
+            def on_error(error: KafkaError) -> None:
+                if identity is None or identity == id(parts.client):
+                    self.client_state.on_error(error)
+
+            def on_statistics(text: str) -> None:
+                if identity == id(parts.client):
+                    self.client_state.on_statistics(text)
+
+            callbacks: dict[str, Any] = {"error_cb": on_error, "stats_cb": on_statistics}
+            if transaction is None:
+                callbacks["on_commit"] = on_commit
+            client = make({**own, **callbacks})
             identity = id(client)
             return client
 

@@ -257,6 +257,8 @@ class Membership:
                     ", ".join(map(str, states)) or "none")  # fmt: skip
         if len(self._hung) > MAX_HUNG:
             raise WorkerError(f"{reason}, as {MAX_HUNG} clients before it; start the worker again")
+        if self._parts.shutdown.requested:
+            return
         self._parts.client = self._connected_at_last(reason)
         self._parts.client_state.silent_s = 0.0
         self._renewed()

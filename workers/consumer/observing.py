@@ -7,7 +7,6 @@ import logging
 
 from confluent_kafka import KafkaException
 
-from workers.consumer.fetching import DRAINED_S
 from workers.consumer.membership import Membership
 from workers.consumer.parts import Parts
 from workers.consumer.seeking import ClientHangsError, seek
@@ -16,7 +15,8 @@ from workers.kafka.statistics import Statistics
 log = logging.getLogger(__name__)
 
 # The main thread of librdkafka (2.16) can hang after all brokers were killed at once: then nothing is fetched, the
-# group gets no heartbeat, and no statistics come. They come every 10 s at least (config.py).
+# group gets no heartbeat, and no statistics come. They come every 10 s at least (config.py), and overtake messages
+# in the client's queue (RD_KAFKA_PRIO_HIGH in rd_kafka_stats_emit_all of rdkafka.c).
 SILENT_S = 30.0
 
 
@@ -36,8 +36,7 @@ class Observer:
             self._noted = statistics
             self._membership.note(statistics)
             self._parts.assignment.note_ends(statistics.partitions, now)
-        elif self._parts.client_state.silent_s > SILENT_S and now - self._parts.fetching.drained_at < DRAINED_S:
-            # An empty queue holds no statistics that only wait to be taken.
+        elif self._parts.client_state.silent_s > SILENT_S:
             raise ClientHangsError(f"the Kafka client has sent no statistics for {SILENT_S:g} s")
 
     def look_at_fetching(self, now: float) -> None:

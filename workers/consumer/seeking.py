@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import TopicPartition
 
 from workers.errors import WorkerError
 from workers.lifecycle import call_in_thread
@@ -22,12 +22,12 @@ def seek(client: Any, place: TopicPartition) -> None:
     The binding (2.16) waits without a limit for librdkafka's main thread, which can hang. Raises KafkaException where
     the client cannot seek, and ClientHangsError when it does not answer.
     """
-    raised: list[KafkaException] = []
+    raised: list[Exception] = []
 
     def call() -> None:
         try:
             client.seek(place)
-        except KafkaException as error:
+        except Exception as error:  # for the loop's thread, whatever it is
             raised.append(error)
 
     thread = call_in_thread(call)

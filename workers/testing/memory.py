@@ -288,6 +288,8 @@ class FakeClient:
         # Whether librdkafka's main thread stands still, and whether a call waits for it.
         self.hangs = False
         self._waits = False
+        # Whether it sends no statistics, while its other threads go on to fetch.
+        self.silent = False
         # The poll in which it was last told that the group takes no member.
         self._refused_at = 0
         self._committed_at = self._told_at = 0.0
@@ -314,6 +316,7 @@ class FakeClient:
         assert not self._assigned or self.dead
 
     def incremental_assign(self, places: list[TopicPartition]) -> None:
+        self._wait(asks=True)
         self._check_for_rebalance()
         for each in places:
             key = each.topic, each.partition
@@ -321,6 +324,7 @@ class FakeClient:
             self._begin(key, each)
 
     def incremental_unassign(self, places: list[TopicPartition]) -> None:
+        self._wait(asks=True)
         self._check_for_rebalance()
         keys = [(each.topic, each.partition) for each in places]
         if not self._losing:
@@ -402,9 +406,11 @@ class FakeClient:
             time.sleep(LOOK_S)
 
     def pause(self, places: list[TopicPartition]) -> None:
+        self._wait(asks=True)
         self.paused |= {(each.topic, each.partition) for each in places}
 
     def resume(self, places: list[TopicPartition]) -> None:
+        self._wait(asks=True)
         self.paused -= {(each.topic, each.partition) for each in places}
 
     def _next(self) -> Message | None:
@@ -479,6 +485,10 @@ class FakeClient:
         self._broken.add(key)
         return _event(key, KafkaError._AUTO_OFFSET_RESET, OFFSET_INVALID if position is None else position, reason)
 
+    def tell_error(self, told: KafkaError) -> None:
+        """Call the client's callback for errors."""
+        self._own["error_cb"](told)
+
     def lose_reset(self, topic: str, partition: int = 0) -> None:
         """Stop fetching, as librdkafka where an offset is not in the log, without the event that tells it."""
         self._broken.add((topic, partition))
@@ -494,6 +504,7 @@ class FakeClient:
             self._stored[key] = each
 
     def commit(self, *, offsets: list[TopicPartition], asynchronous: bool) -> None:
+        self._wait()
         assert asynchronous, "a commit that waits blocks the loop"
         self._commit(offsets)
 
@@ -561,7 +572,7 @@ class FakeClient:
     def _serve(self) -> bool:
         """Serve what is due; return whether that was statistics."""
         now = time.monotonic()
-        told = not self.hangs and now - self._told_at >= STATISTICS_S
+        told = not (self.hangs or self.silent) and now - self._told_at >= STATISTICS_S
         if told:
             self._told_at = now
             self._own["stats_cb"](self._statistics())
